@@ -1,0 +1,68 @@
+"""Every config key with its default; the other files in this folder change what they need and nothing else.
+
+`gan_jax/schema.py` says which values each key may have. A value here can be changed on the command line:
+`--config=configs/mixture.py:ring8 --config.objective.name=wgan`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: a non-saturating GAN of two MLPs on eight Gaussians."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "num_steps": 10_000,  # generator updates
+            "batch_size": 256,  # examples of a minibatch, over all devices
+            "steps_per_call": 100,  # train steps in one compiled call; few where networks convolve on a CPU
+            "parallel": "jit",  # jit: a mesh over all devices; pmap: the same step, mapped
+            "precision": "float32",  # what networks compute in; parameters, logits and losses are float32
+            "data": {
+                "name": "ring8",
+                "split": "train",
+                "dir": "",  # where prepared sets lie; bundled and generated data need none
+            },
+            "latent": {"dim": 2, "prior": "normal"},
+            "objective": {
+                "name": "non_saturating",
+                "label_smoothing": 0.0,  # one-sided: D's target on real examples is 1 minus this
+            },
+            "penalty": {"name": "none", "weight": 0.0},
+            "generator": {
+                "network": "mlp",
+                "width": 128,  # units of a hidden layer; for dcgan, channels of the layer next to the image
+                "depth": 3,  # hidden layers; for dcgan, layers of stride 2
+                "activation": "relu",
+                "normalization": "none",
+                "ema_decay": 0.999,  # of the moving average that samples are made from; 0: no averaging
+                "optimizer": _adam(),
+            },
+            "discriminator": {
+                "network": "mlp",
+                "width": 128,
+                "depth": 3,
+                "activation": "leaky_relu",
+                "normalization": "none",
+                "steps": 1,  # k: updates of D for each of G, each on a fresh minibatch
+                "clip": 0.0,  # every weight of D is kept within this bound; 0: no clipping
+                "one_pass": False,  # D sees real and fake as one batch instead of one after the other
+                "optimizer": _adam(),
+            },
+            # How often, in steps; 0 is never.
+            "log_every": 100,
+            "sample_every": 1_000,
+            "checkpoint_every": 1_000,
+            "checkpoints_kept": 3,
+            "evaluate_every": 0,
+        }
+    )
+
+
+def _adam() -> dict:
+    return {
+        "name": "adam",
+        "learning_rate": 2e-4,
+        "b1": 0.5,  # momentum; with rmsprop and sgd too
+        "b2": 0.999,  # decay of the squared gradients; sgd has none
+        "decay_to": 1.0,  # the learning rate ends, by half a cosine, at this share of itself; 1: constant
+    }

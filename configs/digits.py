@@ -1,0 +1,15 @@
+"""Handwritten digits, 8x8, with two MLPs.
+
+python -m gan_jax.main --config=configs/digits.py
+"""
+
+from configs import base
+
+
+def get_config():
+    """A non-saturating GAN of MLPs on the digits that scikit-learn carries."""
+    config = base.get_config()
+    config.data.name = "digits"
+    config.batch_size = 64
+    config.latent.dim = 32
+    return config

@@ -1,0 +1,25 @@
+"""Data in the plane or on the line whose density is known, by variant: ring8, grid25, swiss_roll, gaussian.
+
+python -m gan_jax.main --config=configs/mixture.py:ring8
+"""
+
+from configs import base
+
+VARIANTS = ("ring8", "grid25", "swiss_roll", "gaussian")
+
+
+def get_config(variant="ring8"):
+    """A relativistic GAN with R1 and R2 (the loss of R3GAN, arXiv:2501.05441) of two MLPs on the data `variant`."""
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; valid variants: {', '.join(VARIANTS)}")
+    config = base.get_config()
+    config.data.name = variant
+    config.objective.name = "rpgan"
+    config.penalty.update(name="r1_r2", weight=0.05)
+    for player in (config.generator, config.discriminator):
+        player.optimizer.update(learning_rate=1e-3, b1=0.0, b2=0.99, decay_to=0.01)
+    if variant == "grid25":
+        config.num_steps = 20_000
+        config.generator.optimizer.learning_rate = 2e-3
+        config.discriminator.optimizer.learning_rate = 2e-3
+    return config

@@ -1,0 +1,76 @@
+"""Data in the plane and on the line whose density is known: the mixtures of the mode-collapse literature.
+
+`ring8` and `grid25` follow PacGAN (arXiv:1712.04086, section 4.1), in the units of that paper, unscaled. Every example
+is a fresh draw: there is no finite set to memorise, and the splits of a real data set have no meaning here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gan_jax.data.source import Modes, Source
+
+
+def ring8(split: str) -> Source:
+    """Eight Gaussians, sigma 0.01, evenly on the unit circle."""
+    angles = 2 * np.pi * np.arange(8) / 8
+    return _mixture(np.stack([np.cos(angles), np.sin(angles)], axis=1), 0.01)
+
+
+def grid25(split: str) -> Source:
+    """Twenty-five Gaussians, sigma 0.05, at {-4, -2, 0, 2, 4}^2."""
+    ticks = np.arange(-4.0, 5.0, 2.0)
+    return _mixture(np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2), 0.05)
+
+
+def gaussian(split: str) -> Source:
+    """One Gaussian on the line, mean 4, sigma 0.5."""
+    return _mixture(np.array([[4.0]]), 0.5)
+
+
+def swiss_roll(split: str) -> Source:
+    """A spiral with Gaussian noise: (t cos t, t sin t) / 7.5 with t uniform on [1.5 pi, 4.5 pi], sigma 0.25 / 7.5."""
+    sigma = 0.25 / 7.5
+    curve = _spiral(jnp.linspace(1.5 * jnp.pi, 4.5 * jnp.pi, 1000))  # finer than sigma: its mixture is the density
+    return Source(
+        shape=(2,),
+        data=(),
+        draw=lambda data, keys: {"image": jax.vmap(lambda key: _swiss_roll_point(key, sigma))(keys)},
+        std=float(np.sqrt(np.var(curve) + sigma**2)),
+        density=lambda x: _mixture_density(x, curve, sigma),
+    )
+
+
+def _spiral(t):
+    return jnp.stack([t * jnp.cos(t), t * jnp.sin(t)], axis=-1) / 7.5
+
+
+def _swiss_roll_point(key, sigma):
+    along, noise = jax.random.split(key)
+    t = jax.random.uniform(along, (), minval=1.5 * jnp.pi, maxval=4.5 * jnp.pi)
+    return _spiral(t) + sigma * jax.random.normal(noise, (2,))
+
+
+def _mixture(centers, sigma) -> Source:
+    constants = jnp.asarray(centers, jnp.float32)
+    return Source(
+        shape=(centers.shape[1],),
+        data=(),
+        draw=lambda data, keys: {"image": jax.vmap(lambda key: _mixture_point(key, constants, sigma))(keys)},
+        std=float(np.sqrt(np.var(centers) + sigma**2)),
+        density=lambda x: _mixture_density(x, constants, sigma),
+        modes=Modes(centers, sigma),
+    )
+
+
+def _mixture_point(key, centers, sigma):
+    which, noise = jax.random.split(key)
+    center = centers[jax.random.randint(which, (), 0, len(centers))]
+    return center + sigma * jax.random.normal(noise, center.shape)
+
+
+def _mixture_density(x, centers, sigma):
+    """The density of the equal-weight mixture at x [n, d]: [n], in units of the data to the power -d."""
+    squared = jnp.sum(jnp.square(x[:, None] - centers), axis=-1) / sigma**2
+    log_normalizer = x.shape[1] * jnp.log(sigma * jnp.sqrt(2 * jnp.pi)) + jnp.log(len(centers))
+    return jnp.exp(jax.nn.logsumexp(-squared / 2, axis=1) - log_normalizer)

@@ -1,0 +1,93 @@
+"""How one pure step meets many devices: the only place that knows meshes, mapped axes and collectives.
+
+The step is written for the examples that it is given. Under `mesh` (jit) it is given the global batch, which the
+compiler shards, and means over the batch are global by themselves; under `pmapped` each device is given its own part,
+knows where in the batch that part begins, and means are taken over the devices. Randomness is drawn one key an
+example, keyed by its slot in the global batch, so that all of them train on the same numbers.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+class Devices(NamedTuple):
+    """One layout of the examples over devices; see the module for what it promises."""
+
+    count: int  # devices
+    parts: int  # the number of parts in which a step's code sees the batch
+    axis_name: str | None  # the mapped axis, for batch normalisation
+    mean: Callable  # tree -> its mean over the parts
+    maximum: Callable  # tree -> its maximum over the parts
+    shard: Callable  # array [n, ...] -> the same, its examples spread over the devices
+    part: Callable  # () -> the index of this part
+    compile: Callable  # f(state, data) -> (state, metrics), compiled; state is donated, everything is replicated
+    place: Callable  # tree -> its copy on every device
+
+
+def example_keys(devices: Devices, key, n: int):
+    """One key an example: [n] keys, folded from `key` and the example's slot in the global batch."""
+    slots = devices.part() * n + jnp.arange(n)
+    return devices.shard(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
+
+
+def mesh(devices: list | None = None) -> Devices:
+    """`jit` over a one-dimensional mesh of the devices (all by default): the compiler places the collectives."""
+    grid = Mesh(np.array(devices or jax.devices()), (AXIS,))
+    replicated = NamedSharding(grid, PartitionSpec())
+    by_example = NamedSharding(grid, PartitionSpec(AXIS))
+
+    def compile_(function):
+        return jax.jit(function, in_shardings=replicated, out_shardings=replicated, donate_argnums=0)
+
+    return Devices(
+        count=grid.size,
+        parts=1,
+        axis_name=None,
+        mean=lambda tree: tree,
+        maximum=lambda tree: tree,
+        shard=lambda x: jax.lax.with_sharding_constraint(x, by_example),
+        part=lambda: 0,
+        compile=compile_,
+        place=lambda tree: jax.device_put(tree, replicated),
+    )
+
+
+def pmapped(devices: list | None = None) -> Devices:
+    """`pmap` over the devices (all by default): each runs the step on its part, and the step averages."""
+    devices = devices or jax.devices()
+    replicated = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+
+    def compile_(function):
+        # pmap wants one argument that is mapped: the index of the part, which `part` reads off the axis anyway.
+        mapped = jax.pmap(
+            lambda index, state, data: function(state, data),
+            axis_name=AXIS,
+            in_axes=(0, None, None),
+            out_axes=None,
+            devices=devices,
+            donate_argnums=1,
+        )
+        index = np.arange(len(devices))
+        return lambda state, data: mapped(index, state, data)
+
+    return Devices(
+        count=len(devices),
+        parts=len(devices),
+        axis_name=AXIS,
+        mean=lambda tree: jax.lax.pmean(tree, AXIS),
+        maximum=lambda tree: jax.lax.pmax(tree, AXIS),
+        shard=lambda x: x,
+        part=lambda: jax.lax.axis_index(AXIS),
+        compile=compile_,
+        place=lambda tree: jax.device_put(tree, replicated),
+    )
+
+
+LAYOUTS: dict[str, Callable[..., Any]] = {"jit": mesh, "pmap": pmapped}

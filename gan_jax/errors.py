@@ -1,0 +1,12 @@
+"""The two ways in which a run may end that are nobody's bug."""
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message is one line: what is wrong, and what would be right.
+
+    `main` prints the line and exits with status 2.
+    """
+
+
+class DivergedError(ArithmeticError):
+    """Training left the finite numbers; the message is one line that names the step. `main` exits with status 1."""

@@ -1,0 +1,47 @@
+"""Generators and discriminators as pairs of pure functions; Flax Linen stays inside this package.
+
+Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., normalization=..., dtype=...,
+axis_name=...)` and every discriminator as the same without `shape`, so that a new family is one entry below.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from gan_jax.networks import dcgan, mlp
+
+
+class Network(NamedTuple):
+    """A network as the step knows it. `params` and `stats` are pytrees of float32 arrays."""
+
+    init: Callable  # (key, x [n, ...]) -> (params, stats)
+    apply: Callable  # (params, stats, x [n, ...], train) -> (y, new stats); stats: batch statistics
+    convolves: bool  # whether it has convolutions, which XLA runs slowly inside a loop on a CPU
+
+
+class Family(NamedTuple):
+    """The two players of one kind of network, as Linen module classes."""
+
+    generator: type[nn.Module]
+    discriminator: type[nn.Module]
+
+
+FAMILIES = {
+    "mlp": Family(mlp.Generator, mlp.Discriminator),
+    "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
+}
+
+
+def from_linen(module: nn.Module) -> Network:
+    """The pure functions of a Linen module that is called as `module(x, train=bool)`."""
+
+    def init(key, x):
+        variables = module.init(key, x, train=True)
+        return variables["params"], variables.get("batch_stats", {})
+
+    def apply(params: Any, stats: Any, x, train: bool):
+        y, new = module.apply({"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"])
+        return y, new.get("batch_stats", {})
+
+    return Network(init, apply, module.convolves)

@@ -1,0 +1,69 @@
+"""DCGAN (Radford et al., arXiv:1511.06434): strided 4x4 convolutions, no pooling, batch normalisation.
+
+`depth` strided layers take the image down to `size / 2^depth` pixels; `width` is the number of channels of the layer
+next to the image, doubled at each layer away from it. The paper's network is 64x64, width 128, depth 4 (4x4 innermost).
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gan_jax.networks.convolution import StridedConv, StridedConvTranspose
+from gan_jax.networks.layers import ACTIVATIONS, Normalize, dcgan_init, dcgan_scale_init
+
+
+class Generator(nn.Module):
+    """Latents [n, d] -> float32 images [n, h, w, c] in [-1, 1]; h and w are multiples of 2^depth."""
+
+    shape: tuple[int, int, int]
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    convolves = True
+
+    @nn.compact
+    def __call__(self, z, train: bool):
+        """z [n, d] -> [n, h, w, c]."""
+        height, width, channels = self.shape
+        height, width, top = height >> self.depth, width >> self.depth, self.width << (self.depth - 1)
+        x = nn.Dense(height * width * top, dtype=self.dtype, kernel_init=dcgan_init, use_bias=self._biased())(z)
+        x = self._activate(x.reshape(-1, height, width, top), train)
+        for layer in reversed(range(self.depth - 1)):
+            x = StridedConvTranspose(self.width << layer, use_bias=self._biased(), dtype=self.dtype)(x)
+            x = self._activate(x, train)
+        x = StridedConvTranspose(channels, use_bias=True, dtype=self.dtype)(x)
+        return jnp.tanh(x.astype(jnp.float32))
+
+    def _biased(self) -> bool:
+        return self.normalization == "none"  # the normalisation's own shift makes a bias before it redundant
+
+    def _activate(self, x, train):
+        x = Normalize(self.normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
+        return ACTIVATIONS[self.activation](x)
+
+
+class Discriminator(nn.Module):
+    """Images [n, h, w, c] -> float32 logits [n]; the first layer is not normalised, as in the paper."""
+
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    convolves = True
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """x [n, h, w, c] -> [n]."""
+        for layer in range(self.depth):
+            normalization = self.normalization if layer else "none"
+            x = StridedConv(self.width << layer, use_bias=normalization == "none", dtype=self.dtype)(x)
+            x = Normalize(normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
+            x = ACTIVATIONS[self.activation](x)
+        x = x.reshape(len(x), -1)
+        return nn.Dense(1, dtype=self.dtype, kernel_init=dcgan_init)(x)[:, 0].astype(jnp.float32)

@@ -1,0 +1,69 @@
+"""Multilayer perceptrons: for data in the plane, and for small images taken as flat vectors."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gan_jax.networks.layers import ACTIVATIONS, Normalize
+
+
+class Hidden(nn.Module):
+    """`depth` layers of `width` units, each dense, normalised, activated."""
+
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """x [n, d] -> [n, width]."""
+        for _ in range(self.depth):
+            x = nn.Dense(self.width, dtype=self.dtype)(x)
+            x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
+            x = ACTIVATIONS[self.activation](x)
+        return x
+
+
+class Generator(nn.Module):
+    """Latents [n, d] -> float32 examples [n, *shape]; images (rank 3) pass through tanh into [-1, 1]."""
+
+    shape: tuple[int, ...]
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    convolves = False
+
+    @nn.compact
+    def __call__(self, z, train: bool):
+        """z [n, d] -> [n, *shape]."""
+        x = Hidden(self.width, self.depth, self.activation, self.normalization, self.dtype, self.axis_name)(z, train)
+        x = nn.Dense(math.prod(self.shape), dtype=self.dtype)(x).astype(jnp.float32)
+        x = jnp.tanh(x) if len(self.shape) == 3 else x
+        return x.reshape(-1, *self.shape)
+
+
+class Discriminator(nn.Module):
+    """Examples [n, ...] -> float32 logits [n]."""
+
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    convolves = False
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """x [n, ...] -> [n]."""
+        x = x.reshape(len(x), -1)
+        x = Hidden(self.width, self.depth, self.activation, self.normalization, self.dtype, self.axis_name)(x, train)
+        return nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)

@@ -1,0 +1,129 @@
+"""The losses of the two players, elementwise in the discriminator's logits.
+
+Throughout, `a = D(x)` is the *logit* of a real example and `b = D(G(z))` that of a fake one, `sigma` is the logistic
+function, and every loss is minimised. The functions keep the dtype of the logits, take any shape, are pure, and go
+through `jit`, `grad` and `vmap`. Means over the minibatch are taken once, in the step.
+
+Where a loss is an exponential of the logit (`mle`, `fgan_kl`, `fgan_reverse_kl`, `fgan_hellinger`) its true value
+leaves float32 and bfloat16 beyond a logit of about 88.7: these return the infinity that the value rounds to, never a
+NaN, and the training loop stops and names the logit. All the others are finite at every logit that it can meet.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+softplus = jax.nn.softplus  # log(1 + exp(a)); -log sigma(a) is softplus(-a), -log(1 - sigma(a)) is softplus(a)
+LOG_2 = 0.6931471805599453
+
+
+class Objective(NamedTuple):
+    """The losses of both players and what they estimate; each function maps logits [n], [n] to [n]."""
+
+    discriminator: Callable  # (real_logits, fake_logits) -> the discriminator's loss
+    generator: Callable  # (fake_logits, real_logits) -> the generator's loss
+    divergence: Callable  # (real_logits, fake_logits) -> terms whose mean estimates a divergence of p_data and p_g
+
+
+def separable(real: Callable, fake: Callable, generator: Callable, divergence: Callable) -> Objective:
+    """An objective whose terms each see one logit: E[real(a)] + E[fake(b)] for D, E[generator(b)] for G.
+
+    `divergence` maps the discriminator's loss (elementwise) to what it estimates.
+    """
+
+    def discriminator(real_logits, fake_logits):
+        return real(real_logits) + fake(fake_logits)
+
+    return Objective(
+        discriminator=discriminator,
+        generator=lambda fake_logits, real_logits: generator(fake_logits),
+        divergence=lambda real_logits, fake_logits: divergence(discriminator(real_logits, fake_logits)),
+    )
+
+
+def logistic(generator: Callable) -> Objective:
+    """The discriminator of Goodfellow et al. (arXiv:1406.2661) with a choice of generator loss.
+
+    D minimises the binary cross-entropy softplus(-a) + softplus(b), which is -V, the negative of the value function.
+    For any D, (V + log 4) / 2 <= JS(p_data, p_g) in nats, with equality at the optimal D: that is the divergence.
+    """
+    return separable(lambda a: softplus(-a), softplus, generator, lambda loss: LOG_2 - loss / 2)
+
+
+def variational(activation: Callable, conjugate: Callable) -> Objective:
+    """f-GAN (arXiv:1606.00709, equation 4): D ascends the bound E[g(a)] - E[f*(g(b))] <= D_f(p_data || p_g).
+
+    Args:
+      activation: g, which maps a logit into the domain of f* (table 2 of the paper).
+      conjugate: f*(g(b)), the Fenchel conjugate already composed with the activation, so that it can be stable.
+    The generator descends the same bound (algorithm 1 of the paper), and the divergence is the bound itself.
+    """
+    return separable(lambda a: -activation(a), conjugate, lambda b: -conjugate(b), lambda loss: -loss)
+
+
+def _relativistic_discriminator(real_logits, fake_logits):
+    return softplus(fake_logits - real_logits)
+
+
+# Relativistic pairing (arXiv:1807.00734, used by R3GAN, arXiv:2501.05441): each real example is compared with one fake.
+# The divergence is a lower bound on sup_D E[log 2 + log sigma(a - b)], the relativistic divergence of arXiv:1901.02474.
+RPGAN = Objective(
+    discriminator=_relativistic_discriminator,
+    generator=lambda fake_logits, real_logits: softplus(real_logits - fake_logits),
+    divergence=lambda real_logits, fake_logits: LOG_2 - _relativistic_discriminator(real_logits, fake_logits),
+)
+
+# Hinge (arXiv:1705.02894): 1 - loss / 2 is a lower bound on the total variation distance, in [0, 1].
+HINGE = separable(
+    lambda a: jax.nn.relu(1 - a), lambda b: jax.nn.relu(1 + b), lambda b: -b, lambda loss: 1 - loss / 2
+)
+
+# Least squares (arXiv:1611.04076, with the labels 0, 1, 1): 2 - 8 loss is a lower bound on the triangular
+# discrimination, the integral of (p_data - p_g)^2 / (p_data + p_g), in [0, 2].
+LSGAN = separable(
+    lambda a: jnp.square(a - 1) / 2,
+    lambda b: jnp.square(b) / 2,
+    lambda b: jnp.square(b - 1) / 2,
+    lambda loss: 2 - 8 * loss,
+)
+
+# Wasserstein (arXiv:1701.07875): E[a] - E[b] is a lower bound on W1 where D is 1-Lipschitz, in units of the data.
+WGAN = separable(lambda a: -a, lambda b: b, lambda b: -b, lambda loss: -loss)
+
+OBJECTIVES = {
+    # G descends the value function itself: log(1 - sigma(b)) = -softplus(b). It saturates where D rejects the fakes.
+    "minimax": logistic(lambda b: -softplus(b)),
+    # G ascends log sigma(b) instead (section 3 of arXiv:1406.2661): same fixed point, strong gradient when D rejects.
+    "non_saturating": logistic(lambda b: softplus(-b)),
+    # f = -exp(b) = -D/(1 - D), whose gradient at the optimal D is that of KL(p_data || p_g) (arXiv:1412.6515).
+    "mle": logistic(lambda b: -jnp.exp(b)),
+    "wgan": WGAN,
+    "hinge": HINGE,
+    "lsgan": LSGAN,
+    "rpgan": RPGAN,
+    # g and f*(g) from table 2 and table 6 of arXiv:1606.00709; the optimal logit is g^-1(f'(p_data / p_g)).
+    "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1)),
+    "fgan_reverse_kl": variational(lambda a: -jnp.exp(-a), lambda b: b - 1),
+    "fgan_pearson": variational(lambda a: a, lambda b: jnp.square(b) / 4 + b),
+    "fgan_hellinger": variational(lambda a: -jnp.expm1(-a), jnp.expm1),
+    # The paper's Jensen-Shannon is twice the usual one: the bound is on 2 JS.
+    "fgan_jensen_shannon": variational(lambda a: LOG_2 - softplus(-a), lambda b: softplus(b) - LOG_2),
+}
+
+# The objectives whose discriminator is a classifier of real against fake, so that a target can be smoothed.
+LOGISTIC = ("minimax", "non_saturating", "mle")
+
+
+def smooth_labels(objective: Objective, epsilon) -> Objective:
+    """One-sided label smoothing (arXiv:1606.03498, section 3.4) of a logistic objective.
+
+    The target of D on real examples becomes 1 - epsilon; (1 - epsilon) softplus(-a) + epsilon softplus(a) is
+    softplus(-a) + epsilon a. The generator's loss and the divergence (which needs the plain loss) stay as they are.
+    """
+
+    def discriminator(real_logits, fake_logits):
+        return objective.discriminator(real_logits, fake_logits) + epsilon * real_logits
+
+    return objective._replace(discriminator=discriminator)

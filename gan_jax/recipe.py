@@ -1,0 +1,183 @@
+"""From a config to the functions that it names: the only place where a name is looked up."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gan_jax import networks, optimizers, schema
+from gan_jax.data import SOURCES, Source
+from gan_jax.devices import LAYOUTS, Devices
+from gan_jax.errors import InputError
+from gan_jax.objectives import LOGISTIC, OBJECTIVES, smooth_labels
+from gan_jax.penalties import PENALTIES
+from gan_jax.priors import PRIORS
+from gan_jax.state import Hyperparameters, TrainState
+from gan_jax.step import Recipe, init_state
+
+
+class Setup(NamedTuple):
+    """A checked config with all that it stands for."""
+
+    config: Any  # a locked ConfigDict
+    devices: Devices
+    source: Source
+    recipe: Recipe
+    hyperparameters: Hyperparameters
+
+
+class RunKeys(NamedTuple):
+    """The independent streams of randomness of a run, all from its seed."""
+
+    training: jax.Array  # initial parameters, data, noise
+    pictures: jax.Array  # the fixed latents of the sample grids
+    evaluation: jax.Array
+
+
+def run_keys(seed: int) -> RunKeys:
+    """The keys of the run with this seed."""
+    return RunKeys(*jax.random.split(jax.random.key(seed), 3))
+
+
+def build(config) -> Setup:
+    """Everything that a config names. Raises InputError, one line, where it makes no sense."""
+    schema.check(config)
+    devices = LAYOUTS[config.parallel]()
+    if config.batch_size % devices.count:
+        raise InputError(
+            f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
+            f"it must be a multiple of {devices.count}"
+        )
+    source = _make_source(config)
+    _check_combinations(config, source)
+    return Setup(config, devices, source, _make_recipe(config, devices, source), make_hyperparameters(config))
+
+
+def initial_state(setup: Setup) -> TrainState:
+    """The state before the first step, on every device."""
+    key = run_keys(setup.config.seed).training
+    init = jax.jit(partial(init_state, setup.recipe), static_argnames="shape")
+    return setup.devices.place(init(setup.hyperparameters, key, shape=setup.source.shape))
+
+
+def make_hyperparameters(config) -> Hyperparameters:
+    """The numbers of a config that a compiled step takes as arguments."""
+    generator, discriminator = config.generator.optimizer, config.discriminator.optimizer
+    numbers = Hyperparameters(
+        generator_learning_rate=generator.learning_rate,
+        generator_b1=generator.b1,
+        generator_b2=generator.b2,
+        discriminator_learning_rate=discriminator.learning_rate,
+        discriminator_b1=discriminator.b1,
+        discriminator_b2=discriminator.b2,
+        penalty_weight=config.penalty.weight,
+        label_smoothing=config.objective.label_smoothing,
+        ema_decay=config.generator.ema_decay,
+    )
+    return jax.tree.map(jnp.float32, numbers)
+
+
+def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
+    modules = {
+        "dtype": jnp.dtype(config.precision),
+        "axis_name": devices.axis_name,
+    }
+    generator = networks.from_linen(
+        networks.FAMILIES[config.generator.network].generator(
+            shape=source.shape, **_architecture(config.generator), **modules
+        )
+    )
+    discriminator = networks.from_linen(
+        networks.FAMILIES[config.discriminator.network].discriminator(
+            **_architecture(config.discriminator), **modules
+        )
+    )
+    return Recipe(
+        generator=generator,
+        discriminator=discriminator,
+        objective=_make_objective(config),
+        penalty=_make_penalty(config, source),
+        generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), config.num_steps),
+        discriminator_tx=partial(
+            _discriminator_tx,
+            config.discriminator.optimizer.to_dict(),
+            config.num_steps * config.discriminator.steps,
+            config.discriminator.clip,
+        ),
+        prior=partial(PRIORS[config.latent.prior], dim=config.latent.dim),
+        batch_size=config.batch_size,
+        discriminator_steps=config.discriminator.steps,
+        one_pass=config.discriminator.one_pass,
+        unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
+    )
+
+
+def _architecture(player) -> dict:
+    return {key: player[key] for key in ("width", "depth", "activation", "normalization")}
+
+
+def _make_objective(config):
+    objective = OBJECTIVES[config.objective.name]
+    if config.objective.name not in LOGISTIC:
+        return lambda hyperparameters: objective
+    return lambda hyperparameters: smooth_labels(objective, hyperparameters.label_smoothing)
+
+
+def _make_penalty(config, source: Source):
+    penalty = PENALTIES[config.penalty.name]
+    return partial(penalty, scale=source.std) if config.penalty.name == "dragan" else penalty
+
+
+def _generator_tx(optimizer: dict, updates: int, hyperparameters: Hyperparameters):
+    return optax.chain(
+        optimizers.OPTIMIZERS[optimizer["name"]](hyperparameters.generator_b1, hyperparameters.generator_b2),
+        optimizers.scale_by_decayed_rate(hyperparameters.generator_learning_rate, updates, optimizer["decay_to"]),
+    )
+
+
+def _discriminator_tx(optimizer: dict, updates: int, clip: float, hyperparameters: Hyperparameters):
+    return optax.chain(
+        optimizers.OPTIMIZERS[optimizer["name"]](hyperparameters.discriminator_b1, hyperparameters.discriminator_b2),
+        optimizers.scale_by_decayed_rate(hyperparameters.discriminator_learning_rate, updates, optimizer["decay_to"]),
+        optimizers.clip_weights(clip) if clip else optax.identity(),
+    )
+
+
+def _make_source(config) -> Source:
+    entry = SOURCES[config.data.name]
+    if config.data.split not in entry.splits:
+        raise InputError(
+            f"config key data.split is {config.data.split!r}; {config.data.name} has {', '.join(entry.splits)}"
+        )
+    if config.data.dir:
+        raise InputError(f"config key data.dir is {config.data.dir!r}; {config.data.name} reads no files: leave it empty")
+    return entry.make(config.data.split)
+
+
+def _check_combinations(config, source: Source) -> None:
+    """Raises InputError where two keys, each right by itself, do not go together."""
+    for player in ("generator", "discriminator"):
+        if config[player].network == "dcgan":
+            _check_dcgan(player, config[player].depth, config.data.name, source.shape)
+    if config.penalty.name != "none" and config.discriminator.normalization == "batch":
+        raise InputError(
+            f"penalty.name is {config.penalty.name} and discriminator.normalization is batch: a gradient penalty needs "
+            "logits that do not depend on the other examples; set discriminator.normalization to none"
+        )
+    if config.objective.label_smoothing and config.objective.name not in LOGISTIC:
+        raise InputError(
+            f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
+            f"labels to smooth; set it to 0, or objective.name to one of {', '.join(LOGISTIC)}"
+        )
+
+
+def _check_dcgan(player: str, depth: int, name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise InputError(f"{player}.network is dcgan, which makes images, but {name} is points of shape {shape}; use mlp")
+    if any(size % 2**depth for size in shape[:2]):
+        raise InputError(
+            f"{player}.depth is {depth}: dcgan halves its images {depth} times, which {shape[0]}x{shape[1]} ({name}) "
+            "does not allow"
+        )

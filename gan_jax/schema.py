@@ -1,0 +1,124 @@
+"""What each config key may be: one table that every config is held to before anything else happens.
+
+The defaults are in `configs/base.py` alone; this says which types and values make sense, so that a mistake is one line
+at start-up and not a traceback an hour later.
+"""
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from gan_jax.data import SOURCES
+from gan_jax.devices import LAYOUTS
+from gan_jax.errors import InputError
+from gan_jax.networks import FAMILIES
+from gan_jax.networks.layers import ACTIVATIONS, NORMALIZATIONS
+from gan_jax.objectives import OBJECTIVES
+from gan_jax.optimizers import OPTIMIZERS
+from gan_jax.penalties import PENALTIES
+from gan_jax.priors import PRIORS
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+class Rule(NamedTuple):
+    """One key's type, condition, and both in words."""
+
+    type: type
+    holds: Callable[[Any], bool]
+    words: str
+
+
+POSITIVE_INT = Rule(int, lambda value: value > 0, "a positive integer")
+COUNT = Rule(int, lambda value: value >= 0, "an integer, 0 or more")
+NON_NEGATIVE = Rule(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
+POSITIVE = Rule(float, lambda value: 0 < value < float("inf"), "a number greater than 0")
+FRACTION = Rule(float, lambda value: 0 <= value < 1, "a number from 0 to 1, 1 excluded")
+SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+FLAG = Rule(bool, lambda value: True, "True or False")
+TEXT = Rule(str, lambda value: True, "a string")
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """The rule that a key is one of `names`."""
+    names = tuple(names)
+    return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
+
+
+_NETWORK = {
+    "network": one_of(FAMILIES),
+    "width": POSITIVE_INT,
+    "depth": POSITIVE_INT,
+    "activation": one_of(ACTIVATIONS),
+    "normalization": one_of(NORMALIZATIONS),
+    "optimizer.name": one_of(OPTIMIZERS),
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.b1": FRACTION,
+    "optimizer.b2": FRACTION,
+    "optimizer.decay_to": SHARE,
+}
+
+SCHEMA = {
+    "seed": Rule(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 2^32 - 1"),
+    "num_steps": POSITIVE_INT,
+    "batch_size": POSITIVE_INT,
+    "steps_per_call": POSITIVE_INT,
+    "parallel": one_of(LAYOUTS),
+    "precision": one_of(PRECISIONS),
+    "data.name": one_of(SOURCES),
+    "data.split": TEXT,
+    "data.dir": TEXT,
+    "latent.dim": POSITIVE_INT,
+    "latent.prior": one_of(PRIORS),
+    "objective.name": one_of(OBJECTIVES),
+    "objective.label_smoothing": FRACTION,
+    "penalty.name": one_of(PENALTIES),
+    "penalty.weight": NON_NEGATIVE,
+    **{f"generator.{key}": rule for key, rule in _NETWORK.items()},
+    "generator.ema_decay": FRACTION,
+    **{f"discriminator.{key}": rule for key, rule in _NETWORK.items()},
+    "discriminator.steps": POSITIVE_INT,
+    "discriminator.clip": NON_NEGATIVE,
+    "discriminator.one_pass": FLAG,
+    "log_every": POSITIVE_INT,
+    "sample_every": COUNT,
+    "checkpoint_every": POSITIVE_INT,
+    "checkpoints_kept": POSITIVE_INT,
+    "evaluate_every": COUNT,
+}
+
+
+def check(config) -> None:
+    """Holds a ConfigDict to the table: raises InputError at the first key that is unknown, missing or out of range."""
+    values = flatten(config.to_dict())
+    for key in values:
+        if key not in SCHEMA:
+            raise InputError(unknown_key(key))
+    for key, rule in SCHEMA.items():
+        if key not in values:
+            raise InputError(f"config key {key} is missing; it must be {rule.words}")
+        value = values[key]
+        if not _has_type(value, rule.type) or not rule.holds(value):
+            raise InputError(f"config key {key} is {value!r}; it must be {rule.words}")
+
+
+def unknown_key(key: str) -> str:
+    """The line that says that a key does not exist and which ones do."""
+    group = [known for known in SCHEMA if known.rpartition(".")[0] == key.rpartition(".")[0]]
+    close = get_close_matches(key, SCHEMA, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown config key {key}; {hint}valid keys: {', '.join(group or SCHEMA)}"
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """A nested dict as one of dotted keys."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _has_type(value, wanted: type) -> bool:
+    if wanted is bool or isinstance(value, bool):
+        return wanted is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if wanted is float else wanted)

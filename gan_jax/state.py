@@ -1,0 +1,46 @@
+"""The state of a run, as pytrees of arrays: everything that a step changes, and nothing else."""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+
+class Player(struct.PyTreeNode):
+    """One network in training."""
+
+    params: Any
+    stats: Any  # running batch statistics
+    opt_state: Any
+
+
+class Average(struct.PyTreeNode):
+    """The exponential moving average of a generator: what samples and scores are made from."""
+
+    params: Any
+    stats: Any
+
+
+class Hyperparameters(struct.PyTreeNode):
+    """What may vary between runs of one compiled program: float32 scalars."""
+
+    generator_learning_rate: jax.Array
+    generator_b1: jax.Array
+    generator_b2: jax.Array
+    discriminator_learning_rate: jax.Array
+    discriminator_b1: jax.Array
+    discriminator_b2: jax.Array
+    penalty_weight: jax.Array
+    label_smoothing: jax.Array
+    ema_decay: jax.Array
+
+
+class TrainState(struct.PyTreeNode):
+    """A run between two steps. The same state, recipe and data give the same next state, bit for bit."""
+
+    step: jax.Array  # int32: generator updates done
+    key: jax.Array  # a typed PRNG key, constant over the run: a step folds its number into it
+    hyperparameters: Hyperparameters
+    generator: Player
+    discriminator: Player
+    ema: Average

@@ -1,0 +1,219 @@
+"""The training step of both players, as pure functions of (recipe, devices, state, data).
+
+Algorithm 1 of arXiv:1406.2661: k discriminator updates on k fresh minibatches with fresh noise, then one generator
+update with fresh noise. The player who does not move does not move at all: neither parameters nor running statistics.
+All randomness is folded from (state.key, state.step) and the example's slot in the global batch, and no key serves
+twice, so that a step can be repeated exactly, on one device or on many.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gan_jax.devices import Devices, example_keys
+from gan_jax.state import Average, Hyperparameters, Player, TrainState
+
+
+class Recipe(NamedTuple):
+    """What is being trained: static, made of functions. What depends on hyperparameters is a function of them."""
+
+    generator: Any  # a Network: .init(key, z) and .apply(params, stats, z, train)
+    discriminator: Any  # a Network, x -> logits
+    objective: Callable  # Hyperparameters -> Objective
+    penalty: Callable  # (critic, keys [n], real, fake) -> [n]
+    generator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
+    discriminator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
+    prior: Callable  # keys [n] -> latents [n, d]
+    batch_size: int  # examples of a minibatch, over all devices
+    discriminator_steps: int  # k
+    one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
+    unroll: bool  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU
+
+
+class StepKeys(NamedTuple):
+    """The three streams of randomness of one step."""
+
+    data: jax.Array
+    discriminator: jax.Array
+    generator: jax.Array
+
+
+def step_keys(state: TrainState) -> StepKeys:
+    """The keys of the step that `state` is about to take."""
+    return StepKeys(*jax.random.split(jax.random.fold_in(state.key, state.step), 3))
+
+
+def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tuple[int, ...]) -> TrainState:
+    """The state before the first step; `shape` is that of one example. Each network has a key of its own."""
+    generator_key, discriminator_key, step_key = jax.random.split(key, 3)
+    latents = recipe.prior(jax.random.split(key, 2))
+    generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, latents)
+    examples = jnp.zeros((2, *shape))
+    discriminator = _init_player(
+        recipe.discriminator, recipe.discriminator_tx(hyperparameters), discriminator_key, examples
+    )
+    # Copies, not aliases: the whole state is donated to the next step, and a buffer can be donated only once.
+    ema = jax.tree.map(jnp.copy, Average(generator.params, generator.stats))
+    return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema)
+
+
+def _init_player(network, tx, key, x) -> Player:
+    params, stats = network.init(key, x)
+    return Player(params, stats, tx.init(params))
+
+
+def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
+    """One update of D on the batch `real` {"image": [n, ...]}: (state, metrics of float32 scalars).
+
+    The mean of objective.discriminator(a, b) + penalty_weight * penalty is descended; the generator is a constant,
+    the running statistics that it computes on the way are dropped.
+    """
+    real, hyperparameters = real["image"], state.hyperparameters
+    objective = recipe.objective(hyperparameters)
+    latent_key, penalty_key = jax.random.split(key)
+    latents = recipe.prior(example_keys(devices, latent_key, len(real)))
+    fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True)
+    penalty_keys = example_keys(devices, penalty_key, len(real))
+
+    def loss_fn(params):
+        real_logits, fake_logits, stats = _logits(recipe, params, state.discriminator.stats, real, fake)
+        penalty = recipe.penalty(_critic(recipe, params, state.discriminator.stats), penalty_keys, real, fake)
+        losses = objective.discriminator(real_logits, fake_logits)
+        loss = jnp.mean(losses) + hyperparameters.penalty_weight * jnp.mean(penalty)
+        return loss, (stats, real_logits, fake_logits, jnp.mean(losses), jnp.mean(penalty))
+
+    gradients, (stats, real_logits, fake_logits, loss, penalty) = jax.grad(loss_fn, has_aux=True)(
+        state.discriminator.params
+    )
+    metrics = {
+        "d_loss": loss,
+        "d_real": jnp.mean(real_logits),
+        "d_fake": jnp.mean(fake_logits),
+        "divergence": jnp.mean(objective.divergence(real_logits, fake_logits)),
+        "penalty": penalty,
+        "d_accuracy_real": jnp.mean(real_logits > 0),
+        "d_accuracy_fake": jnp.mean(fake_logits < 0),
+    }
+    gradients, stats, metrics = devices.mean((gradients, stats, metrics))
+    metrics["d_grad_norm"] = optax.global_norm(gradients)
+    metrics["max_logit"] = devices.maximum(_largest(real_logits, fake_logits))
+    player = _update(recipe.discriminator_tx(hyperparameters), state.discriminator, gradients, stats)
+    return state.replace(discriminator=player), metrics
+
+
+def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
+    """One update of G and of its moving average: (state, metrics of float32 scalars).
+
+    The mean of objective.generator(b, a) is descended; D is a constant. `real` {"image": [n, ...]} gives the batch's
+    size, and the real logits where an objective compares with them (elsewhere XLA drops the pass that makes them).
+    """
+    objective = recipe.objective(state.hyperparameters)
+    latents = recipe.prior(example_keys(devices, key, len(real["image"])))
+    discriminator = state.discriminator
+
+    def loss_fn(params):
+        fake, stats = recipe.generator.apply(params, state.generator.stats, latents, True)
+        real_logits, fake_logits, _ = _logits(recipe, discriminator.params, discriminator.stats, real["image"], fake)
+        loss = jnp.mean(objective.generator(fake_logits, real_logits))
+        return loss, (stats, loss, _largest(fake_logits))
+
+    gradients, (stats, loss, largest) = jax.grad(loss_fn, has_aux=True)(state.generator.params)
+    gradients, stats, loss = devices.mean((gradients, stats, loss))
+    metrics = {
+        "g_loss": loss,
+        "g_grad_norm": optax.global_norm(gradients),
+        "max_logit": devices.maximum(largest),
+    }
+    player = _update(recipe.generator_tx(state.hyperparameters), state.generator, gradients, stats)
+    ema = _averaged(state.ema, player, state.hyperparameters.ema_decay, state.step)
+    return state.replace(generator=player, ema=ema), metrics
+
+
+def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
+    """k discriminator steps on `batch` {"image": [k, n, ...]}, then one generator step: (state, metrics).
+
+    The discriminator's metrics are those of its last update; `max_logit` is the largest |logit| that either met.
+    """
+    keys = step_keys(state)
+    discriminator_keys = jax.random.split(keys.discriminator, recipe.discriminator_steps)
+
+    def body(state, real_and_key):
+        return discriminator_step(recipe, devices, state, *real_and_key)
+
+    state, metrics = _loop(body, state, (batch, discriminator_keys), recipe.discriminator_steps, recipe.unroll)
+    last = jax.tree.map(lambda x: x[-1], (batch, metrics))
+    state, generator_metrics = generator_step(recipe, devices, state, last[0], keys.generator)
+    largest = jnp.maximum(jnp.max(metrics["max_logit"]), generator_metrics["max_logit"])
+    return state.replace(step=state.step + 1), last[1] | generator_metrics | {"max_logit": largest}
+
+
+def train_steps(recipe: Recipe, devices: Devices, draw: Callable, steps: int, state: TrainState, data):
+    """`steps` train steps with their minibatches drawn on the device: (state, metrics, each [steps]).
+
+    Args:
+      draw: (data, keys [n]) -> {"image": [n, ...]}, one example a key.
+      data: what `draw` draws from; a pytree of arrays, empty for generated data.
+    """
+
+    def body(state, _):
+        batch = draw_batches(recipe, devices, draw, data, step_keys(state).data)
+        return train_step(recipe, devices, state, batch)
+
+    return _loop(body, state, None, steps, recipe.unroll)
+
+
+def draw_batches(recipe: Recipe, devices: Devices, draw: Callable, data, key):
+    """k minibatches {"image": [k, n, ...]}, n the examples of this part; batch j is drawn with key folded by j."""
+    n = recipe.batch_size // devices.parts
+    batches = [
+        draw(data, example_keys(devices, jax.random.fold_in(key, j), n)) for j in range(recipe.discriminator_steps)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+
+def sample(recipe: Recipe, average: Average, latents):
+    """The averaged generator at `latents` [n, d], with its running statistics: [n, ...]. Deterministic."""
+    return recipe.generator.apply(average.params, average.stats, latents, False)[0]
+
+
+def _loop(body: Callable, state, xs, length: int, unroll: bool):
+    """`lax.scan`, or the same written out: scan's own unroll=True still hides convolutions in a called computation."""
+    if not unroll:
+        return jax.lax.scan(body, state, xs, length=length)
+    outputs = []
+    for i in range(length):
+        state, output = body(state, jax.tree.map(lambda x: x[i], xs))  # noqa: B023
+        outputs.append(output)
+    return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _logits(recipe, params, stats, real, fake):
+    """D's logits on real and fake with its new statistics: two passes, or one over both."""
+    if recipe.one_pass:
+        logits, stats = recipe.discriminator.apply(params, stats, jnp.concatenate([real, fake]), True)
+        return logits[: len(real)], logits[len(real) :], stats
+    real_logits, stats = recipe.discriminator.apply(params, stats, real, True)
+    fake_logits, stats = recipe.discriminator.apply(params, stats, fake, True)
+    return real_logits, fake_logits, stats
+
+
+def _critic(recipe, params, stats):
+    return lambda x: recipe.discriminator.apply(params, stats, x, True)[0]
+
+
+def _largest(*logits):
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(each)) for each in logits]))
+
+
+def _update(tx, player: Player, gradients, stats) -> Player:
+    updates, opt_state = tx.update(gradients, player.opt_state, player.params)
+    return Player(optax.apply_updates(player.params, updates), stats, opt_state)
+
+
+def _averaged(ema: Average, player: Player, decay, step) -> Average:
+    # The average forgets its random start: its memory is at most a tenth of the run so far.
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(Average(player.params, player.stats), ema, 1 - decay)
