@@ -76,9 +76,7 @@ RPGAN = Objective(
 )
 
 # Hinge (arXiv:1705.02894): 1 - loss / 2 is a lower bound on the total variation distance, in [0, 1].
-HINGE = separable(
-    lambda a: jax.nn.relu(1 - a), lambda b: jax.nn.relu(1 + b), lambda b: -b, lambda loss: 1 - loss / 2
-)
+HINGE = separable(lambda a: jax.nn.relu(1 - a), lambda b: jax.nn.relu(1 + b), lambda b: -b, lambda loss: 1 - loss / 2)
 
 # Least squares (arXiv:1611.04076, with the labels 0, 1, 1): 2 - 8 loss is a lower bound on the triangular
 # discrimination, the integral of (p_data - p_g)^2 / (p_data + p_g), in [0, 2].

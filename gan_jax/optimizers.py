@@ -1,4 +1,4 @@
-"""Optimisers by name, each from its two decay rates, which may be traced arrays; learning rates with decay; clipping."""
+"""Optimisers by name, made from decay rates that may be traced arrays; the learning rate's decay; weight clipping."""
 
 import jax
 import jax.numpy as jnp

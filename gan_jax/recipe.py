@@ -90,9 +90,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         )
     )
     discriminator = networks.from_linen(
-        networks.FAMILIES[config.discriminator.network].discriminator(
-            **_architecture(config.discriminator), **modules
-        )
+        networks.FAMILIES[config.discriminator.network].discriminator(**_architecture(config.discriminator), **modules)
     )
     return Recipe(
         generator=generator,
@@ -152,7 +150,7 @@ def _make_source(config) -> Source:
             f"config key data.split is {config.data.split!r}; {config.data.name} has {', '.join(entry.splits)}"
         )
     if config.data.dir:
-        raise InputError(f"config key data.dir is {config.data.dir!r}; {config.data.name} reads no files: leave it empty")
+        raise InputError(f"config key data.dir is {config.data.dir!r}; {config.data.name} reads no files: leave it out")
     return entry.make(config.data.split)
 
 
@@ -175,7 +173,7 @@ def _check_combinations(config, source: Source) -> None:
 
 def _check_dcgan(player: str, depth: int, name: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
-        raise InputError(f"{player}.network is dcgan, which makes images, but {name} is points of shape {shape}; use mlp")
+        raise InputError(f"{player}.network is dcgan, which makes images, but {name} is points {shape}; use mlp")
     if any(size % 2**depth for size in shape[:2]):
         raise InputError(
             f"{player}.depth is {depth}: dcgan halves its images {depth} times, which {shape[0]}x{shape[1]} ({name}) "

@@ -99,7 +99,12 @@ def check(config) -> None:
             raise InputError(f"config key {key} is missing; it must be {rule.words}")
         value = values[key]
         if not _has_type(value, rule.type) or not rule.holds(value):
-            raise InputError(f"config key {key} is {value!r}; it must be {rule.words}")
+            raise InputError(wrong_value(key, value))
+
+
+def wrong_value(key: str, value) -> str:
+    """The line that says that a key's value is wrong and what would be right."""
+    return f"config key {key} is {value!r}; it must be {SCHEMA[key].words}"
 
 
 def unknown_key(key: str) -> str:

@@ -1,0 +1,90 @@
+"""Flags to values, with every mistake as one line: `config_flags` by itself answers with tracebacks."""
+
+import importlib.util
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from absl import flags
+
+from gan_jax import schema
+from gan_jax.errors import InputError
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags, for `absl.app.run`: the arguments left over, or exit status 2 after one line."""
+    try:
+        _check_config_file(_config_argument(argv))
+        _check_override_keys(argv)
+        return flags.FLAGS(argv)
+    except (InputError, flags.Error) as error:
+        print(f"error: {_explained(str(error))}", file=sys.stderr)
+        sys.exit(2)
+
+
+def config_name(argv: list[str]) -> str:
+    """What a run of this config is called: `configs/mixture.py:ring8` is `mixture-ring8`."""
+    path, _, variant = _config_argument(argv).partition(":")
+    return "-".join(filter(None, (Path(path).stem, re.sub(r"\W+", "-", variant))))
+
+
+def _config_argument(argv: list[str]) -> str:
+    """The value of --config, or an empty string."""
+    for i, argument in enumerate(argv):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value or (argv[i + 1] if i + 1 < len(argv) else "")
+    return ""
+
+
+def _check_config_file(argument: str) -> None:
+    """Raises InputError where the config file cannot be loaded, naming the line at fault."""
+    if not argument:
+        return
+    name, _, variant = argument.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"there is no config file {path}{_neighbours(path)}")
+    # A config imports its base from the folder's package (`from configs import base`), wherever one starts from.
+    sys.path.append(str(path.resolve().parent.parent))
+    try:
+        spec = importlib.util.spec_from_file_location("checked_config", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.get_config(*([variant] if variant else []))
+    except Exception as error:
+        raise InputError(_fault(path, argument, error)) from error
+
+
+def _neighbours(path: Path) -> str:
+    configs = sorted(str(each) for each in path.parent.glob("*.py") if each.stem not in ("__init__", "base"))
+    return f"; that folder has {', '.join(configs)}" if configs else ""
+
+
+def _fault(path: Path, argument: str, error: Exception) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    place = f"{path}, line {frames[-1].lineno}" if frames else str(path)
+    if isinstance(error, TypeError) and "get_config()" in str(error):
+        return f"{argument}: {path} has no variants; give it without the part after the colon"
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{place}: {kind}{str(error).splitlines()[0] if str(error) else 'failed'}"
+
+
+def _check_override_keys(argv: list[str]) -> None:
+    for argument in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if not match or match[1] in schema.SCHEMA:
+            continue
+        members = [key for key in schema.SCHEMA if key.startswith(match[1] + ".")]
+        if members:
+            raise InputError(f"config key {match[1]} is a group; set one of {', '.join(members)}")
+        raise InputError(schema.unknown_key(match[1]))
+
+
+def _explained(message: str) -> str:
+    """One line of what absl says; for a config value of the wrong type, with the values that would be right."""
+    match = re.search(r"flag --config\.([\w.]+)=(.*?): ", message)
+    if match and match[1] in schema.SCHEMA:
+        return schema.wrong_value(match[1], match[2])
+    return " ".join(message.split())

@@ -1,0 +1,24 @@
+"""Scores of a generator: pure functions of samples and of what is known about the data."""
+
+import jax
+import numpy as np
+
+from gan_jax.data import Source
+from gan_jax.evaluation.modes import mode_scores
+from gan_jax.evaluation.wasserstein import sliced_wasserstein
+
+
+def evaluate(source: Source, samples: np.ndarray, key) -> dict[str, float]:
+    """What can be said of `samples` [n, *shape] from this source, each score beside that of perfect samples.
+
+    Mixtures get `modes`, `high_quality` and `reverse_kl`; all data gets `sliced_wasserstein` to as many fresh real
+    examples, with the distance between two such real sets as `sliced_wasserstein_floor`.
+    """
+    scores = mode_scores(samples, source.modes) if source.modes else {}
+    keys = jax.random.split(key, 2 * len(samples))
+    real = np.asarray(jax.jit(source.draw)(source.data, keys)["image"])
+    first, second = real[: len(samples)], real[len(samples) :]
+    return scores | {
+        "sliced_wasserstein": sliced_wasserstein(samples, first),
+        "sliced_wasserstein_floor": sliced_wasserstein(second, first),
+    }

@@ -1,0 +1,72 @@
+"""The command line: `python -m gan_jax.main --config=configs/dcgan.py`; `--help` lists the flags."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gan_jax import command_line, recipe, workdirs
+from gan_jax.checkpoints import Checkpoints
+from gan_jax.errors import DivergedError, InputError
+from gan_jax.evaluate import evaluate_run
+from gan_jax.sample import sample
+from gan_jax.train import train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample"], "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; training without one makes a fresh one in runs/.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: so many to samples.npz; evaluate: score so many.")
+_INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
+
+
+def main(argv: list[str]) -> None:
+    """Dispatches to the verb; a user's mistake ends in one line and exit status 2, a diverged run in 1."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every file that it opens
+    try:
+        if len(argv) > 1:
+            raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+        if _NUM_SAMPLES.value < 0:
+            raise InputError(f"--num_samples is {_NUM_SAMPLES.value}; it must be 0 or more")
+        _train() if _MODE.value == "train" else _use_run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except DivergedError as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _train() -> None:
+    if _CONFIG.value is None:
+        raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
+    setup = recipe.build(_CONFIG.value)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.fresh(command_line.config_name(sys.argv))
+    workdirs.claim(workdir, setup.config)
+    print(f"workdir: {workdir}")
+    if train(setup, workdir):
+        print(f"trained {setup.config.num_steps:,} steps; the newest picture in {workdir / 'samples'} shows the result")
+
+
+def _use_run() -> None:
+    if not _WORKDIR.value:
+        raise InputError(f"--workdir is missing; --mode={_MODE.value} needs the folder of a run")
+    workdir = Path(_WORKDIR.value)
+    config = workdirs.read_config(workdir)
+    if _CONFIG.value is not None:
+        workdirs.require_same(workdir, config, _CONFIG.value)
+    setup = recipe.build(config)
+    state = Checkpoints(workdir / "checkpoints").restore(recipe.initial_state(setup))
+    if state is None:
+        raise InputError(f"{workdir} has no checkpoint yet; train it first")
+    if _MODE.value == "sample":
+        for path in sample(setup, state, workdir, _NUM_SAMPLES.value, _INTERPOLATION.value):
+            print(f"wrote {path}")
+    else:
+        for name, value in evaluate_run(setup, state, workdir, _NUM_SAMPLES.value).items():
+            print(f"{name:26s} {value:.6g}" if isinstance(value, float) else f"{name:26s} {value}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse)

@@ -1,0 +1,170 @@
+"""The training loop: the only one."""
+
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gan_jax import images, step
+from gan_jax.checkpoints import Checkpoints
+from gan_jax.errors import DivergedError
+from gan_jax.evaluation import evaluate
+from gan_jax.evaluation.protocol import SAMPLES
+from gan_jax.generate import Generate
+from gan_jax.recipe import Setup, initial_state, run_keys
+from gan_jax.state import TrainState
+from gan_jax.writers import Writers
+
+
+def train(setup: Setup, workdir: Path) -> bool:
+    """Trains to config.num_steps in `workdir`, from the newest checkpoint there; False if a signal ended it early.
+
+    The state, the metrics and the pictures at each step are functions of the config alone, however often the run was
+    interrupted. Raises DivergedError when a metric is not finite, once the last good state is saved.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)
+    fresh = initial_state(setup)
+    state = checkpoints.restore(fresh)
+    if state is None:
+        state = fresh
+    else:
+        checkpoints.discard_after(int(state.step))
+        print(f"going on from step {int(state.step):,}", file=sys.stderr)
+    writers = Writers(workdir, int(state.step), setup.config.num_steps)
+    try:
+        return _Loop(setup, workdir, checkpoints, writers).run(state)
+    finally:
+        checkpoints.close()
+        writers.close()
+
+
+class _Loop:
+    """What the loop needs at every boundary, so that the loop itself reads as what it does."""
+
+    def __init__(self, setup: Setup, workdir: Path, checkpoints: Checkpoints, writers: Writers):
+        self._setup, self._config = setup, setup.config
+        self._workdir, self._checkpoints, self._writers = workdir, checkpoints, writers
+        self._data = setup.devices.place(setup.source.data)
+        self._generate = Generate(setup)
+        self._compiled = cache(self._compile)
+        self._unseen = []  # (first step, metrics [steps]) of the calls whose numbers nobody has looked at
+
+    def run(self, state: TrainState) -> bool:
+        now, end = int(state.step), self._config.num_steps
+        with _stop_signals() as stop_requested:
+            while now < end:
+                state, now = self._advance(state, now)
+                self._at_boundary(state, now)
+                if stop_requested() and now < end:
+                    self._stop(state, now)
+                    return False
+        self._checkpoints.wait()
+        return True
+
+    def _advance(self, state: TrainState, now: int) -> tuple[TrainState, int]:
+        after = next_boundary(self._config, now)
+        state, metrics = self._compiled(after - now)(state, self._data)
+        self._unseen.append((now, metrics))
+        return state, after
+
+    def _compile(self, steps: int) -> Callable:
+        setup = self._setup
+        return setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps))
+
+    def _at_boundary(self, state: TrainState, now: int) -> None:
+        if self._due("log_every", now):
+            self._writers.metrics(now, self._look())
+            self._writers.progress(now)
+        if self._due("sample_every", now):
+            self._look()
+            picture = self._generate.picture(state)
+            images.write_png(self._workdir / "samples" / f"{now:08d}.png", picture)
+            self._writers.picture(now, picture)
+        if self._due("evaluate_every", now):
+            self._look()
+            self._writers.metrics(now, self._evaluate(state))
+        if self._due("checkpoint_every", now):
+            self._look()
+            self._checkpoints.save(state)
+
+    def _due(self, cadence: str, now: int) -> bool:
+        every = self._config[cadence]
+        return every > 0 and (now % every == 0 or now == self._config.num_steps)
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        key = run_keys(self._config.seed).evaluation
+        return evaluate(self._setup.source, self._generate.examples(state.ema, key, SAMPLES), key)
+
+    def _look(self) -> dict[str, float]:
+        """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""
+        values = {}
+        for first, metrics in jax.device_get(self._unseen):
+            finite = np.all([np.isfinite(series) for series in metrics.values()], axis=0)
+            if not finite.all():
+                self._diverged(first, int(np.argmin(finite)), metrics)
+            values = {name: float(series[-1]) for name, series in metrics.items()}
+        self._unseen.clear()
+        return values
+
+    def _diverged(self, first: int, index: int, metrics) -> None:
+        """Saves the state before the call that left the finite numbers, and raises."""
+        bad = [name for name, series in metrics.items() if not np.isfinite(series[index])]
+        self._checkpoints.wait()
+        if self._checkpoints.latest_step() != first:
+            self._checkpoints.save(self._state_at(first))
+        self._checkpoints.wait()
+        raise DivergedError(
+            f"step {first + index + 1:,}: {', '.join(bad)} not finite; the largest |logit| was "
+            f"{metrics['max_logit'][index]:.4g}; the state of step {first:,} is saved. Lower learning rates, a "
+            "gradient penalty, or an objective without exponentials would help"
+        )
+
+    def _state_at(self, wanted: int) -> TrainState:
+        """The state of a step that was donated away: computed again, since a run is a function of its config."""
+        fresh = initial_state(self._setup)
+        state = self._checkpoints.restore(fresh) or fresh
+        now = int(state.step)
+        while now < wanted:
+            state, now = self._advance(state, now)
+        return state
+
+    def _stop(self, state: TrainState, now: int) -> None:
+        self._look()
+        if self._checkpoints.latest_step() != now:
+            self._checkpoints.save(state)
+        self._checkpoints.wait()
+        self._writers.say(f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there")
+
+
+def next_boundary(config, now: int) -> int:
+    """Where the call that starts at step `now` ends: at the next step at which anything is due.
+
+    A function of `now` alone, so that a resumed run makes the same calls as an uninterrupted one.
+    """
+    cadences = ("steps_per_call", "log_every", "sample_every", "evaluate_every", "checkpoint_every")
+    following = [now - now % config[name] + config[name] for name in cadences if config[name]]
+    return min(*following, config.num_steps)
+
+
+@contextmanager
+def _stop_signals():
+    """Within it SIGTERM and SIGINT only set a flag, which the yielded function reads; a second one acts as usual."""
+    received = []
+    previous = {}
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,85 @@
+"""What a run writes about itself: metrics.jsonl, TensorBoard, the progress bar."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from gan_jax.files import write_atomically
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`; what it says of a step never changes.
+
+    Nothing that depends on time or machine goes in, so that a resumed run's file equals an uninterrupted one's.
+    """
+
+    def __init__(self, path: Path, step: int):
+        """Opens the file to go on after `step`: later lines, and a line cut off by a kill, are dropped."""
+        kept = [line for line in _lines(path) if _is_up_to(line, step)]
+        write_atomically(path, b"".join(kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds a line; it is out of this process when this returns."""
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class Writers:
+    """All of a run's writers behind one call."""
+
+    def __init__(self, workdir: Path, step: int, num_steps: int):
+        """Goes on after `step` of `num_steps`."""
+        self._metrics = MetricsFile(workdir / "metrics.jsonl", step)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
+
+    def progress(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        self._bar.update(step - self._bar.n)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """One set of numbers, to the file and to TensorBoard; the losses also beside the bar."""
+        self._metrics.write(step, values)
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if "d_loss" in values:
+            self._bar.set_postfix({name: f"{values[name]:.3f}" for name in ("d_loss", "g_loss")}, refresh=False)
+            self._speed(step)
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """A picture, uint8 [h, w, c], to TensorBoard."""
+        self._tensorboard.add_image("samples", picture, step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(text)
+
+    def close(self) -> None:
+        """Closes them all."""
+        self._bar.close()
+        self._metrics.close()
+        self._tensorboard.close()
+
+    def _speed(self, step: int) -> None:
+        rate = self._bar.format_dict["rate"]
+        if rate:
+            self._tensorboard.add_scalar("steps_per_second", rate, step)
