@@ -15,7 +15,8 @@ from gan_jax.errors import InputError
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, for `absl.app.run`: the arguments left over, or exit status 2 after one line."""
     try:
-        _check_config_file(_config_argument(argv))
+        if argument := _config_argument(argv):
+            load_config(argument)  # config_flags loads it once more, without a word on what is wrong in it
         _check_override_keys(argv)
         return flags.FLAGS(argv)
     except (InputError, flags.Error) as error:
@@ -38,10 +39,8 @@ def _config_argument(argv: list[str]) -> str:
     return ""
 
 
-def _check_config_file(argument: str) -> None:
-    """Raises InputError where the config file cannot be loaded, naming the line at fault."""
-    if not argument:
-        return
+def load_config(argument: str):
+    """The config of `configs/NAME.py` or `configs/NAME.py:VARIANT`. Raises InputError that names the line at fault."""
     name, _, variant = argument.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -52,7 +51,7 @@ def _check_config_file(argument: str) -> None:
         spec = importlib.util.spec_from_file_location("checked_config", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.get_config(*([variant] if variant else []))
+        return module.get_config(*([variant] if variant else []))
     except Exception as error:
         raise InputError(_fault(path, argument, error)) from error
 

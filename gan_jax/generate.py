@@ -1,6 +1,7 @@
 """Examples and pictures from a state: shared by the training loop and by the verbs that read checkpoints."""
 
-from functools import partial
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,15 @@ from gan_jax.state import Average, TrainState
 BATCH = 250  # examples generated in one call
 COLUMNS = 10  # of a grid
 SHOWN = {"line": 10_000, "plane": 2_000, "grid": COLUMNS**2}  # examples in a picture
+REAL_SHOWN = 2_000
+
+
+class Backdrop(NamedTuple):
+    """What does not change between a run's pictures of data on the line or in the plane."""
+
+    real: np.ndarray  # [m, d]
+    points: np.ndarray  # [k, d]
+    density: np.ndarray  # [k]
 
 
 class Generate:
@@ -23,12 +33,11 @@ class Generate:
         self._from_latents = jax.jit(partial(step.sample, setup.recipe))
         self._latents = jax.jit(self._draw_latents)
         self._logits = jax.jit(self._discriminate)
-        self._density = jax.jit(setup.source.density) if setup.source.density else None
 
     def examples(self, average: Average, key, n: int) -> np.ndarray:
         """[n, *shape] float32; example i depends on key and i alone, not on n."""
         starts = range(0, n, BATCH)
-        batches = [np.asarray(self._from_latents(average, self._latents(key, start))) for start in starts]
+        batches = [self.from_latents(average, self._latents(key, start)) for start in starts]
         return np.concatenate(batches)[:n]
 
     def from_latents(self, average: Average, latents) -> np.ndarray:
@@ -37,16 +46,28 @@ class Generate:
 
     def picture(self, state: TrainState) -> np.ndarray:
         """What the run makes of its fixed latents, uint8 [h, w, 1 or 3]: a grid, or samples over the density."""
-        key = run_keys(self._setup.config.seed).pictures
-        source = self._setup.source
-        kind = {1: "line", 2: "plane"}[source.shape[0]] if len(source.shape) == 1 else "grid"
-        samples = self.examples(state.ema, key, SHOWN[kind])
+        config, kind = self._setup.config, self._kind
+        samples = self.examples(state.ema, run_keys(config.seed).pictures, SHOWN[kind])
         if kind == "grid":
             return images.grid(samples, COLUMNS)
-        real = source.draw(source.data, jax.random.split(key, 2_000))["image"]
-        title = f"{self._setup.config.data.name}, {self._setup.config.objective.name}, step {int(state.step):,}"
+        real, points, density = self._backdrop
+        logits = np.asarray(self._logits(state.discriminator, points))
         draw = images.line if kind == "line" else images.plane
-        return draw(samples, np.asarray(real), self._density, partial(self._logits, state.discriminator), title)
+        title = f"{config.data.name}, {config.objective.name}, step {int(state.step):,}"
+        return draw(samples, real, density, logits, title)
+
+    @property
+    def _kind(self) -> str:
+        shape = self._setup.source.shape
+        return "grid" if len(shape) == 3 else {1: "line", 2: "plane"}[shape[0]]
+
+    @cached_property
+    def _backdrop(self) -> Backdrop:
+        source = self._setup.source
+        keys = jax.random.split(run_keys(self._setup.config.seed).pictures, REAL_SHOWN)
+        real = np.asarray(jax.jit(source.draw)(source.data, keys)["image"])
+        points = images.line_points(real) if self._kind == "line" else images.plane_points(real)
+        return Backdrop(real, points, np.asarray(jax.jit(source.density)(points)))
 
     def _draw_latents(self, key, start):
         slots = start + jnp.arange(BATCH)

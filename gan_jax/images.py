@@ -12,6 +12,7 @@ from gan_jax.files import write_atomically
 
 SMALLEST_TILE = 48  # pixels: smaller images are magnified by a whole factor, so that their own pixels stay visible
 PAD = 2
+PIXELS = 200  # along one side of the map of a function on the plane
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
@@ -40,24 +41,30 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def plane(samples: np.ndarray, real: np.ndarray, density, logits, title: str) -> np.ndarray:
+def plane_points(real: np.ndarray) -> np.ndarray:
+    """The points [k, 2] at which `plane` wants to know functions: a square around the real examples [m, 2]."""
+    left, right, bottom, top = _extent(real)
+    ticks = np.linspace(0, 1, PIXELS)
+    grid_x, grid_y = np.meshgrid(left + (right - left) * ticks, bottom + (top - bottom) * ticks)
+    return np.stack([grid_x, grid_y], axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def plane(samples: np.ndarray, real: np.ndarray, density: np.ndarray, logits: np.ndarray, title: str) -> np.ndarray:
     """Samples [n, 2] over the true density, and beside it over the discriminator's logits: uint8 [H, W, 3].
 
-    Args:
-      real: real examples [m, 2], which set the frame.
-      density, logits: functions of points [k, 2] -> [k].
+    `density` and `logits` [k] are the values at `plane_points(real)`; the real examples [m, 2] are shown too.
     """
-    center, half = real.mean(axis=0), 1.15 * np.abs(real - real.mean(axis=0)).max()
-    ticks = np.linspace(-half, half, 200)
-    points = np.stack(np.meshgrid(center[0] + ticks, center[1] + ticks), axis=-1).reshape(-1, 2).astype(np.float32)
-    extent = (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
-    heights = np.asarray(density(points)).reshape(200, 200)
-    landscape = np.asarray(logits(points)).reshape(200, 200)
-    return _render(lambda axes: _draw_plane(axes, samples, real, extent, heights, landscape), title)
+    heights, landscape = density.reshape(PIXELS, PIXELS), logits.reshape(PIXELS, PIXELS)
+    return _render(lambda axes: _draw_plane(axes, samples, real, heights, landscape), title)
 
 
-def _draw_plane(axes, samples, real, extent, heights, landscape):
-    left, right = axes
+def _extent(real: np.ndarray) -> tuple[float, float, float, float]:
+    (x, y), half = real.mean(axis=0), 1.15 * np.abs(real - real.mean(axis=0)).max()
+    return x - half, x + half, y - half, y + half
+
+
+def _draw_plane(axes, samples, real, heights, landscape):
+    (left, right), extent = axes, _extent(real)
     left.imshow(np.sqrt(heights), origin="lower", extent=extent, cmap="Blues", aspect="equal")
     left.scatter(*real.T, s=3, c="tab:blue", alpha=0.25, linewidths=0, label="real")
     left.scatter(*samples.T, s=3, c="tab:red", alpha=0.5, linewidths=0, label="samples")
@@ -73,26 +80,34 @@ def _draw_plane(axes, samples, real, extent, heights, landscape):
         each.set_ylim(extent[2:])
 
 
-def line(samples: np.ndarray, real: np.ndarray, density, logits, title: str) -> np.ndarray:
-    """Samples [n, 1] as a histogram over the true density, and the discriminator's logit: uint8 [H, W, 3]."""
-    low, high = real.min() - real.std(), real.max() + real.std()
-    points = np.linspace(low, high, 400, dtype=np.float32)[:, None]
-    heights, landscape = np.asarray(density(points)), np.asarray(logits(points))
+def line_points(real: np.ndarray) -> np.ndarray:
+    """The points [k, 1] at which `line` wants to know functions: an interval around the real examples [m, 1]."""
+    return np.linspace(real.min() - real.std(), real.max() + real.std(), 2 * PIXELS, dtype=np.float32)[:, None]
 
-    def draw(axes):
-        bins = np.linspace(low, high, 81)
-        axes[0].hist(samples[:, 0], bins=bins, density=True, color="tab:red", alpha=0.6, label="samples")
-        axes[0].plot(points[:, 0], heights, color="tab:blue", label="true density")
-        axes[0].legend(fontsize=7)
-        axes[1].plot(points[:, 0], landscape, color="black")
-        axes[1].axhline(0, color="grey", linewidth=0.5)
-        axes[1].set_title("the discriminator's logit", fontsize=9)
 
-    return _render(draw, title)
+def line(samples: np.ndarray, real: np.ndarray, density: np.ndarray, logits: np.ndarray, title: str) -> np.ndarray:
+    """Samples [n, 1] as a histogram over the true density, and the discriminator's logit: uint8 [H, W, 3].
+
+    `density` and `logits` [k] are the values at `line_points(real)`.
+    """
+    return _render(lambda axes: _draw_line(axes, samples[:, 0], line_points(real)[:, 0], density, logits), title)
+
+
+def _draw_line(axes, samples, points, density, logits):
+    left, right = axes
+    bins = np.linspace(points[0], points[-1], 81)
+    shares = np.full(len(samples), 1 / (len(samples) * (bins[1] - bins[0])))  # of all samples, also those outside
+    left.hist(samples, bins=bins, weights=shares, color="tab:red", alpha=0.6, label="samples")
+    left.plot(points, density, color="tab:blue", label="true density")
+    left.legend(fontsize=7)
+    left.set_title("samples and the density", fontsize=9)
+    right.plot(points, logits, color="black")
+    right.axhline(0, color="grey", linewidth=0.5)
+    right.set_title("the discriminator's logit", fontsize=9)
 
 
 def _render(draw, title: str) -> np.ndarray:
-    figure = Figure(figsize=(9, 4.2), dpi=100, layout="constrained")  # no pyplot: nothing global, nothing to close
+    figure = Figure(figsize=(9, 4.2), dpi=100)  # no pyplot: nothing global, nothing to close
     canvas = FigureCanvasAgg(figure)
     draw(figure.subplots(1, 2))
     figure.suptitle(title, fontsize=10)
