@@ -16,4 +16,5 @@ def get_config():
     config.latent.dim = 64
     for player in (config.generator, config.discriminator):
         player.update(network="dcgan", width=64, depth=2, normalization="batch")
+        player.optimizer.update(learning_rate=5e-4, decay_to=0.1)
     return config

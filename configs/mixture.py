@@ -18,11 +18,9 @@ def get_config(variant="ring8"):
     config.penalty.update(name="r1_r2", weight=0.05)
     for player in (config.generator, config.discriminator):
         player.width = 64
-        player.optimizer.update(learning_rate=2e-3, b1=0.0, b2=0.99, decay_to=0.01)
+        player.optimizer.update(learning_rate=4e-3, b1=0.0, b2=0.99, decay_to=0.01)
     config.num_steps = 16_000
     config.update(sample_every=4_000, checkpoint_every=4_000)
     if variant == "grid25":
         config.num_steps = 24_000
-        config.generator.optimizer.learning_rate = 3e-3
-        config.discriminator.optimizer.learning_rate = 3e-3
     return config

@@ -9,5 +9,8 @@ from configs import dcgan
 def get_config():
     """DCGAN's networks with the MLE-GAN objective on scikit-learn's digits."""
     config = dcgan.get_config()
-    config.objective.name = "mle"
+    config.objective.update(name="mle", label_smoothing=0.1)
+    # -exp(a) has no slope where D rejects: D must stay unsure, so its targets are smoothed and it learns slowly.
+    config.discriminator.optimizer.learning_rate = 5e-5
+    config.generator.optimizer.learning_rate = 2e-4
     return config

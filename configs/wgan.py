@@ -10,7 +10,8 @@ def get_config():
     """DCGAN's networks as a Wasserstein GAN: five clipped critic updates for each of the generator, RMSProp."""
     config = dcgan.get_config()
     config.objective.name = "wgan"
-    config.discriminator.update(steps=5, clip=0.01)
+    config.num_steps = 2_000
+    config.discriminator.update(steps=5, clip=0.03)
     for player in (config.generator, config.discriminator):
-        player.optimizer.update(name="rmsprop", learning_rate=5e-5, b1=0.0, b2=0.99)
+        player.optimizer.update(name="rmsprop", b1=0.0, b2=0.99)
     return config

@@ -10,8 +10,9 @@ def get_config():
     """DCGAN's networks, the critic without normalisation, five penalised critic updates for each of the generator."""
     config = dcgan.get_config()
     config.objective.name = "wgan"
+    config.num_steps = 1_500
     config.penalty.update(name="wgan_gp", weight=10.0)
     config.discriminator.update(steps=5, normalization="none")
     for player in (config.generator, config.discriminator):
-        player.optimizer.update(learning_rate=1e-4, b1=0.0, b2=0.9)
+        player.optimizer.update(b1=0.0, b2=0.9)
     return config

