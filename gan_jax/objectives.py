@@ -105,7 +105,8 @@ OBJECTIVES = {
     "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1)),
     "fgan_reverse_kl": variational(lambda a: -jnp.exp(-a), lambda b: b - 1),
     "fgan_pearson": variational(lambda a: a, lambda b: jnp.square(b) / 4 + b),
-    "fgan_hellinger": variational(lambda a: -jnp.expm1(-a), jnp.expm1),
+    # exp and not expm1: jax differentiates expm1 as its value + 1, which rounds small slopes to 0.
+    "fgan_hellinger": variational(lambda a: 1 - jnp.exp(-a), lambda b: jnp.exp(b) - 1),
     # The paper's Jensen-Shannon is twice the usual one: the bound is on 2 JS.
     "fgan_jensen_shannon": variational(lambda a: LOG_2 - softplus(-a), lambda b: softplus(b) - LOG_2),
 }
@@ -122,6 +123,6 @@ def smooth_labels(objective: Objective, epsilon) -> Objective:
     """
 
     def discriminator(real_logits, fake_logits):
-        return objective.discriminator(real_logits, fake_logits) + epsilon * real_logits
+        return objective.discriminator(real_logits, fake_logits) + jnp.asarray(epsilon, real_logits.dtype) * real_logits
 
     return objective._replace(discriminator=discriminator)

@@ -46,6 +46,7 @@ def clip_weights(bound: float) -> optax.GradientTransformation:
 
 def _clipped(param, update, bound):
     update = jnp.clip(param + update, -bound, bound) - param
-    # param + update may round to just outside the bound; the excess is exact, so taking it off once is enough.
-    excess = (param + update) - jnp.clip(param + update, -bound, bound)
-    return update - excess
+    # The difference is rounded, so that the sum may end just outside the bound; the next float inwards cannot.
+    moved = param + update
+    update = jnp.where(moved > bound, jnp.nextafter(update, -jnp.inf), update)
+    return jnp.where(moved < -bound, jnp.nextafter(update, jnp.inf), update)
