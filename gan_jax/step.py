@@ -7,6 +7,7 @@ twice, so that a step can be repeated exactly, on one device or on many.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,29 +66,21 @@ def _init_player(network, tx, key, x) -> Player:
     return Player(params, stats, tx.init(params))
 
 
-def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
-    """One update of D on the batch `real` {"image": [n, ...]}: (state, metrics of float32 scalars).
+def discriminator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, real, key):
+    """What D descends in its `params`, the rest of `state` held constant, on the batch `real` {"image": [n, ...]}.
 
-    The mean of objective.discriminator(a, b) + penalty_weight * penalty is descended; the generator is a constant,
-    the running statistics that it computes on the way are dropped.
+    Returns: (the mean of objective.discriminator(a, b) + penalty_weight * penalty, over this part of the batch,
+      (new running statistics, metrics, the largest |logit|)). G's statistics of this pass are dropped.
     """
     real, hyperparameters = real["image"], state.hyperparameters
     objective = recipe.objective(hyperparameters)
     latent_key, penalty_key = jax.random.split(key)
     latents = recipe.prior(example_keys(devices, latent_key, len(real)))
     fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True)
-    penalty_keys = example_keys(devices, penalty_key, len(real))
-
-    def loss_fn(params):
-        real_logits, fake_logits, stats = _logits(recipe, params, state.discriminator.stats, real, fake)
-        penalty = recipe.penalty(_critic(recipe, params, state.discriminator.stats), penalty_keys, real, fake)
-        losses = objective.discriminator(real_logits, fake_logits)
-        loss = jnp.mean(losses) + hyperparameters.penalty_weight * jnp.mean(penalty)
-        return loss, (stats, real_logits, fake_logits, jnp.mean(losses), jnp.mean(penalty))
-
-    gradients, (stats, real_logits, fake_logits, loss, penalty) = jax.grad(loss_fn, has_aux=True)(
-        state.discriminator.params
-    )
+    real_logits, fake_logits, stats = _logits(recipe, params, state.discriminator.stats, real, fake)
+    critic = _critic(recipe, params, state.discriminator.stats)
+    penalty = jnp.mean(recipe.penalty(critic, example_keys(devices, penalty_key, len(real)), real, fake))
+    loss = jnp.mean(objective.discriminator(real_logits, fake_logits))
     metrics = {
         "d_loss": loss,
         "d_real": jnp.mean(real_logits),
@@ -97,36 +90,42 @@ def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real
         "d_accuracy_real": jnp.mean(real_logits > 0),
         "d_accuracy_fake": jnp.mean(fake_logits < 0),
     }
+    return loss + hyperparameters.penalty_weight * penalty, (stats, metrics, _largest(real_logits, fake_logits))
+
+
+def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, real, key):
+    """What G descends in its `params`, the rest of `state` held constant.
+
+    `real` {"image": [n, ...]} gives the batch's size, and the real logits where an objective compares with them
+    (elsewhere XLA drops the pass that makes them).
+
+    Returns: (the mean of objective.generator(b, a) over this part of the batch, (new running statistics, metrics, the
+      largest |logit| of a fake)). D's statistics of this pass are dropped.
+    """
+    real, discriminator = real["image"], state.discriminator
+    latents = recipe.prior(example_keys(devices, key, len(real)))
+    fake, stats = recipe.generator.apply(params, state.generator.stats, latents, True)
+    real_logits, fake_logits, _ = _logits(recipe, discriminator.params, discriminator.stats, real, fake)
+    loss = jnp.mean(recipe.objective(state.hyperparameters).generator(fake_logits, real_logits))
+    return loss, (stats, {"g_loss": loss}, _largest(fake_logits))
+
+
+def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
+    """One update of D on the batch `real` {"image": [n, ...]}: (state, metrics of float32 scalars)."""
+    loss = partial(discriminator_loss, recipe, devices, state)
+    gradients, (stats, metrics, largest) = jax.grad(loss, has_aux=True)(state.discriminator.params, real, key)
     gradients, stats, metrics = devices.mean((gradients, stats, metrics))
-    metrics["d_grad_norm"] = optax.global_norm(gradients)
-    metrics["max_logit"] = devices.maximum(_largest(real_logits, fake_logits))
-    player = _update(recipe.discriminator_tx(hyperparameters), state.discriminator, gradients, stats)
+    metrics |= {"d_grad_norm": optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
+    player = _update(recipe.discriminator_tx(state.hyperparameters), state.discriminator, gradients, stats)
     return state.replace(discriminator=player), metrics
 
 
 def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
-    """One update of G and of its moving average: (state, metrics of float32 scalars).
-
-    The mean of objective.generator(b, a) is descended; D is a constant. `real` {"image": [n, ...]} gives the batch's
-    size, and the real logits where an objective compares with them (elsewhere XLA drops the pass that makes them).
-    """
-    objective = recipe.objective(state.hyperparameters)
-    latents = recipe.prior(example_keys(devices, key, len(real["image"])))
-    discriminator = state.discriminator
-
-    def loss_fn(params):
-        fake, stats = recipe.generator.apply(params, state.generator.stats, latents, True)
-        real_logits, fake_logits, _ = _logits(recipe, discriminator.params, discriminator.stats, real["image"], fake)
-        loss = jnp.mean(objective.generator(fake_logits, real_logits))
-        return loss, (stats, loss, _largest(fake_logits))
-
-    gradients, (stats, loss, largest) = jax.grad(loss_fn, has_aux=True)(state.generator.params)
-    gradients, stats, loss = devices.mean((gradients, stats, loss))
-    metrics = {
-        "g_loss": loss,
-        "g_grad_norm": optax.global_norm(gradients),
-        "max_logit": devices.maximum(largest),
-    }
+    """One update of G, with noise of `real`'s size, and of its moving average: (state, metrics of float32 scalars)."""
+    loss = partial(generator_loss, recipe, devices, state)
+    gradients, (stats, metrics, largest) = jax.grad(loss, has_aux=True)(state.generator.params, real, key)
+    gradients, stats, metrics = devices.mean((gradients, stats, metrics))
+    metrics |= {"g_grad_norm": optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
     player = _update(recipe.generator_tx(state.hyperparameters), state.generator, gradients, stats)
     ema = _averaged(state.ema, player, state.hyperparameters.ema_decay, state.step)
     return state.replace(generator=player, ema=ema), metrics

@@ -4,6 +4,7 @@ import atexit
 import importlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -45,3 +46,23 @@ def _shrunk(name: str, variant: str | None = None, changes: dict | None = None):
 def shrunk():
     """`shrunk(name, variant=None, {dotted key: value})`: the shipped config with tiny networks and a few steps."""
     return _shrunk
+
+
+def _start(*arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "gan_jax.main", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def start():
+    """`start(*arguments)`: the command line in a process of its own, which does not outlive the test."""
+    started = []
+
+    def start(*arguments):
+        started.append(_start(*arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -39,11 +39,28 @@ RECIPES = {
 TOLERANCE = 1e-4
 
 
-class Result(NamedTuple):
-    """How far training took each part of the state, and what it reported, on the host."""
+# Every recipe on four devices under jit and on two under pmap; those without and with batch statistics on all counts.
+PLACES = [("mesh", 4), ("pmapped", 2)]
+MORE_PLACES = [("mesh", 2), ("pmapped", 1), ("pmapped", 4)]
+CASES = [(name, *place) for name in RECIPES for place in PLACES] + [
+    (name, *place) for name in ("mixture", "dcgan") for place in MORE_PLACES
+]
 
+
+class Result(NamedTuple):
+    """Where training took each part of the state, how far that is, and what it reported, on the host."""
+
+    state: dict
     moves: dict
     metrics: dict
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    """Compiling is most of the time here, and these few steps gain nothing by XLA's care."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def some(count):
@@ -69,14 +86,16 @@ def parts(state):
 def train(setup, steps=STEPS):
     """The Result of a few compiled steps."""
     compiled = setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1))
-    before = jax.tree.map(np.array, parts(recipe.initial_state(setup)))
     state, data, series = recipe.initial_state(setup), setup.devices.place(setup.source.data), []
+    before = jax.tree.map(np.array, parts(state))
     for _ in range(steps):
         state, metrics = compiled(state, data)
         series.append(jax.device_get(metrics))
     assert int(state.step) == steps
-    moves = jax.tree.map(lambda after, before: np.asarray(after) - before, parts(state), before)
-    return Result(moves, jax.tree.map(lambda *values: np.concatenate(values), *series))
+    after = jax.tree.map(np.array, parts(state))
+    return Result(
+        after, jax.tree.map(np.subtract, after, before), jax.tree.map(lambda *values: np.concatenate(values), *series)
+    )
 
 
 def norm(tree):
@@ -112,10 +131,7 @@ def alone(shrunk):
 # --- the same training ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("layout", "count"), [("mesh", 2), ("mesh", 4), ("pmapped", 1), ("pmapped", 2), ("pmapped", 4)]
-)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "layout", "count"), CASES)
 def test_training_on_many_devices_is_training_on_one(alone, name, layout, count):
     config, expected = alone(name)
     result = train(build(config, LAYOUTS[layout], count))
@@ -131,14 +147,11 @@ def test_the_recipes_compared_do_what_they_are_there_for(alone, name):
     assert all(np.isfinite(series).all() and series.shape == (STEPS,) for series in result.metrics.values())
     assert bool(jax.tree.leaves(result.moves["generator.stats"])) == (config.generator.normalization == "batch")
     assert np.all(result.metrics["penalty"] > 0) == (config.penalty.name != "none")
-    # Nothing is so small that the tolerance would hide it, and seeds differ by far more than layouts.
+    # Nothing is so small that the tolerance would hide it.
     assert min(norm(move) for move in result.moves.values() if jax.tree.leaves(move)) > 1e-3
-    assert distance(train(build(reseeded(config), mesh, 1), 1).moves, result.moves) > 0.1
-
-
-def reseeded(config):
-    with config.unlocked():
-        return type(config)(config.to_dict() | {"seed": config.seed + 1}).lock()
+    if config.discriminator.clip:
+        largest = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(result.state["discriminator.params"]))
+        assert largest == np.float32(config.discriminator.clip)
 
 
 @pytest.mark.parametrize("broken", ["mean", "part"])
@@ -151,9 +164,9 @@ def test_the_comparison_notices_a_broken_collective(alone, broken):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_device_ends_with_the_same_bits(shrunk, layout):
-    setup = build(shrunk("mixture", "ring8"), LAYOUTS[layout], 4)  # with Adam: rounding that differed would show
-    compiled = setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 2))
+def test_every_device_ends_with_the_same_bits(alone, layout):
+    setup = build(alone("mixture")[0], LAYOUTS[layout], 4)
+    compiled = setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1))
     state, _ = compiled(recipe.initial_state(setup), ())
     for leaf in jax.tree.leaves((state.generator, state.discriminator, state.ema)):
         assert len(leaf.devices()) == 4
@@ -241,13 +254,14 @@ def normalised(setup, latents):
 @pytest.mark.parametrize("name", ["digits", "dcgan"])  # an mlp and a convolutional network
 def test_batch_normalisation_sees_the_whole_batch(shrunk, name, layout, count):
     config = shrunk(name, None, {"generator.normalization": "batch"})
-    latents = jnp.asarray(np.random.default_rng(0).normal(size=(8, config.latent.dim)), jnp.float32)
+    # Far apart, since DCGAN starts with weights of 0.02: batches of such latents differ.
+    latents = jnp.asarray(np.random.default_rng(0).normal(0, 20, (8, config.latent.dim)), jnp.float32)
     one = build(config, mesh, 1)
     stats, images = normalised(one, latents)
     shard_stats, shard_images = normalised(one, latents[: 8 // count])
     shared_stats, shared_images = normalised(build(config, LAYOUTS[layout], count), latents)
 
-    # Statistics and images are of order 1: a few float32 roundings, grown by the division by a standard deviation.
+    # A few float32 roundings, of sums of a batch and of what is divided by its standard deviation.
     assert jax.tree.leaves(stats)
     assert_allclose(shared_images, images, rtol=1e-4, atol=1e-4)
     assert not np.allclose(shard_images, images[: 8 // count], rtol=1e-2, atol=1e-3)

@@ -1,0 +1,383 @@
+"""The training loop: every shipped config end to end, runs that are interrupted, and runs that diverge."""
+
+import importlib
+import json
+import logging
+import os
+import re
+import signal
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+
+from gan_jax import images, recipe, schema, workdirs, writers
+from gan_jax.checkpoints import Checkpoints
+from gan_jax.errors import DivergedError
+from gan_jax.train import next_boundary, train
+
+CONTRACT = {"step", "d_loss", "g_loss", "d_real", "d_fake", "divergence"}
+
+
+def shipped():
+    """Every config of the folder with each of its variants: [(name, variant or None)]."""
+    found = []
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem not in ("__init__", "base"):
+            variants = getattr(importlib.import_module(f"configs.{path.stem}"), "VARIANTS", (None,))
+            found += [(path.stem, variant) for variant in variants]
+    return found
+
+
+def start_run(config, workdir):
+    """What the command line does to train, in this process."""
+    setup = recipe.build(config)
+    workdirs.claim(workdir, config)
+    return train(setup, workdir)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest_state(config, workdir):
+    """The arrays of the newest checkpoint."""
+    setup = recipe.build(config)
+    state = Checkpoints(workdir / "checkpoints").restore(recipe.initial_state(setup))
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+def steps_saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def assert_finite(state):
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+# --- every shipped config ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "variant"), shipped())
+def test_a_shipped_config_trains_from_end_to_end(shrunk, tmp_path, name, variant):
+    config = shrunk(name, variant)
+    assert start_run(config, tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    for line in lines(tmp_path):
+        assert line.keys() >= CONTRACT
+        assert all(np.isfinite(value) for value in line.values())
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["00000002.png", "00000004.png"]
+    picture = np.asarray(Image.open(tmp_path / "samples" / "00000004.png"))
+    assert picture.dtype == np.uint8
+    assert picture.std() > 0
+    assert json.loads((tmp_path / "config.json").read_text()) == config.to_dict()
+    assert max(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()) > 1000
+    assert steps_saved(tmp_path) == [2, 4]
+    state = newest_state(config, tmp_path)
+    assert int(state.step) == 4
+    assert_finite(state)
+
+
+def test_all_configs_are_covered():
+    assert {("mixture", "ring8"), ("mixture", "gaussian"), ("dcgan", None), ("wgan_gp", None)} <= set(shipped())
+
+
+# --- runs that are interrupted ----------------------------------------------------------------------------------
+
+# Every boundary is one of a log line, so that all calls are of two steps and compile once.
+INTERRUPTED = {
+    "num_steps": 48,
+    "steps_per_call": 4,
+    "log_every": 2,
+    "checkpoint_every": 4,
+    "sample_every": 24,
+    "evaluate_every": 24,
+    "checkpoints_kept": 2,
+}
+
+
+class Killed(BaseException):
+    """An end that no code expects."""
+
+
+def end_of_a_run(config, workdir):
+    """All that a run leaves which is a function of its config: file contents and the final state."""
+    files = {path.name: path.read_bytes() for path in (workdir / "samples").iterdir()}
+    return files | {"metrics.jsonl": (workdir / "metrics.jsonl").read_bytes()}, newest_state(config, workdir)
+
+
+def assert_same_end(actual, expected):
+    (files, state), (expected_files, expected_state) = actual, expected
+    assert files.keys() == expected_files.keys()
+    assert [name for name in files if files[name] != expected_files[name]] == []
+    jax.tree.map(assert_array_equal, state, expected_state)
+
+
+@pytest.fixture(scope="module")
+def config(shrunk):
+    return shrunk("mixture", "ring8", INTERRUPTED)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    """The end of the run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    assert start_run(config, workdir)
+    end = end_of_a_run(config, workdir)
+    assert end[0].keys() == {"metrics.jsonl", "00000024.png", "00000048.png"}
+    assert [line["step"] for line in lines(workdir) if "modes" in line] == [24, 48]
+    return end
+
+
+def interrupt(monkeypatch, where, number, action):
+    """Calls `action` in place of the `number`th call of the function `where` (owner, name)."""
+    original, calls = getattr(*where), []
+
+    def interrupting(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            action(*arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(*where, interrupting)
+
+
+def killed(*arguments):
+    raise Killed
+
+
+def torn_metrics_line(metrics_file, step, values):
+    metrics_file._file.write(json.dumps({"step": step})[:-3])
+    raise Killed
+
+
+def half_a_picture(path, content):
+    path.with_name(path.name + ".partial").write_bytes(b"half")
+    raise Killed
+
+
+MOMENTS = {
+    "at_a_log_line": ((writers.Writers, "metrics"), 11, killed),
+    "within_a_log_line": ((writers.MetricsFile, "write"), 15, torn_metrics_line),
+    "within_a_picture": ((images, "write_png"), 2, half_a_picture),
+    "before_the_first_checkpoint": ((Checkpoints, "save"), 1, killed),
+    "before_a_later_checkpoint": ((Checkpoints, "save"), 7, killed),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_was_cut_off_and_started_again_ends_in_the_same_bits(
+    config, uninterrupted, tmp_path, monkeypatch, moment
+):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, *MOMENTS[moment])
+        start_run(config, tmp_path)
+    assert start_run(config, tmp_path)
+    assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
+
+
+def test_a_run_that_lost_its_newest_checkpoint_ends_in_the_same_bits(
+    config, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, (writers.Writers, "metrics"), 15, killed)  # step 28, before its checkpoint
+        start_run(config, tmp_path)
+    assert steps_saved(tmp_path) == [20, 24]
+    newest = max((tmp_path / "checkpoints" / "24").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    newest.write_bytes(newest.read_bytes()[:-20])
+    (tmp_path / "checkpoints" / "28.orbax-checkpoint-tmp").mkdir()  # as a kill within a save leaves it
+    capsys.readouterr()
+    assert start_run(config, tmp_path)
+    assert re.search(r"checkpoint 24 is corrupt .*going back to 20", capsys.readouterr().err)
+    assert (tmp_path / "checkpoints" / "corrupt-24").is_dir()
+    assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
+
+
+def test_batch_statistics_survive_an_interruption(shrunk, tmp_path, monkeypatch):
+    config = shrunk("dcgan", None, {"num_steps": 6, "sample_every": 6})
+    assert start_run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, (writers.Writers, "metrics"), 5, killed)
+        start_run(config, tmp_path / "cut")
+    assert start_run(config, tmp_path / "cut")
+    end = end_of_a_run(config, tmp_path / "whole")
+    assert jax.tree.leaves(end[1].generator.stats)
+    assert_same_end(end_of_a_run(config, tmp_path / "cut"), end)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_that_it_comes_in(config, uninterrupted, tmp_path, monkeypatch, number):
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        interrupt(patch, (writers.Writers, "metrics"), 5, lambda *_: os.kill(os.getpid(), number))
+        assert not start_run(config, tmp_path)
+    assert signal.getsignal(number) is before
+    assert steps_saved(tmp_path)[-1] == 10  # where no checkpoint was due
+    assert start_run(config, tmp_path)
+    assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
+
+
+def test_a_second_signal_ends_the_run_at_once(config, tmp_path, monkeypatch):
+    def twice(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, (writers.Writers, "metrics"), 5, twice)
+        start_run(config, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_started_again_changes_nothing(shrunk, tmp_path):
+    config = shrunk("mixture", "gaussian")
+    assert start_run(config, tmp_path)
+    before = end_of_a_run(config, tmp_path)
+    assert start_run(config, tmp_path)
+    assert_same_end(end_of_a_run(config, tmp_path), before)
+
+
+def as_flags(config):
+    return [f"--config.{key}={value}" for key, value in schema.flatten(config.to_dict()).items()]
+
+
+def wait_for_lines(workdir, n, process):
+    """Returns once metrics.jsonl has n lines."""
+    path, end = workdir / "metrics.jsonl", time.monotonic() + 120
+    while not path.exists() or path.read_bytes().count(b"\n") < n:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_process_killed_then_terminated_then_left_alone_ends_in_the_same_bits(config, uninterrupted, tmp_path, start):
+    command = ("--config=configs/mixture.py:ring8", *as_flags(config), f"--workdir={tmp_path}")
+
+    process = start(*command)
+    wait_for_lines(tmp_path, 5, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = (tmp_path / "metrics.jsonl").read_bytes().count(b"\n")
+
+    process = start(*command)
+    wait_for_lines(tmp_path, done + 2, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    step = int(re.search(r"stopped by a signal at step (\d+), which is saved", err)[1])
+    assert steps_saved(tmp_path)[-1] == step < config.num_steps
+
+    process = start(*command)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"going on from step {step}" in err
+    assert "trained 48 steps" in out
+    assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
+
+
+# --- runs that diverge ------------------------------------------------------------------------------------------
+
+FAST = {
+    f"{player}.optimizer.{key}": value
+    for player in ("generator", "discriminator")
+    for key, value in {"learning_rate": 0.6, "decay_to": 1.0}.items()
+} | {"penalty.name": "none", "num_steps": 60, "steps_per_call": 3, "log_every": 3, "sample_every": 0}
+
+
+@pytest.mark.parametrize("checkpoint_every", [3, 60], ids=["saved_before", "computed_again"])
+@pytest.mark.parametrize("objective", ["mle", "fgan_kl"])
+def test_a_run_that_diverges_says_where_and_leaves_a_good_state(shrunk, tmp_path, objective, checkpoint_every):
+    changes = FAST | {"objective.name": objective, "checkpoint_every": checkpoint_every}
+    config = shrunk("mixture", "ring8", changes)
+    with pytest.raises(DivergedError) as caught:
+        start_run(config, tmp_path)
+    pattern = r"step (\d+): .*g_loss.* not finite; the largest \|logit\| was (\S+); the state of step (\d+) is saved"
+    step, logit, saved = re.match(pattern, str(caught.value)).groups()
+    assert "\n" not in str(caught.value)
+    assert 0 < int(saved) < int(step) <= int(saved) + 3
+    assert float(logit) > 88.7  # beyond it exp leaves float32
+    assert steps_saved(tmp_path)[-1] == int(saved)
+    state = newest_state(config, tmp_path)
+    assert int(state.step) == int(saved)
+    assert_finite(state)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(3, int(saved) + 1, 3))
+    assert all(np.isfinite(value) for line in lines(tmp_path) for value in line.values())
+
+
+# --- boundaries and compilation ---------------------------------------------------------------------------------
+
+
+def test_boundaries_are_where_something_is_due_wherever_one_starts(shrunk):
+    cadences = {"num_steps": 50, "steps_per_call": 7, "log_every": 10, "sample_every": 15, "checkpoint_every": 20}
+    config = shrunk("digits", None, cadences | {"evaluate_every": 0})
+    path = [0]
+    while path[-1] < 50:
+        path.append(next_boundary(config, path[-1]))
+    due = {step for every in (7, 10, 15, 20) for step in range(0, 51, every)} | {50}
+    assert path == sorted(due)
+    for start in range(50):
+        assert next_boundary(config, start) == min(step for step in due if step > start)
+
+
+def test_nothing_is_compiled_after_the_first_boundary(shrunk, tmp_path, monkeypatch, caplog):
+    cadences = dict.fromkeys(("log_every", "sample_every", "evaluate_every", "checkpoint_every"), 2)
+    config, seen = shrunk("mixture", "ring8", cadences | {"num_steps": 8, "steps_per_call": 2}), []
+
+    def compilations():
+        return [record for record in caplog.records if "compilation" in record.getMessage()]
+
+    interrupt(monkeypatch, (Checkpoints, "save"), 2, lambda *_: seen.append(len(compilations())))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        assert start_run(config, tmp_path)
+    assert seen[0] > 3  # the log was heard
+    assert len(compilations()) == seen[0]
+
+
+def test_a_mapped_run_reports_the_same_numbers(shrunk, tmp_path):
+    plain = {
+        f"{player}.optimizer.{key}": value
+        for player in ("generator", "discriminator")
+        for key, value in {"name": "sgd", "learning_rate": 0.1}.items()  # Adam turns rounding into whole steps
+    }
+    for parallel in ("jit", "pmap"):
+        assert start_run(shrunk("mixture", "ring8", plain | {"parallel": parallel}), tmp_path / parallel)
+    mapped, meshed = lines(tmp_path / "pmap"), lines(tmp_path / "jit")
+    assert [line.keys() for line in mapped] == [line.keys() for line in meshed]
+    for name in meshed[0]:
+        assert_allclose([line[name] for line in mapped], [line[name] for line in meshed], rtol=1e-4, atol=1e-5)
+    states = [newest_state(shrunk("mixture", "ring8", plain | {"parallel": p}), tmp_path / p) for p in ("pmap", "jit")]
+    jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=1e-5), *states)
+
+
+# --- metrics.jsonl ----------------------------------------------------------------------------------------------
+
+
+def test_the_metrics_file_drops_a_torn_line_and_later_steps(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = [json.dumps({"step": step, "d_loss": 0.5}) + "\n" for step in (10, 20, 30)]
+    path.write_text("".join(good) + '{"step": 15, "d_lo')
+    metrics = writers.MetricsFile(path, 20)
+    metrics.write(30, {"d_loss": 0.25})
+    metrics.close()
+    assert path.read_text() == "".join(good[:2]) + '{"step": 30, "d_loss": 0.25}\n'
+
+
+@pytest.mark.parametrize("line", ["not json\n", "[]\n", "3\n", "null\n", '{"d_loss": 1}\n', '{"step": "2"}\n', "\n"])
+def test_the_metrics_file_drops_what_is_not_a_line_of_metrics(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + '{"step": 2}\n')
+    writers.MetricsFile(path, 2).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_line_of_metrics_is_on_disk_when_write_returns(tmp_path):
+    metrics = writers.MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.write(1, {"g_loss": float(jnp.float32(0.1))})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["g_loss"] == float(np.float32(0.1))
+    metrics.close()
