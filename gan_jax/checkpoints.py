@@ -1,6 +1,8 @@
 """Checkpoints: a state saved while training goes on, restored to the same bits, and held to its own fingerprint."""
 
+import gc
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -31,7 +33,9 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore(self, template: TrainState) -> TrainState | None:
-        """The newest checkpoint that is whole, with the shapes and on the devices of `template`; None without any.
+        """The newest checkpoint that is whole; None without any.
+
+        `template` gives its shapes, dtypes and shardings: a state, or one of jax.ShapeDtypeStruct.
 
         One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. Raises
         InputError where there are checkpoints and none is whole.
@@ -41,8 +45,10 @@ class Checkpoints:
         for step in steps:
             try:
                 state = self._restore(step, template)
+            except MemoryError:
+                raise
             except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise whatever a torn file leads them to
-                reasons[step] = str(error).partition("\n")[0][:200]
+                reasons[step] = _summary(error)
                 continue
             for bad in reasons:
                 print(f"checkpoint {bad} is corrupt ({reasons[bad]}); going back to {step}", file=sys.stderr)
@@ -70,9 +76,13 @@ class Checkpoints:
         self._manager.close()
 
     def _restore(self, step: int, template: TrainState) -> TrainState:
-        payload = {"state": template, "fingerprint": self._fingerprint(template)}
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), payload)
-        restored = self._manager.restore(step, args=ocp.args.Composite(payload=ocp.args.StandardRestore(abstract)))
+        shape = jax.ShapeDtypeStruct((), jnp.uint32, sharding=template.step.sharding)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            {"state": template, "fingerprint": shape},
+        )
+        with _quiet_threads():
+            restored = self._manager.restore(step, args=ocp.args.Composite(payload=ocp.args.StandardRestore(abstract)))
         payload = restored["payload"]
         if int(payload["fingerprint"]) != int(self._fingerprint(payload["state"])):
             raise ValueError("its content is not what was saved")
@@ -80,19 +90,49 @@ class Checkpoints:
 
 
 def fingerprint(tree) -> jax.Array:
-    """A uint32 that depends on every bit of the tree's arrays and on their order: a flipped bit always changes it.
+    """A uint32 hash of every bit of the tree's arrays and of their order: one flipped bit always changes it.
 
-    Each 32-bit word is multiplied by an odd number of its own before they are summed modulo 2^32. Orbax checks no sums
-    of array data: without this a bad sector goes unnoticed.
+    Each 32-bit word and its position go through a one-to-one scramble before they are summed modulo 2^32. Orbax has no
+    checksum of array data: without this a bad sector would go unnoticed.
     """
     total = jnp.uint32(0)
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
-        odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
-        total = 31 * total + jnp.sum(words * (odd * jnp.uint32(2654435761)), dtype=jnp.uint32)
+        position = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
+        total = 31 * total + jnp.sum(_scramble(words ^ position), dtype=jnp.uint32)
     return total
+
+
+def _scramble(x):
+    """A bijection of uint32 in which every input bit moves about half of the output's (xor-shift and multiply)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _summary(error: Exception) -> str:
+    """The first sentence of an error, short enough for a line."""
+    line = str(error).partition("\n")[0].partition(". ")[0]
+    return line if len(line) <= 160 else line[:160] + "..."
+
+
+@contextmanager
+def _quiet_threads():
+    """Silences what TensorStore's callbacks say into an event loop that Orbax closed when a read failed."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable):
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = previous
 
 
 def _unused(path: Path) -> Path:

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from gan_jax import schema
 from gan_jax.errors import InputError
@@ -15,7 +16,10 @@ from gan_jax.errors import InputError
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, for `absl.app.run`: the arguments left over, or exit status 2 after one line."""
     try:
-        if argument := _config_argument(argv):
+        argument = _config_argument(argv)
+        if argument is None and any(re.match(r"--?config\.", each) for each in argv):
+            raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
+        if argument is not None:
             load_config(argument)  # config_flags loads it once more, without a word on what is wrong in it
         _check_override_keys(argv)
         return flags.FLAGS(argv)
@@ -26,46 +30,50 @@ def parse(argv: list[str]) -> list[str]:
 
 def config_name(argv: list[str]) -> str:
     """What a run of this config is called: `configs/mixture.py:ring8` is `mixture-ring8`."""
-    path, _, variant = _config_argument(argv).partition(":")
+    path, _, variant = (_config_argument(argv) or "").partition(":")
     return "-".join(filter(None, (Path(path).stem, re.sub(r"\W+", "-", variant))))
 
 
-def _config_argument(argv: list[str]) -> str:
-    """The value of --config, or an empty string."""
+def _config_argument(argv: list[str]) -> str | None:
+    """The value of the last --config, as absl would read it; None without any."""
+    value = None
     for i, argument in enumerate(argv):
-        name, _, value = argument.lstrip("-").partition("=")
+        name, equals, text = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
-            return value or (argv[i + 1] if i + 1 < len(argv) else "")
-    return ""
+            value = text if equals else "".join(argv[i + 1 : i + 2])
+    return value
 
 
-def load_config(argument: str):
+def load_config(argument: str) -> ConfigDict:
     """The config of `configs/NAME.py` or `configs/NAME.py:VARIANT`. Raises InputError that names the line at fault."""
-    name, _, variant = argument.partition(":")
+    name, colon, variant = argument.partition(":")
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"there is no config file {path}{_neighbours(path)}")
+        raise InputError(f"there is no config file {name or '(empty)'}{_neighbours(path)}")
     # A config imports its base from the folder's package (`from configs import base`), wherever one starts from.
     sys.path.append(str(path.resolve().parent.parent))
     try:
-        spec = importlib.util.spec_from_file_location("checked_config", path)
+        spec = importlib.util.spec_from_file_location("config", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return module.get_config(*([variant] if variant else []))
-    except Exception as error:
-        raise InputError(_fault(path, argument, error)) from error
+        config = module.get_config(*([variant] if colon else []))
+    except (Exception, SystemExit) as error:
+        raise InputError(_fault(path, colon + variant, error)) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config() returned {type(config).__name__}; it must return a ConfigDict")
+    return config
 
 
 def _neighbours(path: Path) -> str:
     configs = sorted(str(each) for each in path.parent.glob("*.py") if each.stem not in ("__init__", "base"))
-    return f"; that folder has {', '.join(configs)}" if configs else ""
+    return f"; that folder has {', '.join(configs)}" if path.name and configs else "; give one such as configs/dcgan.py"
 
 
-def _fault(path: Path, argument: str, error: Exception) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    place = f"{path}, line {frames[-1].lineno}" if frames else str(path)
+def _fault(path: Path, variant: str, error: BaseException) -> str:
     if isinstance(error, TypeError) and "get_config()" in str(error):
-        return f"{argument}: {path} has no variants; give it without the part after the colon"
+        return f"{path} has no variants; leave out {variant!r}" if variant else f"{path} needs a variant, {path}:NAME"
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename) == path.resolve()]
+    place = f"{path}, line {frames[-1].lineno}" if frames else str(path)
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return f"{place}: {kind}{str(error).splitlines()[0] if str(error) else 'failed'}"
 

@@ -28,7 +28,11 @@ class Devices(NamedTuple):
     shard: Callable  # array [n, ...] -> the same, its examples spread over the devices
     part: Callable  # () -> the index of this part
     compile: Callable  # f(state, data) -> (state, metrics), compiled; state is donated, everything is replicated
-    place: Callable  # tree -> its copy on every device
+    replicated: NamedSharding  # where state and data are: a copy on every device
+
+    def place(self, tree):
+        """The tree with a copy on every device."""
+        return jax.device_put(tree, self.replicated)
 
 
 def example_keys(devices: Devices, key, n: int):
@@ -55,7 +59,7 @@ def mesh(devices: list | None = None) -> Devices:
         shard=lambda x: jax.lax.with_sharding_constraint(x, by_example),
         part=lambda: 0,
         compile=compile_,
-        place=lambda tree: jax.device_put(tree, replicated),
+        replicated=replicated,
     )
 
 
@@ -86,7 +90,7 @@ def pmapped(devices: list | None = None) -> Devices:
         shard=lambda x: x,
         part=lambda: jax.lax.axis_index(AXIS),
         compile=compile_,
-        place=lambda tree: jax.device_put(tree, replicated),
+        replicated=replicated,
     )
 
 

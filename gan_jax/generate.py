@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan_jax import images, step
-from gan_jax.recipe import Setup, run_keys
+from gan_jax.recipe import Setup
 from gan_jax.state import Average, TrainState
 
 BATCH = 250  # examples generated in one call
@@ -46,15 +46,14 @@ class Generate:
 
     def picture(self, state: TrainState) -> np.ndarray:
         """What the run makes of its fixed latents, uint8 [h, w, 1 or 3]: a grid, or samples over the density."""
-        config, kind = self._setup.config, self._kind
-        samples = self.examples(state.ema, run_keys(config.seed).pictures, SHOWN[kind])
+        kind = self._kind
+        samples = self.examples(state.ema, self._setup.keys.pictures, SHOWN[kind])
         if kind == "grid":
             return images.grid(samples, COLUMNS)
         real, points, density = self._backdrop
         logits = np.asarray(self._logits(state.discriminator, points))
         draw = images.line if kind == "line" else images.plane
-        title = f"{config.data.name}, {config.objective.name}, step {int(state.step):,}"
-        return draw(samples, real, density, logits, title)
+        return draw(samples, real, density, logits, f"{self._setup.title}, step {int(state.step):,}")
 
     @property
     def _kind(self) -> str:
@@ -64,7 +63,7 @@ class Generate:
     @cached_property
     def _backdrop(self) -> Backdrop:
         source = self._setup.source
-        keys = jax.random.split(run_keys(self._setup.config.seed).pictures, REAL_SHOWN)
+        keys = jax.random.split(self._setup.keys.backdrop, REAL_SHOWN)
         real = np.asarray(jax.jit(source.draw)(source.data, keys)["image"])
         points = images.line_points(real) if self._kind == "line" else images.plane_points(real)
         return Backdrop(real, points, np.asarray(jax.jit(source.density)(points)))

@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gan_jax import command_line, recipe, workdirs
 from gan_jax.checkpoints import Checkpoints
+from gan_jax.devices import mesh
 from gan_jax.errors import DivergedError, InputError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.sample import sample
@@ -27,8 +29,7 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
-        if _NUM_SAMPLES.value < 0:
-            raise InputError(f"--num_samples is {_NUM_SAMPLES.value}; it must be 0 or more")
+        _check_flags()
         _train() if _MODE.value == "train" else _use_run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -36,6 +37,18 @@ def main(argv: list[str]) -> None:
     except DivergedError as error:
         print(f"diverged: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _check_flags() -> None:
+    if _NUM_SAMPLES.value < 0:
+        raise InputError(f"--num_samples is {_NUM_SAMPLES.value}; it must be 0 or more")
+    if _NUM_SAMPLES.value and _MODE.value == "train":
+        raise InputError("--num_samples is for --mode=sample and --mode=evaluate; leave it out")
+    if _INTERPOLATION.value and _MODE.value != "sample":
+        raise InputError("--interpolation is for --mode=sample; leave it out")
 
 
 def _train() -> None:
@@ -43,10 +56,10 @@ def _train() -> None:
         raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
     setup = recipe.build(_CONFIG.value)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.fresh(command_line.config_name(sys.argv))
-    workdirs.claim(workdir, setup.config)
-    print(f"workdir: {workdir}")
-    if train(setup, workdir):
-        print(f"trained {setup.config.num_steps:,} steps; the newest picture in {workdir / 'samples'} shows the result")
+    with workdirs.claimed(workdir, setup.config):
+        print(f"workdir: {workdir}", flush=True)
+        if train(setup, workdir):
+            print(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
 
 
 def _use_run() -> None:
@@ -56,8 +69,8 @@ def _use_run() -> None:
     config = workdirs.read_config(workdir)
     if _CONFIG.value is not None:
         workdirs.require_same(workdir, config, _CONFIG.value)
-    setup = recipe.build(config)
-    state = Checkpoints(workdir / "checkpoints").restore(recipe.initial_state(setup))
+    setup = recipe.build(config, devices=mesh(jax.devices()[:1]))
+    state = Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(setup))
     if state is None:
         raise InputError(f"{workdir} has no checkpoint yet; train it first")
     if _MODE.value == "sample":

@@ -25,9 +25,12 @@ class Objective(NamedTuple):
     discriminator: Callable  # (real_logits, fake_logits) -> the discriminator's loss
     generator: Callable  # (fake_logits, real_logits) -> the generator's loss
     divergence: Callable  # (real_logits, fake_logits) -> terms whose mean estimates a divergence of p_data and p_g
+    undecided: float = 0.0  # the optimal logit where p_data = p_g, for D's accuracy; `wgan` and `rpgan` have none
 
 
-def separable(real: Callable, fake: Callable, generator: Callable, divergence: Callable) -> Objective:
+def separable(
+    real: Callable, fake: Callable, generator: Callable, divergence: Callable, undecided: float = 0.0
+) -> Objective:
     """An objective whose terms each see one logit: E[real(a)] + E[fake(b)] for D, E[generator(b)] for G.
 
     `divergence` maps the discriminator's loss (elementwise) to what it estimates.
@@ -40,6 +43,7 @@ def separable(real: Callable, fake: Callable, generator: Callable, divergence: C
         discriminator=discriminator,
         generator=lambda fake_logits, real_logits: generator(fake_logits),
         divergence=lambda real_logits, fake_logits: divergence(discriminator(real_logits, fake_logits)),
+        undecided=undecided,
     )
 
 
@@ -52,15 +56,16 @@ def logistic(generator: Callable) -> Objective:
     return separable(lambda a: softplus(-a), softplus, generator, lambda loss: LOG_2 - loss / 2)
 
 
-def variational(activation: Callable, conjugate: Callable) -> Objective:
+def variational(activation: Callable, conjugate: Callable, undecided: float = 0.0) -> Objective:
     """f-GAN (arXiv:1606.00709, equation 4): D ascends the bound E[g(a)] - E[f*(g(b))] <= D_f(p_data || p_g).
 
     Args:
       activation: g, which maps a logit into the domain of f* (table 2 of the paper).
       conjugate: f*(g(b)), the Fenchel conjugate already composed with the activation, so that it can be stable.
+      undecided: g^-1(f'(1)), the optimal logit where p_data = p_g.
     The generator descends the same bound (algorithm 1 of the paper), and the divergence is the bound itself.
     """
-    return separable(lambda a: -activation(a), conjugate, lambda b: -conjugate(b), lambda loss: -loss)
+    return separable(lambda a: -activation(a), conjugate, lambda b: -conjugate(b), lambda loss: -loss, undecided)
 
 
 def _relativistic_discriminator(real_logits, fake_logits):
@@ -85,6 +90,7 @@ LSGAN = separable(
     lambda b: jnp.square(b) / 2,
     lambda b: jnp.square(b - 1) / 2,
     lambda loss: 2 - 8 * loss,
+    undecided=0.5,
 )
 
 # Wasserstein (arXiv:1701.07875): E[a] - E[b] is a lower bound on W1 where D is 1-Lipschitz, in units of the data.
@@ -102,7 +108,7 @@ OBJECTIVES = {
     "lsgan": LSGAN,
     "rpgan": RPGAN,
     # g and f*(g) from table 2 and table 6 of arXiv:1606.00709; the optimal logit is g^-1(f'(p_data / p_g)).
-    "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1)),
+    "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1), undecided=1.0),
     "fgan_reverse_kl": variational(lambda a: -jnp.exp(-a), lambda b: b - 1),
     "fgan_pearson": variational(lambda a: a, lambda b: jnp.square(b) / 4 + b),
     # exp and not expm1: jax differentiates expm1 as its value + 1, which rounds small slopes to 0.

@@ -1,5 +1,6 @@
 """From a config to the functions that it names: the only place where a name is looked up."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,19 @@ from gan_jax.priors import PRIORS
 from gan_jax.state import Hyperparameters, TrainState
 from gan_jax.step import Recipe, init_state
 
+MOST_UNROLLED = 32  # updates in one program
+
+
+class RunKeys(NamedTuple):
+    """The independent streams of randomness of a run, all from its seed."""
+
+    training: jax.Array  # initial parameters, data, noise
+    pictures: jax.Array  # the fixed latents of the pictures
+    backdrop: jax.Array  # the real examples in them
+    interpolation: jax.Array  # the latents between which one interpolates
+    evaluation: jax.Array  # the latents of what is scored
+    reference: jax.Array  # the real examples that it is compared with
+
 
 class Setup(NamedTuple):
     """A checked config with all that it stands for."""
@@ -26,25 +40,22 @@ class Setup(NamedTuple):
     source: Source
     recipe: Recipe
     hyperparameters: Hyperparameters
-
-
-class RunKeys(NamedTuple):
-    """The independent streams of randomness of a run, all from its seed."""
-
-    training: jax.Array  # initial parameters, data, noise
-    pictures: jax.Array  # the fixed latents of the sample grids
-    evaluation: jax.Array
+    keys: RunKeys
+    title: str  # of pictures
 
 
 def run_keys(seed: int) -> RunKeys:
     """The keys of the run with this seed."""
-    return RunKeys(*jax.random.split(jax.random.key(seed), 3))
+    return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
 
 
-def build(config) -> Setup:
-    """Everything that a config names. Raises InputError, one line, where it makes no sense."""
+def build(config, devices: Devices | None = None) -> Setup:
+    """Everything that a config names, for training on `devices` (those that it names, by default).
+
+    Raises InputError, one line, where the config makes no sense.
+    """
     schema.check(config)
-    devices = LAYOUTS[config.parallel]()
+    devices = devices or LAYOUTS[config.parallel]()
     if config.batch_size % devices.count:
         raise InputError(
             f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
@@ -52,14 +63,26 @@ def build(config) -> Setup:
         )
     source = _make_source(config)
     _check_combinations(config, source)
-    return Setup(config, devices, source, _make_recipe(config, devices, source), make_hyperparameters(config))
+    recipe = _make_recipe(config, devices, source)
+    _check_loop(config, recipe)
+    title = f"{config.data.name}, {config.objective.name}"
+    return Setup(config, devices, source, recipe, make_hyperparameters(config), run_keys(config.seed), title)
 
 
 def initial_state(setup: Setup) -> TrainState:
     """The state before the first step, on every device."""
-    key = run_keys(setup.config.seed).training
-    init = jax.jit(partial(init_state, setup.recipe), static_argnames="shape")
-    return setup.devices.place(init(setup.hyperparameters, key, shape=setup.source.shape))
+    return setup.devices.place(jax.jit(_init(setup))(setup.hyperparameters, setup.keys.training))
+
+
+def abstract_state(setup: Setup) -> TrainState:
+    """The shapes, dtypes and placement of a state, without its arrays: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(_init(setup), setup.hyperparameters, setup.keys.training)
+    sharding = setup.devices.replicated
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _init(setup: Setup) -> Callable:
+    return partial(init_state, setup.recipe, shape=setup.source.shape)
 
 
 def make_hyperparameters(config) -> Hyperparameters:
@@ -164,10 +187,26 @@ def _check_combinations(config, source: Source) -> None:
             f"penalty.name is {config.penalty.name} and discriminator.normalization is batch: a gradient penalty needs "
             "logits that do not depend on the other examples; set discriminator.normalization to none"
         )
+    if config.penalty.name != "none" and config.penalty.weight == 0:
+        raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
+    if config.discriminator.one_pass and config.discriminator.normalization != "batch":
+        raise InputError(
+            "discriminator.one_pass is True, which without batch normalisation changes nothing; set it to False, or "
+            "discriminator.normalization to batch"
+        )
     if config.objective.label_smoothing and config.objective.name not in LOGISTIC:
         raise InputError(
             f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
             f"labels to smooth; set it to 0, or objective.name to one of {', '.join(LOGISTIC)}"
+        )
+
+
+def _check_loop(config, recipe: Recipe) -> None:
+    updates = config.steps_per_call * (config.discriminator.steps + 1)
+    if recipe.unroll and updates > MOST_UNROLLED:
+        raise InputError(
+            f"steps_per_call is {config.steps_per_call}: on a CPU the {updates} updates of a call of convolutional "
+            "networks are written out one by one, which would compile for very long; set steps_per_call to 1"
         )
 
 

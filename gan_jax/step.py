@@ -49,8 +49,8 @@ def step_keys(state: TrainState) -> StepKeys:
 
 def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tuple[int, ...]) -> TrainState:
     """The state before the first step; `shape` is that of one example. Each network has a key of its own."""
-    generator_key, discriminator_key, step_key = jax.random.split(key, 3)
-    latents = recipe.prior(jax.random.split(key, 2))
+    generator_key, discriminator_key, latent_key, step_key = jax.random.split(key, 4)
+    latents = recipe.prior(jax.random.split(latent_key, 2))
     generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, latents)
     examples = jnp.zeros((2, *shape))
     discriminator = _init_player(
@@ -87,8 +87,8 @@ def discriminator_loss(recipe: Recipe, devices: Devices, state: TrainState, para
         "d_fake": jnp.mean(fake_logits),
         "divergence": jnp.mean(objective.divergence(real_logits, fake_logits)),
         "penalty": penalty,
-        "d_accuracy_real": jnp.mean(real_logits > 0),
-        "d_accuracy_fake": jnp.mean(fake_logits < 0),
+        "d_accuracy_real": jnp.mean(real_logits > objective.undecided),
+        "d_accuracy_fake": jnp.mean(fake_logits < objective.undecided),
     }
     return loss + hyperparameters.penalty_weight * penalty, (stats, metrics, _largest(real_logits, fake_logits))
 
@@ -97,7 +97,7 @@ def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, 
     """What G descends in its `params`, the rest of `state` held constant.
 
     `real` {"image": [n, ...]} gives the batch's size, and the real logits where an objective compares with them
-    (elsewhere XLA drops the pass that makes them).
+    (elsewhere XLA drops the pass that makes them, unless `one_pass` normalises over both).
 
     Returns: (the mean of objective.generator(b, a) over this part of the batch, (new running statistics, metrics, the
       largest |logit| of a fake)). D's statistics of this pass are dropped.
@@ -145,7 +145,8 @@ def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
     state, metrics = _loop(body, state, (batch, discriminator_keys), recipe.discriminator_steps, recipe.unroll)
     last = jax.tree.map(lambda x: x[-1], (batch, metrics))
     state, generator_metrics = generator_step(recipe, devices, state, last[0], keys.generator)
-    largest = jnp.maximum(jnp.max(metrics["max_logit"]), generator_metrics["max_logit"])
+    # Of the two, a NaN gives way to a number: when a run diverges, the last finite logit is what explains it.
+    largest = jnp.fmax(jnp.nanmax(metrics["max_logit"]), generator_metrics["max_logit"])
     return state.replace(step=state.step + 1), last[1] | generator_metrics | {"max_logit": largest}
 
 
@@ -213,6 +214,6 @@ def _update(tx, player: Player, gradients, stats) -> Player:
 
 
 def _averaged(ema: Average, player: Player, decay, step) -> Average:
-    # The average forgets its random start: its memory is at most a tenth of the run so far.
+    # The average forgets its random start: its memory is at most a ninth of the run so far, and a step.
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return optax.incremental_update(Average(player.params, player.stats), ema, 1 - decay)

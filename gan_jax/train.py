@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,10 +13,9 @@ import numpy as np
 from gan_jax import images, step
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.errors import DivergedError
-from gan_jax.evaluation import evaluate
-from gan_jax.evaluation.protocol import SAMPLES
+from gan_jax.evaluation import SAMPLES, evaluate
 from gan_jax.generate import Generate
-from gan_jax.recipe import Setup, initial_state, run_keys
+from gan_jax.recipe import Setup, abstract_state, initial_state
 from gan_jax.state import TrainState
 from gan_jax.writers import Writers
 
@@ -27,20 +26,18 @@ def train(setup: Setup, workdir: Path) -> bool:
     The state, the metrics and the pictures at each step are functions of the config alone, however often the run was
     interrupted. Raises DivergedError when a metric is not finite, once the last good state is saved.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)
-    fresh = initial_state(setup)
-    state = checkpoints.restore(fresh)
-    if state is None:
-        state = fresh
-    else:
-        checkpoints.discard_after(int(state.step))
-        print(f"going on from step {int(state.step):,}", file=sys.stderr)
-    writers = Writers(workdir, int(state.step), setup.config.num_steps)
-    try:
-        return _Loop(setup, workdir, checkpoints, writers).run(state)
-    finally:
-        checkpoints.close()
-        writers.close()
+    with (
+        _stop_signals() as stop_requested,
+        closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints,
+    ):
+        state = checkpoints.restore(abstract_state(setup))
+        if state is None:
+            state = initial_state(setup)
+        else:
+            checkpoints.discard_after(int(state.step))
+            print(f"going on from step {int(state.step):,}", file=sys.stderr)
+        with closing(Writers(workdir, int(state.step), setup.config.num_steps)) as writers:
+            return _Loop(setup, workdir, checkpoints, writers).run(state, stop_requested)
 
 
 class _Loop:
@@ -54,15 +51,14 @@ class _Loop:
         self._compiled = cache(self._compile)
         self._unseen = []  # (first step, metrics [steps]) of the calls whose numbers nobody has looked at
 
-    def run(self, state: TrainState) -> bool:
+    def run(self, state: TrainState, stop_requested: Callable) -> bool:
         now, end = int(state.step), self._config.num_steps
-        with _stop_signals() as stop_requested:
-            while now < end:
-                state, now = self._advance(state, now)
-                self._at_boundary(state, now)
-                if stop_requested() and now < end:
-                    self._stop(state, now)
-                    return False
+        while now < end:
+            if stop_requested():
+                self._stop(state, now)
+                return False
+            state, now = self._advance(state, now)
+            self._at_boundary(state, now)
         self._checkpoints.wait()
         return True
 
@@ -90,6 +86,7 @@ class _Loop:
             self._writers.metrics(now, self._evaluate(state))
         if self._due("checkpoint_every", now):
             self._look()
+            self._writers.flush()
             self._checkpoints.save(state)
 
     def _due(self, cadence: str, now: int) -> bool:
@@ -97,8 +94,10 @@ class _Loop:
         return every > 0 and (now % every == 0 or now == self._config.num_steps)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        key = run_keys(self._config.seed).evaluation
-        return evaluate(self._setup.source, self._generate.examples(state.ema, key, SAMPLES), key)
+        keys = self._setup.keys
+        return evaluate(
+            self._setup.source, self._generate.examples(state.ema, keys.evaluation, SAMPLES), keys.reference
+        )
 
     def _look(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""
@@ -126,8 +125,7 @@ class _Loop:
 
     def _state_at(self, wanted: int) -> TrainState:
         """The state of a step that was donated away: computed again, since a run is a function of its config."""
-        fresh = initial_state(self._setup)
-        state = self._checkpoints.restore(fresh) or fresh
+        state = self._checkpoints.restore(abstract_state(self._setup)) or initial_state(self._setup)
         now = int(state.step)
         while now < wanted:
             state, now = self._advance(state, now)

@@ -1,6 +1,9 @@
 """The folder of one run: its config, and a check that nobody else's is written over."""
 
+import fcntl
+import itertools
 import json
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -14,24 +17,41 @@ CONFIG = "config.json"
 
 
 def fresh(config_name: str) -> Path:
-    """A new folder's path, `runs/NAME-DATE-TIME`, in the current directory."""
+    """Makes a new folder, `runs/NAME-DATE-TIME`, in the current directory."""
     base = Path("runs") / f"{config_name}-{datetime.now():%Y%m%d-%H%M%S}"
-    candidates = [base, *(base.with_name(f"{base.name}-{i}") for i in range(1, 1000))]
-    return next(each for each in candidates if not each.exists())
+    for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(1))):
+        path = base.with_name(base.name + suffix)
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the folder this run's own: writes its config, or finds it there from an earlier start.
+@contextmanager
+def claimed(workdir: Path, config: ConfigDict):
+    """Within it the folder is this process's own, with its config in it, new or from an earlier start of the run.
 
-    Raises InputError where the folder holds another config, or cannot be written.
+    Raises InputError where the folder holds another config or a run without one, cannot be written, or is in use.
     """
     try:
-        if (workdir / CONFIG).exists():
-            require_same(workdir, read_config(workdir), config)
-        else:
-            write_atomically(workdir / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
     except OSError as error:
         raise InputError(f"cannot write to workdir {workdir}: {error.strerror}; choose another --workdir") from error
+    with lock:  # the system lets go of it when the process ends, however it ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"workdir {workdir} is in use by another process; choose another --workdir") from error
+        _settle(workdir, config)
+        yield
+
+
+def _settle(workdir: Path, config: ConfigDict) -> None:
+    if (workdir / CONFIG).exists():
+        return require_same(workdir, read_config(workdir), config)
+    if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
+        raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
+    write_atomically(workdir / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -43,7 +63,7 @@ def read_config(workdir: Path) -> ConfigDict:
         raise InputError(f"cannot read {path}: {error.strerror}; --workdir must be the folder of a run") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); put back the config that the run was made with") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or any("." in key for key in values):
         raise InputError(f"{path} holds no config; put back the config that the run was made with")
     return ConfigDict(values).lock()
 

@@ -49,7 +49,7 @@ class Writers:
     def __init__(self, workdir: Path, step: int, num_steps: int):
         """Goes on after `step` of `num_steps`."""
         self._metrics = MetricsFile(workdir / "metrics.jsonl", step)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
 
     def progress(self, step: int) -> None:
@@ -68,6 +68,10 @@ class Writers:
     def picture(self, step: int, picture: np.ndarray) -> None:
         """A picture, uint8 [h, w, c], to TensorBoard."""
         self._tensorboard.add_image("samples", picture, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Everything so far is out of this process when this returns."""
+        self._tensorboard.flush()
 
     def say(self, text: str) -> None:
         """A line above the bar."""

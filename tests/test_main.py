@@ -50,8 +50,8 @@ def runs(shrunk, tmp_path_factory):
     def run(*args):
         setup = recipe.build(shrunk(*args))
         workdir = tmp_path_factory.mktemp(setup.config.data.name)
-        workdirs.claim(workdir, setup.config)
-        assert train(setup, workdir)
+        with workdirs.claimed(workdir, setup.config):
+            assert train(setup, workdir)
         return Run(setup, Checkpoints(workdir / "checkpoints").restore(recipe.initial_state(setup)), workdir)
 
     return {"digits": run("digits"), "ring8": run("mixture", "ring8")}
@@ -129,10 +129,10 @@ def test_a_mistake_is_one_line_and_status_2():
     ("argument", "message"),
     [
         ("configs/nope.py", r"^there is no config file configs/nope\.py; that folder has .*configs/mixture\.py"),
-        ("nowhere/at_all.py", r"^there is no config file nowhere/at_all\.py$"),
+        ("nowhere/at_all.py", r"^there is no config file nowhere/at_all\.py; give one such as configs/dcgan\.py$"),
         ("configs", r"^there is no config file configs"),
         ("configs/mixture.py:ring9", r"unknown variant 'ring9'; valid variants: ring8, grid25, swiss_roll, gaussian"),
-        ("configs/digits.py:ring8", r"^configs/digits\.py:ring8: configs/digits\.py has no variants; give it without"),
+        ("configs/digits.py:ring8", r"^configs/digits\.py has no variants; leave out ':ring8'$"),
     ],
 )
 def test_config_that_is_not_there(argument, message, monkeypatch):
@@ -381,22 +381,47 @@ def test_mistakes_leave_a_run_alone(runs, shrunk, monkeypatch, capsys):
     assert hashes(run.workdir) == before
 
 
+def claim(workdir, config):
+    with workdirs.claimed(workdir, config):
+        pass
+
+
 def test_claim(shrunk, tmp_path):
     workdir = tmp_path / "a" / "b"
     config = shrunk("digits")
-    workdirs.claim(workdir, config)
+    claim(workdir, config)
     assert workdirs.read_config(workdir).to_dict() == config.to_dict()
     before = hashes(workdir)
-    workdirs.claim(workdir, config)
+    claim(workdir, config)
     changed = shrunk("digits", None, players(width=9) | {"seed": 1, "num_steps": 5, "log_every": 2})
     with pytest.raises(
         InputError, match=r"width is 8 there, 9 here, log_every is 1 there, 2 here and 2 more\); choose"
     ):
-        workdirs.claim(workdir, changed)
+        claim(workdir, changed)
     edit_config(workdir, lambda values: values.pop("seed"))
     with pytest.raises(InputError, match=r"seed is None there, 0 here"):
-        workdirs.claim(workdir, config)
+        claim(workdir, config)
     assert hashes(workdir).keys() == before.keys()
+
+
+def test_claim_of_a_workdir_in_use(shrunk, tmp_path):
+    with workdirs.claimed(tmp_path, shrunk("digits")), pytest.raises(InputError, match="in use by another process"):
+        claim(tmp_path, shrunk("digits"))
+    claim(tmp_path, shrunk("digits"))  # the lock goes with its holder
+
+
+def test_claim_of_a_run_that_lost_its_config(shrunk, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(InputError, match=r"without its config\.json"):
+        claim(tmp_path, shrunk("digits"))
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_fresh_workdirs_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = [workdirs.fresh("digits") for _ in range(3)]
+    assert len(set(made)) == 3
+    assert all(path.is_dir() for path in made)
 
 
 @pytest.mark.parametrize("below", ["", "run"])
@@ -516,6 +541,47 @@ def test_verbs_from_the_command_line(runs, tmp_path):
     assert other.stdout.splitlines() == [f"wrote {digits / name}" for name in ("samples.png", "samples.npz")]
     with np.load(digits / "samples.npz") as arrays:
         assert arrays["samples"].shape == (5, 8, 8, 1)
+
+
+def test_config_flag_that_is_empty_or_given_twice():
+    for process in processes(["--config="], ["--config=configs/digits.py", "--config=configs/nope.py"]):
+        assert process.returncode == 2
+        error_line(process.stderr)
+
+
+def test_config_with_a_bug_names_the_line_of_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def get_config():\n    return confg\n")
+    with pytest.raises(InputError, match="line 2"):
+        command_line.load_config("mine.py")
+
+
+def test_config_that_is_no_config_dict(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    return {'seed': 1}\n")
+    with pytest.raises(InputError, match="ConfigDict"):
+        recipe.build(command_line.load_config(str(path)))
+
+
+def test_run_whose_config_has_dotted_keys(tmp_path):
+    (tmp_path / "config.json").write_text('{"generator.width": 3}')
+    with pytest.raises(InputError, match="config"):
+        workdirs.read_config(tmp_path)
+
+
+def test_interpolation_of_points(runs, monkeypatch, capsys):
+    workdir = runs["ring8"].workdir
+    before = hashes(workdir)
+    try:
+        assert "interpolation" in rejected(capsys, monkeypatch, mode="sample", workdir=str(workdir), interpolation=True)
+        assert hashes(workdir) == before
+    finally:
+        (workdir / "samples.png").unlink(missing_ok=True)
+
+
+def test_interpolation_between_opposite_latents():
+    norms = np.linalg.norm(interpolate(np.array([[1.0, 0.0], [-2.0, 0.01]]), "normal"), axis=1)
+    assert norms.max() < 3
 
 
 # --- The documentation

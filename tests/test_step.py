@@ -22,7 +22,11 @@ SGD = {f"{player}.optimizer.name": "sgd" for player in ("generator", "discrimina
 RATES = {f"{player}.optimizer.learning_rate": 0.1 for player in ("generator", "discriminator")}
 
 
-WIDE = {f"{player}.width": 16 for player in ("generator", "discriminator")}
+WIDE = {
+    f"{player}.{key}": value
+    for player in ("generator", "discriminator")
+    for key, value in (("width", 16), ("depth", 1))
+}
 
 
 class Fake(NamedTuple):
@@ -574,6 +578,12 @@ def test_logit_metrics_are_those_of_known_logits():
     assert {value.shape for value in metrics.values()} == {()}
 
 
+def test_accuracy_counts_from_where_the_objective_is_undecided():
+    for objective, real, fake in (("lsgan", 2 / 5, 4 / 5), ("fgan_kl", 2 / 5, 4 / 5), ("wgan", 3 / 5, 3 / 5)):
+        metrics = reported(objective)  # lsgan's undecided logit is 1/2, fgan_kl's is 1
+        assert_allclose([metrics["d_accuracy_real"], metrics["d_accuracy_fake"]], [real, fake], rtol=1e-6)
+
+
 def test_divergence_is_what_the_objective_bounds():
     real, fake = np.array(REAL), np.array(FAKE)
     value = np.mean(-np.logaddexp(0, -real)) + np.mean(-np.logaddexp(0, fake))  # V(D, G)
@@ -595,9 +605,14 @@ def test_the_largest_logit_is_that_of_all_critic_steps_and_the_generators():
     assert metrics["max_logit"] == 9
 
 
-def test_a_logit_that_is_not_a_number_is_the_largest():
-    fakes = fake_recipe(prior=given([np.nan], [1.0]))
-    _, metrics = step.discriminator_step(fakes, one_device(), fake_state(fakes), image(1, 2), jax.random.key(0))
+def test_the_largest_logit_is_a_number_as_long_as_there_was_one():
+    """When a run diverges, it is the last logit before that which explains it."""
+    fakes = fake_recipe(steps=2, prior=given([1.0], [1.0]))
+    batch = {"image": jnp.array([[[-7.0], [1.0]], [[np.nan], [1.0]]])}
+    _, metrics = jax.jit(partial(step.train_step, fakes, one_device()))(fake_state(fakes), batch)
+    assert np.isnan(metrics["d_loss"])
+    assert metrics["max_logit"] == 7
+    _, metrics = step.discriminator_step(fakes, one_device(), fake_state(fakes), image(np.nan, 2), jax.random.key(0))
     assert np.isnan(metrics["max_logit"])
 
 

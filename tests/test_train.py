@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +37,8 @@ def shipped():
 def start_run(config, workdir):
     """What the command line does to train, in this process."""
     setup = recipe.build(config)
-    workdirs.claim(workdir, config)
-    return train(setup, workdir)
+    with workdirs.claimed(workdir, config):
+        return train(setup, workdir)
 
 
 def lines(workdir):
@@ -48,8 +47,10 @@ def lines(workdir):
 
 def newest_state(config, workdir):
     """The arrays of the newest checkpoint."""
-    setup = recipe.build(config)
-    state = Checkpoints(workdir / "checkpoints").restore(recipe.initial_state(setup))
+    return arrays(Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(recipe.build(config))))
+
+
+def arrays(state):
     return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
 
 
@@ -61,12 +62,26 @@ def assert_finite(state):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+def interrupt(monkeypatch, where, number, action):
+    """Calls `action` in place of the `number`th call of the function `where` (owner, name)."""
+    original, calls = getattr(*where), []
+
+    def interrupting(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            action(*arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(*where, interrupting)
+
+
 # --- every shipped config ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "variant"), shipped())
-def test_a_shipped_config_trains_from_end_to_end(shrunk, tmp_path, name, variant):
-    config = shrunk(name, variant)
+def test_a_shipped_config_trains_from_end_to_end(shrunk, tmp_path, monkeypatch, name, variant):
+    config, saved = shrunk(name, variant), []
+    interrupt(monkeypatch, (Checkpoints, "save"), 2, lambda _, state: saved.append(arrays(state)))
     assert start_run(config, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
     for line in lines(tmp_path):
@@ -79,9 +94,8 @@ def test_a_shipped_config_trains_from_end_to_end(shrunk, tmp_path, name, variant
     assert json.loads((tmp_path / "config.json").read_text()) == config.to_dict()
     assert max(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()) > 1000
     assert steps_saved(tmp_path) == [2, 4]
-    state = newest_state(config, tmp_path)
-    assert int(state.step) == 4
-    assert_finite(state)
+    assert int(saved[0].step) == 4
+    assert_finite(saved[0])
 
 
 def test_all_configs_are_covered():
@@ -95,7 +109,7 @@ INTERRUPTED = {
     "num_steps": 48,
     "steps_per_call": 4,
     "log_every": 2,
-    "checkpoint_every": 4,
+    "checkpoint_every": 8,
     "sample_every": 24,
     "evaluate_every": 24,
     "checkpoints_kept": 2,
@@ -135,19 +149,6 @@ def uninterrupted(config, tmp_path_factory):
     return end
 
 
-def interrupt(monkeypatch, where, number, action):
-    """Calls `action` in place of the `number`th call of the function `where` (owner, name)."""
-    original, calls = getattr(*where), []
-
-    def interrupting(*arguments):
-        calls.append(arguments)
-        if len(calls) == number:
-            action(*arguments)
-        return original(*arguments)
-
-    monkeypatch.setattr(*where, interrupting)
-
-
 def killed(*arguments):
     raise Killed
 
@@ -158,88 +159,76 @@ def torn_metrics_line(metrics_file, step, values):
 
 
 def half_a_picture(path, content):
+    path.parent.mkdir()
     path.with_name(path.name + ".partial").write_bytes(b"half")
     raise Killed
 
 
+def cut_off(config, workdir, where, number, action=killed, end=Killed):
+    """A run that ends with `end` because of `action` at that call; see `interrupt`."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, where, number, action)
+        with pytest.raises(end):
+            start_run(config, workdir)
+
+
 MOMENTS = {
-    "at_a_log_line": ((writers.Writers, "metrics"), 11, killed),
     "within_a_log_line": ((writers.MetricsFile, "write"), 15, torn_metrics_line),
-    "within_a_picture": ((images, "write_png"), 2, half_a_picture),
+    "within_a_picture": ((images, "write_atomically"), 1, half_a_picture),
     "before_the_first_checkpoint": ((Checkpoints, "save"), 1, killed),
-    "before_a_later_checkpoint": ((Checkpoints, "save"), 7, killed),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_that_was_cut_off_and_started_again_ends_in_the_same_bits(
-    config, uninterrupted, tmp_path, monkeypatch, moment
-):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        interrupt(patch, *MOMENTS[moment])
-        start_run(config, tmp_path)
+def test_a_run_that_was_cut_off_and_started_again_ends_in_the_same_bits(config, uninterrupted, tmp_path, moment):
+    cut_off(config, tmp_path, *MOMENTS[moment])
     assert start_run(config, tmp_path)
     assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
 
 
-def test_a_run_that_lost_its_newest_checkpoint_ends_in_the_same_bits(
-    config, uninterrupted, tmp_path, monkeypatch, capsys
-):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        interrupt(patch, (writers.Writers, "metrics"), 15, killed)  # step 28, before its checkpoint
-        start_run(config, tmp_path)
-    assert steps_saved(tmp_path) == [20, 24]
+def test_a_run_that_lost_its_newest_checkpoint_ends_in_the_same_bits(config, uninterrupted, tmp_path, capsys):
+    cut_off(config, tmp_path, (Checkpoints, "save"), 4)
+    assert steps_saved(tmp_path) == [16, 24]
     newest = max((tmp_path / "checkpoints" / "24").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     newest.write_bytes(newest.read_bytes()[:-20])
-    (tmp_path / "checkpoints" / "28.orbax-checkpoint-tmp").mkdir()  # as a kill within a save leaves it
+    (tmp_path / "checkpoints" / "32.orbax-checkpoint-tmp").mkdir()  # as a kill within a save leaves it
     capsys.readouterr()
     assert start_run(config, tmp_path)
-    assert re.search(r"checkpoint 24 is corrupt .*going back to 20", capsys.readouterr().err)
+    assert re.search(r"checkpoint 24 is corrupt .*going back to 16", capsys.readouterr().err)
     assert (tmp_path / "checkpoints" / "corrupt-24").is_dir()
     assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
 
 
-def test_batch_statistics_survive_an_interruption(shrunk, tmp_path, monkeypatch):
-    config = shrunk("dcgan", None, {"num_steps": 6, "sample_every": 6})
+def test_batch_statistics_survive_an_interruption(shrunk, tmp_path):
+    config = shrunk("dcgan")
     assert start_run(config, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        interrupt(patch, (writers.Writers, "metrics"), 5, killed)
-        start_run(config, tmp_path / "cut")
+    cut_off(config, tmp_path / "cut", (writers.Writers, "metrics"), 3)
     assert start_run(config, tmp_path / "cut")
     end = end_of_a_run(config, tmp_path / "whole")
     assert jax.tree.leaves(end[1].generator.stats)
     assert_same_end(end_of_a_run(config, tmp_path / "cut"), end)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_step_that_it_comes_in(config, uninterrupted, tmp_path, monkeypatch, number):
-    before = signal.getsignal(number)
+def test_a_signal_saves_the_step_that_it_comes_in(config, uninterrupted, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        interrupt(patch, (writers.Writers, "metrics"), 5, lambda *_: os.kill(os.getpid(), number))
+        interrupt(patch, (writers.Writers, "metrics"), 5, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert not start_run(config, tmp_path)
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(signal.SIGTERM) is before
     assert steps_saved(tmp_path)[-1] == 10  # where no checkpoint was due
     assert start_run(config, tmp_path)
     assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
+    assert start_run(config, tmp_path)  # which is finished
+    assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
 
 
-def test_a_second_signal_ends_the_run_at_once(config, tmp_path, monkeypatch):
+def test_a_second_signal_ends_the_run_at_once(config, tmp_path):
     def twice(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, (writers.Writers, "metrics"), 5, twice)
-        start_run(config, tmp_path)
+    cut_off(config, tmp_path, (writers.Writers, "metrics"), 5, twice, KeyboardInterrupt)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_finished_run_started_again_changes_nothing(shrunk, tmp_path):
-    config = shrunk("mixture", "gaussian")
-    assert start_run(config, tmp_path)
-    before = end_of_a_run(config, tmp_path)
-    assert start_run(config, tmp_path)
-    assert_same_end(end_of_a_run(config, tmp_path), before)
 
 
 def as_flags(config):
@@ -255,11 +244,14 @@ def wait_for_lines(workdir, n, process):
         time.sleep(0.005)
 
 
-def test_a_process_killed_then_terminated_then_left_alone_ends_in_the_same_bits(config, uninterrupted, tmp_path, start):
+def test_a_process_killed_then_terminated_then_left_alone_ends_in_the_same_bits(
+    shrunk, uninterrupted, tmp_path, start, capsys
+):
+    config = shrunk("mixture", "ring8", INTERRUPTED | {"checkpoint_every": 2})  # long enough to be met within
     command = ("--config=configs/mixture.py:ring8", *as_flags(config), f"--workdir={tmp_path}")
 
     process = start(*command)
-    wait_for_lines(tmp_path, 5, process)
+    wait_for_lines(tmp_path, 4, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -268,16 +260,13 @@ def test_a_process_killed_then_terminated_then_left_alone_ends_in_the_same_bits(
     process = start(*command)
     wait_for_lines(tmp_path, done + 2, process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    step = int(re.search(r"stopped by a signal at step (\d+), which is saved", err)[1])
-    assert steps_saved(tmp_path)[-1] == step < config.num_steps
-
-    process = start(*command)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert f"going on from step {step}" in err
-    assert "trained 48 steps" in out
+    step = int(re.search(r"stopped by a signal at step (\d+), which is saved", out + err)[1])
+    assert steps_saved(tmp_path)[-1] == step < config.num_steps
+
+    assert start_run(config, tmp_path)
+    assert f"going on from step {step}" in capsys.readouterr().err
     assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
 
 
@@ -286,27 +275,33 @@ def test_a_process_killed_then_terminated_then_left_alone_ends_in_the_same_bits(
 FAST = {
     f"{player}.optimizer.{key}": value
     for player in ("generator", "discriminator")
-    for key, value in {"learning_rate": 0.6, "decay_to": 1.0}.items()
-} | {"penalty.name": "none", "num_steps": 60, "steps_per_call": 3, "log_every": 3, "sample_every": 0}
+    for key, value in {"learning_rate": 1.0, "decay_to": 1.0}.items()
+} | {"penalty.name": "none", "num_steps": 60, "steps_per_call": 60, "sample_every": 0}
 
 
-@pytest.mark.parametrize("checkpoint_every", [3, 60], ids=["saved_before", "computed_again"])
-@pytest.mark.parametrize("objective", ["mle", "fgan_kl"])
-def test_a_run_that_diverges_says_where_and_leaves_a_good_state(shrunk, tmp_path, objective, checkpoint_every):
-    changes = FAST | {"objective.name": objective, "checkpoint_every": checkpoint_every}
-    config = shrunk("mixture", "ring8", changes)
+@pytest.mark.parametrize(
+    ("objective", "log_every", "checkpoint_every"),
+    [("mle", 1, 1), ("mle", 1, 60), ("fgan_kl", 3, 60)],
+    ids=["saved_before", "computed_again", "within_a_call"],
+)
+def test_a_run_that_diverges_says_where_and_leaves_a_good_state(
+    shrunk, tmp_path, objective, log_every, checkpoint_every
+):
+    changes = {"objective.name": objective, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    config = shrunk("mixture", "ring8", FAST | changes)
     with pytest.raises(DivergedError) as caught:
         start_run(config, tmp_path)
     pattern = r"step (\d+): .*g_loss.* not finite; the largest \|logit\| was (\S+); the state of step (\d+) is saved"
     step, logit, saved = re.match(pattern, str(caught.value)).groups()
     assert "\n" not in str(caught.value)
-    assert 0 < int(saved) < int(step) <= int(saved) + 3
+    assert int(step) > 1
+    assert int(saved) == (int(step) - 1) // log_every * log_every
     assert float(logit) > 88.7  # beyond it exp leaves float32
     assert steps_saved(tmp_path)[-1] == int(saved)
     state = newest_state(config, tmp_path)
     assert int(state.step) == int(saved)
     assert_finite(state)
-    assert [line["step"] for line in lines(tmp_path)] == list(range(3, int(saved) + 1, 3))
+    assert [line["step"] for line in lines(tmp_path)] == list(range(log_every, int(saved) + 1, log_every))
     assert all(np.isfinite(value) for line in lines(tmp_path) for value in line.values())
 
 
@@ -325,34 +320,35 @@ def test_boundaries_are_where_something_is_due_wherever_one_starts(shrunk):
         assert next_boundary(config, start) == min(step for step in due if step > start)
 
 
-def test_nothing_is_compiled_after_the_first_boundary(shrunk, tmp_path, monkeypatch, caplog):
+def test_nothing_is_compiled_after_the_first_boundary(shrunk, tmp_path, caplog):
     cadences = dict.fromkeys(("log_every", "sample_every", "evaluate_every", "checkpoint_every"), 2)
-    config, seen = shrunk("mixture", "ring8", cadences | {"num_steps": 8, "steps_per_call": 2}), []
+    config, counts = shrunk("mixture", "ring8", INTERRUPTED | cadences), []
 
-    def compilations():
-        return [record for record in caplog.records if "compilation" in record.getMessage()]
+    def compilations(*_):
+        counts.append(len([record for record in caplog.records if "compilation" in record.getMessage()]))
 
-    interrupt(monkeypatch, (Checkpoints, "save"), 2, lambda *_: seen.append(len(compilations())))
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        assert start_run(config, tmp_path)
-    assert seen[0] > 3  # the log was heard
-    assert len(compilations()) == seen[0]
+    def last(*_):
+        compilations()
+        raise Killed
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, (Checkpoints, "save"), 2, compilations)  # all of the first boundary, and what leads to here
+        cut_off(config, tmp_path, (Checkpoints, "save"), 4, last)
+    assert counts[0] > 3  # the log was heard
+    assert counts[1] == counts[0]
 
 
 def test_a_mapped_run_reports_the_same_numbers(shrunk, tmp_path):
-    plain = {
-        f"{player}.optimizer.{key}": value
-        for player in ("generator", "discriminator")
-        for key, value in {"name": "sgd", "learning_rate": 0.1}.items()  # Adam turns rounding into whole steps
-    }
     for parallel in ("jit", "pmap"):
-        assert start_run(shrunk("mixture", "ring8", plain | {"parallel": parallel}), tmp_path / parallel)
+        assert start_run(shrunk("digits", None, {"parallel": parallel}), tmp_path / parallel)
     mapped, meshed = lines(tmp_path / "pmap"), lines(tmp_path / "jit")
     assert [line.keys() for line in mapped] == [line.keys() for line in meshed]
     for name in meshed[0]:
-        assert_allclose([line[name] for line in mapped], [line[name] for line in meshed], rtol=1e-4, atol=1e-5)
-    states = [newest_state(shrunk("mixture", "ring8", plain | {"parallel": p}), tmp_path / p) for p in ("pmap", "jit")]
-    jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=1e-5), *states)
+        first, later = [line[name] for line in meshed[:1]], [line[name] for line in meshed[1:]]
+        assert_allclose([line[name] for line in mapped[:1]], first, rtol=1e-4, atol=1e-6)
+        # Adam may turn the rounding of a gradient that is nearly zero into a step of the learning rate, 2e-4.
+        assert_allclose([line[name] for line in mapped[1:]], later, rtol=1e-3, atol=1e-3)
+    assert steps_saved(tmp_path / "pmap") == [2, 4]
 
 
 # --- metrics.jsonl ----------------------------------------------------------------------------------------------

@@ -7,12 +7,15 @@ from gan_jax.data import Source
 from gan_jax.evaluation.modes import mode_scores
 from gan_jax.evaluation.wasserstein import sliced_wasserstein
 
+SAMPLES = 2_500  # scored by default: PacGAN's number for ring and grid (arXiv:1712.04086, section 4.1)
+
 
 def evaluate(source: Source, samples: np.ndarray, key) -> dict[str, float]:
     """What can be said of `samples` [n, *shape] from this source, each score beside that of perfect samples.
 
-    Mixtures get `modes`, `high_quality` and `reverse_kl`; all data gets `sliced_wasserstein` to as many fresh real
-    examples, with the distance between two such real sets as `sliced_wasserstein_floor`.
+    Mixtures get `modes`, `high_quality` and `reverse_kl`; all data gets `sliced_wasserstein` to as many real examples
+    drawn with `key`, and the distance between two such draws as `sliced_wasserstein_floor`. The draws are from the
+    source that one trains on: this tells how well the data is fitted, not whether it was memorised.
     """
     scores = mode_scores(samples, source.modes) if source.modes else {}
     keys = jax.random.split(key, 2 * len(samples))
