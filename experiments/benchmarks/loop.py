@@ -1,10 +1,11 @@
 """What the training loop adds to the bare compiled step: logging, pictures, checkpoints, the progress bar.
 
-    python experiments/benchmarks/loop.py --config=configs/dcgan.py --seconds=30
+    pip install -e ".[bench]" && python experiments/benchmarks/loop.py --config=configs/dcgan.py --seconds=20
 
 Both sides run the same compiled `train_steps` of the config, in turns. The bare side calls it in a Python loop and
 waits once at the end. The loop's side is `gan_jax.train.train` as shipped, timed from a short and a long run whose
-difference leaves out start-up and compilation. Prints steps per second of each turn, and the median of the ratios.
+difference leaves out start-up; a first turn fills the compilation cache and is not reported. Prints steps per second of
+each turn, the share of the CPU that other processes took meanwhile, and the median of the ratios.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import jax
+import psutil
 from ml_collections import ConfigDict
 
 from gan_jax import command_line, recipe, step
@@ -39,12 +41,17 @@ def main() -> None:
         # A whole number of cadences, so that the long run does all that a real one does, in proportion.
         whole = max(config.log_every, config.sample_every, config.checkpoint_every)
         steps = max(1, round(calls * per_call / whole)) * whole
-        print(f"{arguments.config}, {steps} steps a turn\n{'bare':>10} {'loop':>10} {'loop / bare':>12}  steps/s")
+        print(f"{arguments.config}, {steps} steps a turn")
+        print(f"{'bare, steps/s':>14} {'loop, steps/s':>14} {'loop / bare':>12} {'others':>8}")
+        loop_rate(config, steps)
         ratios = []
         for _ in range(arguments.turns):
+            before, start = cpu_seconds(), time.perf_counter()
             bare, loop = bare_rate(config, steps // per_call), loop_rate(config, steps)
+            busy, own = (after - earlier for after, earlier in zip(cpu_seconds(), before, strict=True))
+            others = (busy - own) / ((time.perf_counter() - start) * psutil.cpu_count())
             ratios.append(loop / bare)
-            print(f"{bare:10.1f} {loop:10.1f} {loop / bare:12.3f}", flush=True)
+            print(f"{bare:14.1f} {loop:14.1f} {loop / bare:12.3f} {others:8.1%}", flush=True)
     print(f"median of the ratios: {median(ratios):.3f}")
 
 
@@ -65,9 +72,15 @@ def bare_rate(config: ConfigDict, calls: int) -> float:
 def loop_rate(config: ConfigDict, steps: int) -> float:
     """Steps per second of the shipped loop: one cadence against one cadence and `steps` more."""
     once = max(config.log_every, config.sample_every, config.checkpoint_every)
-    train_seconds(config, once)  # fills the compilation cache
     short = train_seconds(config, once)
     return steps / (train_seconds(config, once + steps) - short)
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Busy CPU seconds of the whole machine and of this process, so far."""
+    times = psutil.cpu_times()
+    own = psutil.Process().cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0), own.user + own.system
 
 
 def train_seconds(config: ConfigDict, num_steps: int) -> float:
