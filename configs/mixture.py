@@ -19,7 +19,7 @@ def get_config(variant="ring8"):
     for player in (config.generator, config.discriminator):
         player.width = 64
         player.optimizer.update(learning_rate=4e-3, b1=0.0, b2=0.99, decay_to=0.01)
-    config.num_steps = 16_000
+    config.num_steps = 12_000
     config.update(sample_every=4_000, checkpoint_every=4_000)
     if variant == "grid25":
         config.num_steps = 24_000

@@ -533,6 +533,21 @@ def test_a_compiled_call_moves_nothing_between_host_and_device(layout):
     assert np.isfinite(metrics["d_loss"]).all()
 
 
+@pytest.mark.parametrize("layout", [mesh, pmapped])
+def test_a_step_from_the_compilation_cache_donates_and_gives_the_same_bits(layout):
+    fakes, devices, hits, results = fake_recipe(penalty=penalties.r1, steps=2), layout(), [], []
+    jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
+    for _ in range(2):
+        compiled = devices.compile(partial(step.train_steps, fakes, devices, draw_noise, 2))
+        before = devices.place(fake_state(fakes))
+        hits.clear()
+        after, metrics = compiled(before, ())
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.generator, before.ema)))
+        results.append((after.generator, after.discriminator, after.ema, metrics))
+    assert hits
+    assert_same_bits(*results)
+
+
 def test_bfloat16_keeps_parameters_and_losses_in_float32_and_stays_close(shrunk):
     changes, results = SGD | RATES | WIDE | {"latent.dim": 2}, {}
     setup, before = built(shrunk("digits", None, changes))

@@ -222,6 +222,13 @@ def test_a_signal_saves_the_step_that_it_comes_in(config, uninterrupted, tmp_pat
     assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
 
 
+def test_a_signal_before_the_first_step_saves_the_start(config, tmp_path, monkeypatch):
+    interrupt(monkeypatch, (Checkpoints, "restore"), 1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert not start_run(config, tmp_path)
+    assert steps_saved(tmp_path) == [0]
+    assert lines(tmp_path) == []
+
+
 def test_a_second_signal_ends_the_run_at_once(config, tmp_path):
     def twice(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
