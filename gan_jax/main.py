@@ -37,6 +37,14 @@ def main(argv: list[str]) -> None:
     except DivergedError as error:
         print(f"diverged: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: out of memory; smaller networks or a smaller batch_size need less", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)

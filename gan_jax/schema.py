@@ -29,8 +29,8 @@ class Rule(NamedTuple):
     words: str
 
 
-POSITIVE_INT = Rule(int, lambda value: value > 0, "a positive integer")
-COUNT = Rule(int, lambda value: value >= 0, "an integer, 0 or more")
+POSITIVE_INT = Rule(int, lambda value: 0 < value < 2**31, "a positive integer")
+COUNT = Rule(int, lambda value: 0 <= value < 2**31, "an integer, 0 or more")
 NON_NEGATIVE = Rule(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
 POSITIVE = Rule(float, lambda value: 0 < value < float("inf"), "a number greater than 0")
 FRACTION = Rule(float, lambda value: 0 <= value < 1, "a number from 0 to 1, 1 excluded")

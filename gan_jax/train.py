@@ -1,5 +1,6 @@
 """The training loop: the only one."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -151,13 +152,15 @@ def next_boundary(config, now: int) -> int:
 
 @contextmanager
 def _stop_signals():
-    """Within it SIGTERM and SIGINT only set a flag, which the yielded function reads; a second one acts as usual."""
+    """Within it SIGTERM and SIGINT only set a flag, which the yielded function reads; a second Ctrl-C acts as usual."""
     received = []
     previous = {}
 
     def note(number, frame):
         received.append(number)
-        signal.signal(number, previous[number])
+        os.write(2, b"\nstopping after this call\n")  # not print: the signal may have come in the middle of one
+        if number == signal.SIGINT:
+            signal.signal(number, previous[number])
 
     for number in (signal.SIGTERM, signal.SIGINT):
         previous[number] = signal.signal(number, note)

@@ -73,6 +73,10 @@ def require_same(workdir: Path, old: ConfigDict, new: ConfigDict) -> None:
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
     changed = [key for key in old | new if old.get(key) != new.get(key)]
     if changed:
-        shown = ", ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:3])
+        shown = ", ".join(f"{key} is {_shown(old, key)} there, {_shown(new, key)} here" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(f"workdir {workdir} holds a run of another config ({shown}{more}); choose another --workdir")
+
+
+def _shown(values: dict, key: str) -> str:
+    return repr(values[key]) if key in values else "missing"

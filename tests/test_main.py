@@ -399,7 +399,7 @@ def test_claim(shrunk, tmp_path):
     ):
         claim(workdir, changed)
     edit_config(workdir, lambda values: values.pop("seed"))
-    with pytest.raises(InputError, match=r"seed is None there, 0 here"):
+    with pytest.raises(InputError, match=r"seed is missing there, 0 here"):
         claim(workdir, config)
     assert hashes(workdir).keys() == before.keys()
 
