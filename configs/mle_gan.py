@@ -1,6 +1,8 @@
 """MLE-GAN: the generator's loss is -exp(a), whose gradient is that of maximum likelihood (arXiv:1412.6515).
 
 python -m gan_jax.main --config=configs/mle_gan.py
+
+Seen on 2 CPU cores: 63 s, sliced Wasserstein 0.038 (two draws of real digits: 0.025).
 """
 
 from configs import dcgan
