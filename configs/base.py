@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             "generator": {
                 "network": "mlp",
                 "width": 128,  # units of a hidden layer; for dcgan, channels of the layer next to the image
-                "depth": 3,  # hidden layers; for dcgan, layers of stride 2
+                "depth": 3,  # hidden layers (0: an affine map); for dcgan, layers of stride 2
                 "activation": "relu",
                 "normalization": "none",
                 "ema_decay": 0.999,  # of the moving average that samples are made from; 0: no averaging

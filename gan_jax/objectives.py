@@ -73,7 +73,8 @@ def _relativistic_discriminator(real_logits, fake_logits):
 
 
 # Relativistic pairing (arXiv:1807.00734, used by R3GAN, arXiv:2501.05441): each real example is compared with one fake.
-# The divergence is a lower bound on sup_D E[log 2 + log sigma(a - b)], the relativistic divergence of arXiv:1901.02474.
+# The divergence is a lower bound on sup_D E[log 2 + log sigma(a - b)], the relativistic divergence of arXiv:1901.02474:
+# the Jensen-Shannon divergence of the pairs (real, fake) and (fake, real), reached at a = log p_data - log p_g.
 RPGAN = Objective(
     discriminator=_relativistic_discriminator,
     generator=lambda fake_logits, real_logits: softplus(real_logits - fake_logits),

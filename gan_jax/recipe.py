@@ -213,6 +213,8 @@ def _check_loop(config, recipe: Recipe) -> None:
 def _check_dcgan(player: str, depth: int, name: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
         raise InputError(f"{player}.network is dcgan, which makes images, but {name} is points {shape}; use mlp")
+    if depth == 0:
+        raise InputError(f"{player}.depth is 0: dcgan needs a layer of stride 2; give it 1 or more, or use mlp")
     if any(size % 2**depth for size in shape[:2]):
         raise InputError(
             f"{player}.depth is {depth}: dcgan halves its images {depth} times, which {shape[0]}x{shape[1]} ({name}) "

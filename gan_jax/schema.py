@@ -48,7 +48,7 @@ def one_of(names: Iterable[str]) -> Rule:
 _NETWORK = {
     "network": one_of(FAMILIES),
     "width": POSITIVE_INT,
-    "depth": POSITIVE_INT,
+    "depth": COUNT,
     "activation": one_of(ACTIVATIONS),
     "normalization": one_of(NORMALIZATIONS),
     "optimizer.name": one_of(OPTIMIZERS),

@@ -14,18 +14,18 @@ from gan_jax.data.source import Modes, Source
 def ring8(split: str) -> Source:
     """Eight Gaussians, sigma 0.01, evenly on the unit circle."""
     angles = 2 * np.pi * np.arange(8) / 8
-    return _mixture(np.stack([np.cos(angles), np.sin(angles)], axis=1), 0.01)
+    return mixture(np.stack([np.cos(angles), np.sin(angles)], axis=1), 0.01)
 
 
 def grid25(split: str) -> Source:
     """Twenty-five Gaussians, sigma 0.05, at {-4, -2, 0, 2, 4}^2."""
     ticks = np.arange(-4.0, 5.0, 2.0)
-    return _mixture(np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2), 0.05)
+    return mixture(np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2), 0.05)
 
 
 def gaussian(split: str) -> Source:
     """One Gaussian on the line, mean 4, sigma 0.5."""
-    return _mixture(np.array([[4.0]]), 0.5)
+    return mixture(np.array([[4.0]]), 0.5)
 
 
 def swiss_roll(split: str) -> Source:
@@ -51,7 +51,8 @@ def _swiss_roll_point(key, sigma):
     return _spiral(t) + sigma * jax.random.normal(noise, (2,))
 
 
-def _mixture(centers, sigma) -> Source:
+def mixture(centers: np.ndarray, sigma: float) -> Source:
+    """Gaussians of standard deviation sigma at `centers` [m, d], each of weight 1/m; one named twice has twice that."""
     constants = jnp.asarray(centers, jnp.float32)
     return Source(
         shape=(centers.shape[1],),

@@ -50,6 +50,15 @@ def triangular_discrimination(p, q):
     return jnp.sum(jnp.square(p - q) / (p + q))
 
 
+def relativistic_js(p, q):
+    """JS(p x q, q x p), of the two orders in which a pair can be made of a draw of each: [m], [m] -> [] in [0, log 2].
+
+    What `rpgan` estimates. Its discriminator tells real-fake pairs from fake-real ones; the optimal logit of that,
+    log p(x) q(y) - log q(x) p(y), is a difference a(x) - a(y), as it must be, with a = log p - log q.
+    """
+    return js(jnp.outer(p, q), jnp.outer(q, p))
+
+
 def optimal_logit(p_data, p_g):
     """The logit of the optimal discriminator, log p_data - log p_g.
 

@@ -90,9 +90,9 @@ def cross_entropy_is_minus_value(p_data, theta, logits):
     )
 
 
-def generator_gradient(name, target, p_data, theta, logits):
+def generator_gradient(name, optimal_critic, target, p_data, theta, logits):
     """grad_theta E_pg[g(a*)], the critic held fixed, equals the gradient in theta of `target(p_data, p_g)`."""
-    critic = jax.lax.stop_gradient(theory.optimal_logit(p_data, jax.nn.softmax(theta)))
+    critic = jax.lax.stop_gradient(optimal_critic(p_data, jax.nn.softmax(theta)))
 
     def loss(theta):
         return theory.generator_loss(OBJECTIVES[name], critic, p_data, jax.nn.softmax(theta))
@@ -130,13 +130,6 @@ def js_of_disjoint_supports(p_data, theta, logits):
     return theory.js(p / jnp.sum(p), q / jnp.sum(q)), jnp.full((), LOG_2, p_data.dtype)
 
 
-def wasserstein_at_optimum(p_data, theta, logits):
-    """E_pdata f - E_pg f at the Kantorovich potential is W1, the area between the distribution functions."""
-    p_g, spacing = jax.nn.softmax(theta), 0.5
-    critic = theory.optimal_critic(p_data, p_g, spacing)
-    return theory.divergence(OBJECTIVES["wgan"], critic, p_data, p_g), theory.wasserstein_1(p_data, p_g, spacing)
-
-
 def linear_critic_penalty(p_data, theta, logits):
     """The WGAN-GP penalty of the critic w.x is (|w| - 1)^2 wherever it is taken (arXiv:1704.00028)."""
     keys = jax.random.split(jax.random.key(0), 2)
@@ -164,27 +157,63 @@ def _reversed_kl(p, q):
     return theory.kl(q, p)
 
 
-def _ratio(p, q):
-    return p / q
+def _half_sum_kl_less_triangular(p, q):
+    return theory.kl(p, (p + q) / 2) - theory.triangular_discrimination(p, q) / 8
+
+
+def _reversed_kl_less_relativistic(p, q):
+    return theory.kl(q, p) - theory.relativistic_js(p, q)
+
+
+def _twice(divergence):
+    return lambda p, q: 2 * divergence(p, q)
+
+
+def _hinge_critic(p, q):
+    return jnp.sign(p - q)
+
+
+SPACING = 0.5  # of the points, where their distance matters
+
+
+def _lipschitz_critic(p, q):
+    return theory.optimal_critic(p, q, SPACING)
+
+
+def _wasserstein(p, q):
+    return theory.wasserstein_1(p, q, SPACING)
 
 
 # objective: (its optimal critic as a function of p_data and p_g, what it then estimates, that in words)
 OPTIMA = {
     "minimax": (theory.optimal_logit, theory.js, "JS"),
+    "wgan": (_lipschitz_critic, _wasserstein, "W1"),
+    "hinge": (_hinge_critic, theory.total_variation, "total variation"),
     "lsgan": (theory.optimal_discriminator, theory.triangular_discrimination, "triangular discrimination"),
+    "rpgan": (theory.optimal_logit, theory.relativistic_js, "JS(p_data x p_g, p_g x p_data)"),
     "fgan_kl": (lambda p, q: 1 + theory.optimal_logit(p, q), theory.kl, "KL(p_data || p_g)"),
     "fgan_reverse_kl": (theory.optimal_logit, _reversed_kl, "KL(p_g || p_data)"),
-    "fgan_pearson": (lambda p, q: 2 * (_ratio(p, q) - 1), theory.pearson, "Pearson chi^2"),
+    "fgan_pearson": (lambda p, q: 2 * (p / q - 1), theory.pearson, "Pearson chi^2"),
     "fgan_hellinger": (lambda p, q: theory.optimal_logit(p, q) / 2, theory.squared_hellinger, "squared Hellinger"),
-    "fgan_jensen_shannon": (theory.optimal_logit, lambda p, q: 2 * theory.js(p, q), "2 JS"),
+    "fgan_jensen_shannon": (theory.optimal_logit, _twice(theory.js), "2 JS"),
 }
+# Those whose optimum is inside the set of critics and smooth: hinge has kinks at -1 and 1, wgan is constrained.
+SMOOTH = tuple(name for name in OPTIMA if name not in ("hinge", "wgan"))
 
-# objective: (the divergence whose gradient its generator follows at the optimal critic, that in words)
-GENERATOR_GRADIENTS = {
-    "minimax": (lambda p, q: 2 * theory.js(p, q), "2 JS"),
-    "non_saturating": (lambda p, q: theory.kl(q, p) - 2 * theory.js(p, q), "KL(p_g || p_data) - 2 JS"),
-    "mle": (theory.kl, "KL(p_data || p_g)"),
-}
+# objective: (its optimal critic, the divergence whose gradient its generator follows there, that in words). An f-GAN's
+# generator descends the bound itself, and so does that of wgan: by the envelope theorem theirs is what they estimate.
+FOLLOWED = {
+    "minimax": (theory.optimal_logit, _twice(theory.js), "2 JS"),
+    "non_saturating": (
+        theory.optimal_logit,
+        lambda p, q: theory.kl(q, p) - 2 * theory.js(p, q),
+        "KL(p_g || p_data) - 2 JS",
+    ),
+    "mle": (theory.optimal_logit, theory.kl, "KL(p_data || p_g)"),
+    "hinge": (_hinge_critic, _twice(theory.total_variation), "2 total variation"),
+    "lsgan": (theory.optimal_discriminator, _half_sum_kl_less_triangular, "KL(p || (p+q)/2) - triangular / 8"),
+    "rpgan": (theory.optimal_logit, _reversed_kl_less_relativistic, "KL(q || p) - JS(p x q, q x p)"),
+} | {name: OPTIMA[name] for name in OPTIMA if name == "wgan" or name.startswith("fgan")}
 
 IDENTITIES = (
     Identity("grad_a V(a*) = 0", value_gradient_vanishes),
@@ -193,22 +222,17 @@ IDENTITIES = (
     Identity("(V(D) + log 4) / 2 = JS - E_m KL(D* || D), any D", value_bounds_js),
     Identity("cross-entropy = -V", cross_entropy_is_minus_value),
     *(
-        Identity(f"{name}: grad E_pg[g(a*)] = grad [{words}]", partial(generator_gradient, name, target))
-        for name, (target, words) in GENERATOR_GRADIENTS.items()
+        Identity(f"{name}: grad E_pg[g(a*)] = grad [{words}]", partial(generator_gradient, name, critic, target))
+        for name, (critic, target, words) in FOLLOWED.items()
     ),
     *(
         Identity(f"{name}: bound at its optimum = {words}", partial(bound_at_optimum, name, critic, target))
         for name, (critic, target, words) in OPTIMA.items()
     ),
     *(
-        Identity(f"{name}: gradient at its optimum = 0", partial(optimum_is_stationary, name, critic))
-        for name, (critic, _, _) in OPTIMA.items()
+        Identity(f"{name}: gradient at its optimum = 0", partial(optimum_is_stationary, name, OPTIMA[name][0]))
+        for name in SMOOTH
     ),
-    Identity(
-        "hinge: bound at sign(p - q) = total variation",
-        partial(bound_at_optimum, "hinge", lambda p, q: jnp.sign(p - q), theory.total_variation),
-    ),
-    Identity("wgan: E_p f - E_q f at the Kantorovich potential = W1", wasserstein_at_optimum),
     Identity("label smoothing e: optimum at (1 - e) D*", smoothed_optimum),
     Identity("JS of disjoint supports = log 2", js_of_disjoint_supports),
     Identity("wgan_gp of the critic w.x = (|w| - 1)^2", linear_critic_penalty),

@@ -1,0 +1,67 @@
+"""Training on densities that are known on both sides, by the shipped step: what several studies share."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from gan_jax import recipe, step
+from gan_jax.data import Source
+from gan_jax.networks import Network
+from gan_jax.recipe import Setup
+from gan_jax.state import TrainState
+
+
+class Grid(NamedTuple):
+    """Equal cells that cover the mass of two distributions: sums over it are integrals."""
+
+    points: np.ndarray  # [m, d], the centres of the cells
+    volume: float  # of one cell, in units of the data to the power d
+
+    def probabilities(self, source: Source):
+        """The probability of each cell, [m], summing to 1."""
+        mass = jax.jit(source.density)(self.points)
+        return mass / jnp.sum(mass)
+
+
+def grid(low: float, high: float, cells: int, dimension: int) -> Grid:
+    """`cells` in each direction between low and high."""
+    width = (high - low) / cells
+    ticks = np.linspace(low + width / 2, high - width / 2, cells, dtype=np.float32)
+    axes = np.meshgrid(*[ticks] * dimension, indexing="ij")
+    return Grid(np.stack(axes, axis=-1).reshape(-1, dimension), width**dimension)
+
+
+def setup_on(source: Source, changes: dict) -> Setup:
+    """The setup of `configs/base.py` with `changes` {dotted key: value}, on a source that no config names."""
+    config = base.get_config()
+    config.data.name = {1: "gaussian", 2: "ring8"}[source.shape[0]]  # for its shape; the source takes its place
+    config.update_from_flattened_dict(changes)
+    return recipe.build(config.lock())._replace(source=source)
+
+
+def against(setup: Setup, fake: Source) -> Setup:
+    """The same with a generator that is the distribution of `fake` and has nothing to learn."""
+    generator = Network(init=lambda key, z: ({}, {}), apply=lambda params, stats, z, train: (z, stats), convolves=False)
+    prior = partial(_draw, fake)
+    return setup._replace(recipe=setup.recipe._replace(generator=generator, prior=prior))
+
+
+def _draw(source: Source, keys):
+    return source.draw(source.data, keys)["image"]
+
+
+def train(setup: Setup, state: TrainState, steps: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """`steps` train steps in one compiled call: the state, and the metrics of each step, [steps]."""
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps)
+    state, metrics = setup.devices.compile(function)(state, setup.source.data)
+    return state, jax.device_get(metrics)
+
+
+def logits(setup: Setup, state: TrainState, points):
+    """The discriminator's logits at points [m, d]: [m]."""
+    player = state.discriminator
+    return jax.jit(setup.recipe.discriminator.apply, static_argnums=3)(player.params, player.stats, points, False)[0]
