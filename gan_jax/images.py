@@ -115,6 +115,30 @@ def _draw_line(axes, samples, points, density, logits):
     right.set_title("the discriminator's logit", fontsize=9)
 
 
+def spectrum(values: dict[str, np.ndarray], title: str) -> np.ndarray:
+    """Eigenvalues [c] by the end of the spectrum at which they were found, in the plane: uint8 [H, W, 3].
+
+    On the right once more with axes that are logarithmic away from 0, since their sizes often differ a thousandfold.
+    """
+    return _render(lambda axes: _draw_spectrum(axes, values), title)
+
+
+def _draw_spectrum(axes, values):
+    largest = max(np.abs(np.concatenate(list(values.values()))).max(), np.finfo(np.float32).tiny)
+    for each in axes:
+        for (name, found), marker in zip(values.items(), "osD", strict=False):
+            each.scatter(found.real, found.imag, s=14 if marker == "D" else 40, marker=marker, label=name, alpha=0.6)
+        each.axvline(0, color="black", linewidth=0.8)
+        each.axhline(0, color="grey", linewidth=0.5)
+        each.tick_params(labelsize=7)
+    axes[0].legend(fontsize=7)
+    axes[0].set_title("eigenvalues: those left of the axis decay", fontsize=9)
+    axes[1].set_xscale("symlog", linthresh=1e-3 * largest)
+    axes[1].set_yscale("symlog", linthresh=1e-3 * largest)
+    axes[1].set(xlim=(-3 * largest, 3 * largest), ylim=(-3 * largest, 3 * largest))
+    axes[1].set_title("the same, logarithmic away from 0", fontsize=9)
+
+
 def _render(draw, title: str) -> np.ndarray:
     figure = Figure(figsize=(9, 4.2), dpi=100)  # no pyplot: nothing global, nothing to close
     canvas = FigureCanvasAgg(figure)

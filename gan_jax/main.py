@@ -13,12 +13,19 @@ from gan_jax.devices import mesh
 from gan_jax.errors import DivergedError, InputError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.sample import sample
+from gan_jax.spectrum import spectrum_of_run
 from gan_jax.train import train
 
+_MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; training without one makes a fresh one in runs/.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: so many to samples.npz; evaluate: score so many.")
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples",
+    0,
+    "sample: so many to samples.npz; evaluate: score so many; spectrum: average the field over so many.",
+)
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
 
 
@@ -54,7 +61,7 @@ def _check_flags() -> None:
     if _NUM_SAMPLES.value < 0:
         raise InputError(f"--num_samples is {_NUM_SAMPLES.value}; it must be 0 or more")
     if _NUM_SAMPLES.value and _MODE.value == "train":
-        raise InputError("--num_samples is for --mode=sample and --mode=evaluate; leave it out")
+        raise InputError("--num_samples is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
     if _INTERPOLATION.value and _MODE.value != "sample":
         raise InputError("--interpolation is for --mode=sample; leave it out")
 
@@ -85,7 +92,7 @@ def _use_run() -> None:
         for path in sample(setup, state, workdir, _NUM_SAMPLES.value, _INTERPOLATION.value):
             print(f"wrote {path}")
     else:
-        for name, value in evaluate_run(setup, state, workdir, _NUM_SAMPLES.value).items():
+        for name, value in _MEASURES[_MODE.value](setup, state, workdir, _NUM_SAMPLES.value).items():
             print(f"{name:26s} {value:.6g}" if isinstance(value, float) else f"{name:26s} {value}")
 
 

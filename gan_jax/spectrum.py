@@ -1,0 +1,114 @@
+"""`--mode=spectrum`: the extremes of the spectrum of the game's field at a run's newest checkpoint.
+
+What the numbers are, and are not, is said in `gan_jax.dynamics`.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from scipy.sparse.linalg import ArpackError
+
+from gan_jax import images, recipe
+from gan_jax.devices import example_keys
+from gan_jax.dynamics import HEIGHTS, Eigenvalues, leading_eigenvalues, linearise, vector_field
+from gan_jax.errors import InputError
+from gan_jax.files import write_atomically
+from gan_jax.recipe import MOST_UNROLLED, Setup
+from gan_jax.state import TrainState
+
+# A product costs some three train steps for every minibatch, and a spectrum takes two to four hundred products: with
+# so many examples about a minute for a DCGAN on 2 CPU cores.
+EXAMPLES = 128
+COUNT = 6  # eigenvalues at each end
+# Of the largest modulus: an eigenvalue within this is 0 in float32. A relativistic loss or a WGAN's, which do not see
+# D's last bias, always has one; that direction rests at any learning rate.
+RESOLUTION = 1e-6
+
+
+def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples: int) -> dict[str, float]:
+    """Writes `spectrum.json` and `spectrum.png` into `workdir`, and returns the scalars among what it writes.
+
+    The players are those of the checkpoint itself, not the averaged generator: that is where the game is. The field is
+    the mean over num_samples (0: EXAMPLES) real examples and as many latents, rounded up to whole minibatches of
+    config.batch_size, and the same at every checkpoint of a run; time and memory grow with them. It is computed in
+    float32, whatever config.precision says.
+
+    `stable_learning_rate` is the largest h with |1 + h lambda| <= 1 for all eigenvalues found that float32 can tell
+    from 0, which is min -2 Re(lambda) / |lambda|^2, or 0.0 where a real part is not negative.
+    """
+    setup, batches = _in_float32(setup), -(-(num_samples or EXAMPLES) // setup.config.batch_size)
+    _check_program(setup, batches)
+    players = state.generator.params, state.discriminator.params
+    try:
+        with jax.default_matmul_precision("float32"):  # some devices compute in less unless told
+            field, found = _eigenvalues(setup, state, players, batches)
+    except (ArithmeticError, ArpackError) as error:
+        raise InputError(f"{workdir} has no spectrum at step {int(state.step):,}: {error}") from None
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in players]
+    scalars = {
+        "step": int(state.step),
+        "examples": batches * setup.config.batch_size,
+        "generator_parameters": sizes[0],
+        "discriminator_parameters": sizes[1],
+        "field_norm": float(np.linalg.norm(field)),
+    }
+    scalars |= summary(np.concatenate([each.values for each in found.values()]))
+    _write(workdir, scalars, found, f"{setup.title}, step {int(state.step):,}")
+    return scalars
+
+
+def summary(values: np.ndarray) -> dict[str, float]:
+    """What eigenvalues [c], not empty, say in three numbers; `spectrum_of_run` says what the last one means."""
+    moving = values[np.abs(values) > RESOLUTION * np.abs(values).max()]
+    rates = -2 * moving.real / np.abs(moving) ** 2
+    return {
+        "largest_real_part": float(values.real.max()),
+        "largest_imaginary_part": float(np.abs(values.imag).max()),
+        "stable_learning_rate": max(0.0, float(rates.min(initial=np.inf))),
+    }
+
+
+def _in_float32(setup: Setup) -> Setup:
+    """The same setup, or the float32 one of a config in bfloat16, whose products are too coarse for eigenvalues."""
+    if setup.config.precision == "float32":
+        return setup
+    return recipe.build(ConfigDict(setup.config.to_dict() | {"precision": "float32"}), setup.devices)
+
+
+def _check_program(setup: Setup, batches: int) -> None:
+    if setup.recipe.unroll and batches > MOST_UNROLLED:
+        raise InputError(
+            f"--num_samples makes {batches} minibatches of {setup.config.batch_size}, which for convolutional networks "
+            "on a CPU are written out one by one and would compile for very long; "
+            f"ask for at most {MOST_UNROLLED * setup.config.batch_size}"
+        )
+
+
+def _eigenvalues(setup, state, players, batches) -> tuple[np.ndarray, dict[str, Eigenvalues]]:
+    n = setup.config.batch_size
+    keys = example_keys(setup.devices, setup.keys.reference, batches * n)
+    real = jax.jit(setup.source.draw)(setup.source.data, keys)
+    real = jax.tree.map(lambda x: x.reshape(batches, n, *x.shape[1:]), real)
+    field = vector_field(setup.recipe, setup.devices, state, real, setup.keys.evaluation)
+    value, transposed = linearise(field, players)
+    found = {which: leading_eigenvalues(transposed, which, COUNT) for which in HEIGHTS}
+    if not any(len(each.values) for each in found.values()):
+        raise ArithmeticError("no eigenvalue converged; another number of samples may help")
+    return value, found
+
+
+def _write(workdir: Path, scalars: dict, found: dict[str, Eigenvalues], title: str) -> None:
+    ends = {
+        which: {
+            "eigenvalues": [[value.real, value.imag] for value in each.values.tolist()],
+            "residuals": each.residuals.tolist(),
+        }
+        for which, each in found.items()
+    }
+    content = scalars | {"asked_of_each_end": COUNT, "ends": ends}
+    write_atomically(workdir / "spectrum.json", (json.dumps(content, indent=2) + "\n").encode())
+    values = {which: each.values for which, each in found.items()}
+    images.write_png(workdir / "spectrum.png", images.spectrum(values, title))

@@ -1,0 +1,302 @@
+"""The game's field and its spectrum: against dense Jacobians, closed forms, and the training step itself."""
+
+import json
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from numpy.testing import assert_allclose
+from PIL import Image
+from scipy.sparse.linalg import LinearOperator
+
+from gan_jax import dynamics, objectives, penalties, recipe, spectrum, step
+from gan_jax.devices import example_keys, mesh
+from gan_jax.errors import InputError
+from gan_jax.images import spectrum as draw_spectrum
+from gan_jax.networks import Network
+from gan_jax.optimizers import scale_by_decayed_rate
+from gan_jax.spectrum import spectrum_of_run, summary
+
+M = 2  # minibatches
+
+
+class Game(NamedTuple):
+    """A run's field at its first state."""
+
+    setup: recipe.Setup
+    state: step.TrainState
+    batches: dict
+    field: object
+    players: tuple
+
+
+def game(config, m=M):
+    setup = recipe.build(config, mesh(jax.devices()[:1]))
+    state = recipe.initial_state(setup)
+    keys = example_keys(setup.devices, setup.keys.reference, m * config.batch_size)
+    real = jax.jit(setup.source.draw)(setup.source.data, keys)["image"]
+    batches = {"image": real.reshape(m, config.batch_size, *setup.source.shape)}
+    field = dynamics.vector_field(setup.recipe, setup.devices, state, batches, jax.random.key(5))
+    return Game(setup, state, batches, field, (state.generator.params, state.discriminator.params))
+
+
+def activation(name):
+    return {f"{player}.activation": name for player in ("generator", "discriminator")}
+
+
+def dense(field, players, differentiate):
+    """The Jacobian [n, n] of the field over flat players."""
+    flat, unravel = ravel_pytree(players)
+    return np.asarray(jax.jit(differentiate(lambda x: ravel_pytree(field(unravel(x)))[0]))(flat), np.float64)
+
+
+# --- the spectrum of networks
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        activation("tanh") | {"penalty.name": "none", "penalty.weight": 0.0},
+        activation("leaky_relu"),
+        activation("tanh") | {"objective.name": "non_saturating", "penalty.name": "wgan_gp", "penalty.weight": 1.0},
+        activation("leaky_relu") | {"objective.name": "non_saturating", "penalty.name": "r1", "penalty.weight": 0.5},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_arnoldi_finds_the_ends_of_the_dense_spectrum(changes, shrunk):
+    """In float32 a product is right to about 1e-6 of |J|, and an eigenvalue to that times its condition number."""
+    shape = {
+        f"{player}.{key}": n for player in ("generator", "discriminator") for key, n in (("width", 16), ("depth", 1))
+    }
+    played = game(shrunk("mixture", "ring8", shape | changes))  # few layers compile in a fraction of the time
+    jacobian = dense(played.field, played.players, jax.jacfwd)  # the mode that the product does not use
+    size = np.linalg.norm(jacobian, 2)
+    if changes.get("penalty.name") == "r1":  # once is enough: it takes seconds to compile
+        assert_allclose(dense(played.field, played.players, jax.jacrev), jacobian, atol=2e-6 * size)
+    linearised = dynamics.linearise(played.field, played.players)
+    assert len(jacobian) > dynamics.DENSE  # so that this is Arnoldi's method
+    assert_allclose(linearised.value, ravel_pytree(played.field(played.players))[0], atol=1e-5)
+    everything = np.linalg.eigvals(jacobian)
+    for which, height in dynamics.HEIGHTS.items():
+        found = dynamics.leading_eigenvalues(linearised.transposed, which, 6)
+        assert len(found.values) > 0
+        assert found.residuals.max() < 2e-4 * size  # the tolerance, and as much again
+        for value in found.values:
+            assert np.abs(everything - value).min() < 1e-3 * size
+        expected = np.sort(height(everything))[::-1][: len(found.values)]
+        assert_allclose(height(found.values), expected, atol=1e-3 * size)
+
+
+def test_arnoldi_on_known_matrices():
+    """A normal matrix, whose eigenvalues are right to their residuals; a second call gives the same bits."""
+    rng = np.random.default_rng(1)
+    blocks = np.zeros((160, 160))
+    known = rng.uniform(-2, 1, 80) + 1j * rng.uniform(0, 3, 80)
+    for i, value in enumerate(known):
+        blocks[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = [[value.real, value.imag], [-value.imag, value.real]]
+    rotation = np.linalg.qr(rng.standard_normal(blocks.shape))[0]
+    matrix = rotation @ blocks @ rotation.T
+    operator = LinearOperator(matrix.shape, matvec=matrix.__matmul__, dtype=float)
+    everything = np.concatenate([known, known.conj()])
+    for which, height in dynamics.HEIGHTS.items():
+        found, again = (dynamics.leading_eigenvalues(operator, which, 4) for _ in range(2))
+        assert_allclose(height(found.values[0]), height(everything).max(), rtol=1e-3)  # the rest may have gaps
+        assert all(np.abs(everything - value).min() < 2 * dynamics.TOLERANCE * abs(value) for value in found.values)
+        np.testing.assert_array_equal(found.values, again.values)
+
+
+def test_what_has_not_converged_is_left_out(monkeypatch):
+    monkeypatch.setattr(dynamics, "RESTARTS", 1)
+    crowd = np.linspace(0, 1, 4000)
+    operator = LinearOperator((4000, 4000), matvec=lambda u: crowd * u.ravel(), dtype=float)
+    found = dynamics.leading_eigenvalues(operator, "LR", 6)
+    assert len(found.values) == len(found.residuals) < 6
+
+
+def test_a_convolutional_game(shrunk):
+    played = game(shrunk("dcgan"), m=2)
+    assert played.setup.recipe.unroll  # as on a CPU
+    linearised = dynamics.linearise(played.field, played.players)
+    found = dynamics.leading_eigenvalues(linearised.transposed, "LM", 4)
+    assert len(found.values) == 4
+    assert np.all(found.residuals < 2 * dynamics.TOLERANCE * np.abs(found.values))
+
+
+def test_written_out_or_scanned_the_field_is_the_same(shrunk):
+    played = game(shrunk("mixture", "ring8"))
+    unrolled = played.setup.recipe._replace(unroll=True)
+    other = dynamics.vector_field(unrolled, played.setup.devices, played.state, played.batches, jax.random.key(5))
+    first, second = (ravel_pytree(jax.jit(field)(played.players))[0] for field in (played.field, other))
+    assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
+# --- closed forms
+
+
+def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
+    """(field, players) of the Dirac-GAN (arXiv:1801.04406, section 2): G is a point, D(x) = psi x, data at 0."""
+    generator = Network(
+        init=lambda key, z: ({"theta": jnp.float32(theta)}, {}),
+        apply=lambda params, stats, z, train: (0 * z + params["theta"], stats),
+        convolves=False,
+    )
+    discriminator = Network(
+        init=lambda key, x: ({"psi": jnp.float32(psi)}, {}),
+        apply=lambda params, stats, x, train: (params["psi"] * x[:, 0], stats),
+        convolves=False,
+    )
+    still = lambda h: scale_by_decayed_rate(h.generator_learning_rate, 1, 1.0)  # noqa: E731
+    made = step.Recipe(
+        generator=generator,
+        discriminator=discriminator,
+        objective=lambda hyperparameters: objectives.OBJECTIVES[objective],
+        penalty=penalties.PENALTIES[penalty],
+        generator_tx=still,
+        discriminator_tx=still,
+        prior=lambda keys: jnp.zeros((len(keys), 1)),
+        batch_size=4,
+        discriminator_steps=1,
+        one_pass=False,
+        unroll=False,
+    )
+    numbers = dict.fromkeys(step.Hyperparameters.__dataclass_fields__, 0.0) | {"penalty_weight": weight}
+    hyperparameters = jax.tree.map(jnp.float32, step.Hyperparameters(**numbers))
+    state = step.init_state(made, hyperparameters, jax.random.key(0), (1,))
+    batches = {"image": jnp.zeros((2, 4, 1))}
+    field = dynamics.vector_field(made, mesh(jax.devices()[:1]), state, batches, jax.random.key(1))
+    return field, (state.generator.params, state.discriminator.params)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("which", dynamics.HEIGHTS)
+def test_dirac_gan(weight, which):
+    """v = (psi, -theta - 2 w psi): eigenvalues -w +- sqrt(w^2 - 1)."""
+    field, players = dirac("wgan", "r1" if weight else "none", weight)
+    linearised = dynamics.linearise(field, players)
+    assert_allclose(linearised.value, [-0.2, -0.3 + 2 * weight * 0.2], rtol=1e-6)
+    found = dynamics.leading_eigenvalues(linearised.transposed, which, 2)
+    root = np.sqrt(complex(weight**2 - 1))
+    for expected in (-weight + root, -weight - root):
+        assert np.abs(found.values - expected).min() < 1e-5
+    assert found.residuals.max() < 1e-6
+    stable = {0.0: 0.0, 0.5: 1.0, 2.0: 2 / (2 + np.sqrt(3))}[weight]
+    assert_allclose(summary(found.values)["stable_learning_rate"], stable, rtol=1e-5, atol=1e-6)
+
+
+def test_dirac_gan_at_rest_turns_at_half_the_speed_of_wgan():
+    """softplus' = 1/2 at a logit of 0 (arXiv:1801.04406, section 2: eigenvalues +- f'(0) i)."""
+    linearised = dynamics.linearise(*dirac("non_saturating", "none", 0.0, theta=0.0, psi=0.0))
+    found = dynamics.leading_eigenvalues(linearised.transposed, "LI", 2)
+    assert_allclose(sorted(found.values.imag), [-0.5, 0.5], rtol=1e-5)
+    assert_allclose(found.values.real, 0, atol=1e-6)
+
+
+def test_players_of_a_zero_sum_game_pull_in_opposite_ways(shrunk):
+    """On the same examples L_G = -L_D up to what G cannot move, so that J's two mixed blocks are -transposes."""
+    played = game(shrunk("mixture", "ring8", activation("tanh") | {"objective.name": "minimax", "penalty.name": "r1"}))
+    jacobian = dense(played.field, played.players, jax.jacrev)
+    n = len(ravel_pytree(played.players[0])[0])
+    assert np.abs(jacobian[:n, n:]).max() > 1e-3
+    assert_allclose(jacobian[:n, n:], -jacobian[n:, :n].T, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "stable"),
+    [
+        ([-1.0, -2.0], 1.0),
+        ([-1 + 1j, -1 - 1j], 1.0),
+        ([-2.0, 1e-9], 1.0),  # 0 in float32: it rests
+        ([-2.0, 0.1], 0.0),
+        ([-100, -1 + 10j], 2 / 101),
+    ],
+)
+def test_stable_learning_rate(values, stable):
+    numbers = summary(np.array(values, complex))
+    assert_allclose(numbers["stable_learning_rate"], stable)
+    assert_allclose(numbers["largest_real_part"], np.max(np.real(values)))
+
+
+# --- the training step
+
+
+@pytest.mark.parametrize("penalty", ["none", "r1"])
+def test_the_field_is_a_step_of_gradient_descent(penalty, shrunk):
+    changes = {f"{player}.optimizer.name": "sgd" for player in ("generator", "discriminator")}
+    changes |= {f"{player}.optimizer.b1": 0.0 for player in ("generator", "discriminator")}
+    changes |= {f"{player}.optimizer.learning_rate": 1.0 for player in ("generator", "discriminator")}
+    changes |= {f"{player}.optimizer.decay_to": 1.0 for player in ("generator", "discriminator")}
+    changes |= {"penalty.name": penalty, "penalty.weight": 0.5 if penalty == "r1" else 0.0}
+    played = game(shrunk("mixture", "ring8", changes), m=1)
+    batch = {"image": played.batches["image"][0]}
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    arguments = played.setup.recipe, played.setup.devices, played.state, batch
+    moved_d, _ = jax.jit(partial(step.discriminator_step, *arguments))(key)
+    moved_g, _ = jax.jit(partial(step.generator_step, *arguments))(jax.random.split(key)[0])
+    moved = moved_g.generator.params, moved_d.discriminator.params
+    moves = ravel_pytree(jax.tree.map(jnp.subtract, moved, played.players))[0]
+    assert_allclose(ravel_pytree(played.field(played.players))[0], moves, atol=1e-6)  # a rounding of the parameters
+
+
+# --- the verb
+
+
+def test_the_verb_writes_both_files_and_repeats_itself(shrunk, tmp_path):
+    played = game(shrunk("mixture", "ring8"))
+    folders = tmp_path / "a", tmp_path / "b"
+    scalars, again = (spectrum_of_run(played.setup, played.state, folder, 20) for folder in folders)
+    assert scalars == again
+    assert sorted(path.name for path in folders[0].iterdir()) == ["spectrum.json", "spectrum.png"]
+    written = json.loads((folders[0] / "spectrum.json").read_text())
+    assert (folders[1] / "spectrum.json").read_text() == (folders[0] / "spectrum.json").read_text()
+    assert written.items() >= scalars.items()
+    assert (written["step"], written["examples"]) == (0, 24)  # three minibatches of 8
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in played.players]
+    assert [written["generator_parameters"], written["discriminator_parameters"]] == sizes
+    values = [complex(*pair) for end in written["ends"].values() for pair in end["eigenvalues"]]
+    assert list(written["ends"]) == ["LM", "LR", "LI"]
+    assert written["largest_real_part"] == max(value.real for value in values)
+    assert written["largest_imaginary_part"] == max(abs(value.imag) for value in values)
+    assert all(len(end["residuals"]) == len(end["eigenvalues"]) for end in written["ends"].values())
+    with Image.open(folders[0] / "spectrum.png") as image:
+        assert np.asarray(image).std() > 0
+
+
+def test_the_default_number_of_examples_is_of_whole_minibatches(shrunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(spectrum, "EXAMPLES", 9)
+    played = game(shrunk("mixture", "ring8"))
+    assert spectrum_of_run(played.setup, played.state, tmp_path, 0)["examples"] == 16
+
+
+def test_a_run_in_bfloat16_is_looked_at_in_float32(shrunk, tmp_path):
+    played = game(shrunk("mixture", "ring8"))
+    coarse = recipe.build(shrunk("mixture", "ring8", {"precision": "bfloat16"}), played.setup.devices)
+    first, second = (spectrum_of_run(setup, played.state, tmp_path, 8) for setup in (played.setup, coarse))
+    assert first == second
+
+
+def test_a_field_that_is_not_finite_is_one_line(shrunk, tmp_path):
+    played = game(shrunk("mixture", "ring8"))
+    broken = jax.tree.map(lambda x: x * np.nan, played.state.generator)
+    with pytest.raises(InputError, match=r"has no spectrum at step 0: the vector field is not finite$") as raised:
+        spectrum_of_run(played.setup, played.state.replace(generator=broken), tmp_path, 8)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_convolutions_to_write_out_are_one_line(shrunk, tmp_path):
+    played = game(shrunk("dcgan"), m=1)
+    with pytest.raises(InputError, match=r"--num_samples makes 33 minibatches of 8, .*; ask for at most 256$"):
+        spectrum_of_run(played.setup, played.state, tmp_path, 257)
+
+
+def test_the_picture_shows_where_eigenvalues_are():
+    empty = np.array([], complex)
+    left, right = (draw_spectrum({"LM": np.array([x, -10, 10j, 10]), "LR": empty}, "") for x in (-5, 5))
+    assert left.dtype == np.uint8
+    differs = np.any(left != right, axis=-1)
+    assert differs.any(axis=0)[: left.shape[1] // 2].any()
+    assert differs.any(axis=0)[left.shape[1] // 2 :].any()
