@@ -20,6 +20,8 @@ from gan_jax.images import spectrum as draw_spectrum
 from gan_jax.networks import Network
 from gan_jax.optimizers import scale_by_decayed_rate
 from gan_jax.spectrum import spectrum_of_run, summary
+from gan_jax.theory.dirac import Game as DiracGame
+from gan_jax.theory.dirac import vector_field as dirac_field
 
 M = 2  # minibatches
 
@@ -185,6 +187,13 @@ def test_dirac_gan(weight, which):
     assert found.residuals.max() < 1e-6
     stable = {0.0: 0.0, 0.5: 1.0, 2.0: 2 / (2 + np.sqrt(3))}[weight]
     assert_allclose(summary(found.values)["stable_learning_rate"], stable, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("objective", "penalty"), [("minimax", "r2"), ("mle", "none"), ("rpgan", "r1_r2")])
+def test_the_dirac_gan_of_theory_is_that_of_the_step(objective, penalty):
+    linearised = dynamics.linearise(*dirac(objective, penalty, 0.5))
+    expected = dirac_field(DiracGame(objective, penalty, 0.5), jnp.array([0.3, -0.2]))
+    assert_allclose(linearised.value, expected, rtol=1e-5)
 
 
 def test_dirac_gan_at_rest_turns_at_half_the_speed_of_wgan():

@@ -39,9 +39,9 @@ SHOWN = (
     *(("wgan", name) for name in ("clip 0.5", "wgan_gp", "instance noise 0.7", "r1")),
     *(("non_saturating", name) for name in ("wgan_gp", "instance noise 0.7", "r1", "r1_r2")),
 )
-LEGEND = """`converges`: within 0.001 of the equilibrium after 5,000 steps. `creeps`: nearer after 50,000 steps than after
-5,000 by a factor below 0.7, but slower than any exponential: the linear terms only turn, those of third order damp.
-`circles`: neither. `leaves`: more than twice as far as at the start, or not finite."""
+LEGEND = """`converges`: within 0.001 of the equilibrium after 5,000 steps. `creeps`: nearer after 50,000 steps than
+after 5,000 by a factor below 0.7, but slower than any exponential: the linear terms only turn, those of third order
+damp. `circles`: neither. `leaves`: more than twice as far as at the start, or not finite."""
 
 
 def verdict(distances: list[float]) -> str:

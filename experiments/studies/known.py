@@ -1,11 +1,14 @@
 """Training on densities that are known on both sides, by the shipped step: what several studies share."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
+from jax.scipy.stats import norm
 
 from configs import base
 from gan_jax import recipe, step
@@ -54,11 +57,32 @@ def _draw(source: Source, keys):
     return source.draw(source.data, keys)["image"]
 
 
-def train(setup: Setup, state: TrainState, steps: int) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """`steps` train steps in one compiled call: the state, and the metrics of each step, [steps]."""
+def trainer(setup: Setup, steps: int) -> Callable:
+    """state -> (state after `steps` train steps, their metrics, each [steps]): compiled once, donates the state."""
     function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps)
-    state, metrics = setup.devices.compile(function)(state, setup.source.data)
-    return state, jax.device_get(metrics)
+    compiled = setup.devices.compile(function)
+    return lambda state: jax.block_until_ready(compiled(state, setup.source.data))
+
+
+def affine_generator(setup: Setup, mean: float, scale: float) -> TrainState:
+    """The state before the first step of a run whose generator is z -> mean + scale z on the line (depth 0, dim 1)."""
+    state = recipe.initial_state(setup)
+    params = {"Dense_0": {"bias": jnp.full(1, mean), "kernel": jnp.full((1, 1), scale)}}
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, state.generator.params):
+        raise ValueError("the config's generator is not an affine map of the line")
+    ema = state.ema.replace(params=jax.tree.map(jnp.copy, params))
+    return setup.devices.place(state.replace(generator=state.generator.replace(params=params), ema=ema))
+
+
+def mean_and_scale(params) -> tuple[float, float]:
+    """Of the distribution that an affine generator with these parameters makes of standard normal latents."""
+    return float(params["Dense_0"]["bias"][0]), abs(float(params["Dense_0"]["kernel"][0, 0]))
+
+
+def gaussians(points, centers, sigma):
+    """The probabilities, summing to 1, that equal-weight Gaussians at `centers` [c] give the points [m] of the line."""
+    logs = logsumexp(norm.logpdf(points[:, None], jnp.asarray(centers), sigma), axis=1)
+    return jax.nn.softmax(logs)
 
 
 def logits(setup: Setup, state: TrainState, points):

@@ -79,7 +79,7 @@ def trained(case: Case, updates: tuple[int, ...], changes: dict) -> list:
     setup = known.against(known.setup_on(case.real, CHANGES | {"num_steps": updates[-1]} | changes), case.fake)
     state, logits = recipe.initial_state(setup), []
     for steps in np.diff([0, *updates]):
-        state, _ = known.train(setup, state, int(steps))
+        state, _ = known.trainer(setup, int(steps))(state)
         logits.append(known.logits(setup, state, case.grid.points))
     return logits
 
