@@ -93,7 +93,8 @@ def _use_run() -> None:
             print(f"wrote {path}")
     else:
         for name, value in _MEASURES[_MODE.value](setup, state, workdir, _NUM_SAMPLES.value).items():
-            print(f"{name:26s} {value:.6g}" if isinstance(value, float) else f"{name:26s} {value}")
+            shown = f"{value:.6g}" if isinstance(value, float) else "did not converge" if value is None else value
+            print(f"{name:28s} {shown}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ COUNT = 6  # eigenvalues at each end
 RESOLUTION = 1e-6
 
 
-def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples: int) -> dict[str, float]:
+def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples: int) -> dict[str, float | None]:
     """Writes `spectrum.json` and `spectrum.png` into `workdir`, and returns the scalars among what it writes.
 
     The players are those of the checkpoint itself, not the averaged generator: that is where the game is. The field is
@@ -36,8 +36,9 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
     config.batch_size, and the same at every checkpoint of a run; time and memory grow with them. It is computed in
     float32, whatever config.precision says.
 
-    `stable_learning_rate` is the largest h with |1 + h lambda| <= 1 for all eigenvalues found that float32 can tell
-    from 0, which is min -2 Re(lambda) / |lambda|^2, or 0.0 where a real part is not negative.
+    `stable_learning_rate_at_most` is the largest h with |1 + h lambda| <= 1 for all eigenvalues found that float32 can
+    tell from 0, which is min -2 Re(lambda) / |lambda|^2, or 0.0 where a real part is not negative. An end of the
+    spectrum at which nothing converged leaves what it alone could tell at None.
     """
     setup, batches = _in_float32(setup), -(-(num_samples or EXAMPLES) // setup.config.batch_size)
     _check_program(setup, batches)
@@ -55,19 +56,24 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
         "discriminator_parameters": sizes[1],
         "field_norm": float(np.linalg.norm(field)),
     }
-    scalars |= summary(np.concatenate([each.values for each in found.values()]))
+    scalars |= summary({which: each.values for which, each in found.items()})
     _write(workdir, scalars, found, f"{setup.title}, step {int(state.step):,}")
     return scalars
 
 
-def summary(values: np.ndarray) -> dict[str, float]:
-    """What eigenvalues [c], not empty, say in three numbers; `spectrum_of_run` says what the last one means."""
+def summary(found: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """What the eigenvalues [c] of each end say in three numbers, None where the end that would tell has none.
+
+    `spectrum_of_run` says what the last one means: a bound from above, since the rest of the spectrum is not known.
+    """
+    values = np.concatenate(list(found.values()))
     moving = values[np.abs(values) > RESOLUTION * np.abs(values).max()]
     rates = -2 * moving.real / np.abs(moving) ** 2
+    known = len(found["LR"]) > 0 and len(moving) > 0
     return {
-        "largest_real_part": float(values.real.max()),
-        "largest_imaginary_part": float(np.abs(values.imag).max()),
-        "stable_learning_rate": max(0.0, float(rates.min(initial=np.inf))),
+        "largest_real_part": float(found["LR"].real.max()) if len(found["LR"]) else None,
+        "largest_imaginary_part": float(np.abs(found["LI"].imag).max()) if len(found["LI"]) else None,
+        "stable_learning_rate_at_most": max(0.0, float(rates.min())) if known else None,
     }
 
 

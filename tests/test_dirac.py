@@ -107,10 +107,32 @@ def test_what_the_paper_says_does_not_converge_does_not(game):
     assert largest < 3 * start
 
 
-def test_the_non_saturating_loss_creeps_in_though_its_linear_terms_only_turn():
-    """Cubic damping: the distance falls as the inverse root of time, ten times the steps for a third of it."""
-    first, later = (ends(Game("non_saturating"), steps=steps)[2] for steps in (3_000, 30_000))
+@pytest.mark.parametrize("objective", ["non_saturating", "rpgan", "lsgan"])
+def test_cubic_damping_of_the_flow(objective):
+    """d r^2/dt = -2 s tanh(s/2), s = psi theta, or -4 s^2 for lsgan: the distance falls as the inverse root of time."""
+    point = jnp.array([0.6, -0.8])
+    s = point[0] * point[1]
+    rate = -4 * s**2 if objective == "lsgan" else -2 * s * jnp.tanh(s / 2)
+    assert_allclose(2 * point @ dirac.vector_field(Game(objective), point), rate, rtol=1e-5)
+    first, later = (ends(Game(objective), dirac.flow, steps=steps)[2] for steps in (3_000, 30_000))
     assert_allclose(later / first, 1 / np.sqrt(10), rtol=0.05)
+
+
+@pytest.mark.parametrize("objective", ["minimax", "wgan", "fgan_kl", "fgan_hellinger", "fgan_reverse_kl"])
+def test_the_flow_of_a_zero_sum_game_conserves_the_distance(objective):
+    """G feels the fake term that D feels: theta theta' + psi psi' = 0."""
+    start, smallest, largest = ends(Game(objective), dirac.flow, steps=5_000)
+    assert_allclose((smallest, largest), start, rtol=2e-3)
+
+
+def test_flow_is_of_fourth_order():
+    """On WGAN's circle a step of time h turns by h, up to h^5 / 120."""
+    moved = dirac.flow(Game("wgan"), 0.1, jnp.array([1.0, 0.0]))
+    assert_allclose(moved, [np.cos(0.1), -np.sin(0.1)], atol=3e-7)
+
+
+def test_more_critic_steps_do_not_make_wgan_gp_converge():
+    assert ends(Game("wgan", "wgan_gp", 0.3, steps=5))[1] > 0.1
 
 
 def test_trajectory_starts_at_its_start_and_follows_the_update():

@@ -186,7 +186,8 @@ def test_dirac_gan(weight, which):
         assert np.abs(found.values - expected).min() < 1e-5
     assert found.residuals.max() < 1e-6
     stable = {0.0: 0.0, 0.5: 1.0, 2.0: 2 / (2 + np.sqrt(3))}[weight]
-    assert_allclose(summary(found.values)["stable_learning_rate"], stable, rtol=1e-5, atol=1e-6)
+    numbers = summary(dict.fromkeys(dynamics.HEIGHTS, found.values))
+    assert_allclose(numbers["stable_learning_rate_at_most"], stable, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("objective", "penalty"), [("minimax", "r2"), ("mle", "none"), ("rpgan", "r1_r2")])
@@ -224,9 +225,28 @@ def test_players_of_a_zero_sum_game_pull_in_opposite_ways(shrunk):
     ],
 )
 def test_stable_learning_rate(values, stable):
-    numbers = summary(np.array(values, complex))
-    assert_allclose(numbers["stable_learning_rate"], stable)
+    numbers = summary(dict.fromkeys(dynamics.HEIGHTS, np.array(values, complex)))
+    assert_allclose(numbers["stable_learning_rate_at_most"], stable)
     assert_allclose(numbers["largest_real_part"], np.max(np.real(values)))
+
+
+def test_an_end_that_did_not_converge_is_not_made_up_from_the_others():
+    found = {"LM": np.array([-2 + 1j, -2 - 1j]), "LR": np.array([], complex), "LI": np.array([-2 + 1j])}
+    assert summary(found) == {
+        "largest_real_part": None,
+        "largest_imaginary_part": 1.0,
+        "stable_learning_rate_at_most": None,
+    }
+    assert summary(dict.fromkeys(found, np.zeros(3, complex)))["stable_learning_rate_at_most"] is None
+
+
+def test_a_crowded_end_is_said_not_to_have_converged(shrunk, tmp_path):
+    """Affine players: most of the field's Jacobian is 0, a crowd at the end of the largest real parts."""
+    changes = {"generator.depth": 0, "discriminator.depth": 0, "latent.dim": 64, "penalty.name": "r1"}
+    played = game(shrunk("mixture", "ring8", changes | {"penalty.weight": 0.5}))
+    everything = np.linalg.eigvals(dense(played.field, played.players, jax.jacrev))
+    numbers = spectrum_of_run(played.setup, played.state, tmp_path, 16)
+    assert numbers["largest_real_part"] is None or numbers["largest_real_part"] > everything.real.max() - 1e-3
 
 
 # --- the training step

@@ -271,6 +271,7 @@ def players(**changes):
         ),
         ({"data.name": "ring8", "generator.network": "dcgan"}, r"generator\.network is dcgan, .*ring8 .*; use mlp"),
         ({"data.name": "ring8", "discriminator.network": "dcgan"}, r"discriminator\.network is dcgan, .*use mlp"),
+        (players(network="dcgan", depth=0), r"generator\.depth is 0: dcgan needs a layer of stride 2; .*, or use mlp"),
         (players(network="dcgan", depth=4), r"generator\.depth is 4: dcgan halves its images 4 times, which 8x8"),
         ({"discriminator.network": "dcgan", "discriminator.depth": 4}, r"discriminator\.depth is 4: .*8x8 \(digits\)"),
     ],
@@ -328,7 +329,7 @@ def ruin_checkpoints(workdir):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+@pytest.mark.parametrize("mode", ["sample", "evaluate", "spectrum"])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -353,7 +354,7 @@ def test_folder_that_is_no_run(mode, damage, message, broken, monkeypatch, capsy
     assert hashes(workdir) == before
 
 
-@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+@pytest.mark.parametrize("mode", ["sample", "evaluate", "spectrum"])
 def test_reading_verbs_need_a_folder(mode, monkeypatch, capsys, tmp_path):
     said = rejected(capsys, monkeypatch, mode=mode)
     assert said == f"--workdir is missing; --mode={mode} needs the folder of a run"
@@ -368,7 +369,7 @@ def test_mistakes_leave_a_run_alone(runs, shrunk, monkeypatch, capsys):
     workdir = str(run.workdir)
     other = shrunk("mixture", "ring8", {"batch_size": 16, "penalty.weight": 2.0})
     differs = r"another config \(batch_size is 8 there, 16 here, penalty\.weight is 0\.05 there, 2\.0 here\); choose"
-    for mode in ("train", "sample", "evaluate"):
+    for mode in ("train", "sample", "evaluate", "spectrum"):
         assert re.search(differs, rejected(capsys, monkeypatch, mode=mode, workdir=workdir, config=other))
         said = rejected(capsys, monkeypatch, mode=mode, workdir=workdir, num_samples=-1)
         assert said == "--num_samples is -1; it must be 0 or more"

@@ -1,5 +1,6 @@
 """The studies' own computations on small budgets, and the shipped step's metric `divergence` on known densities."""
 
+import re
 from functools import partial
 
 import jax
@@ -101,13 +102,21 @@ def test_grid_integrates_densities_to_one():
             assert_allclose(np.sum(source.density(case.grid.points)) * case.grid.volume, 1, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["wgan_gp, weight growing to 10", "wgan_gp_one_sided, weight 10"])
-def test_critic_under_a_gradient_penalty_estimates_w1(method):
-    case = wasserstein_critic.CASES["shift by 0.5"]
-    outcome = wasserstein_critic.trained(case, wasserstein_critic.METHODS[method], 0, updates=1_800)
-    assert_allclose(outcome.exact, 0.5, rtol=1e-3)
-    assert_allclose(outcome.predicted, 0.5 * 1.0272, rtol=1e-3)
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [("shift by 0.5", "wgan_gp, weight growing to 10"), ("mixtures", "wgan_gp_one_sided, weight 10")],
+)
+def test_critic_under_a_gradient_penalty_estimates_w1(case, method):
+    case, method = wasserstein_critic.CASES[case], wasserstein_critic.METHODS[method]
+    outcome = wasserstein_critic.trained(case, method, 0, updates=1_800)
     assert_allclose(outcome.estimate, outcome.exact, rtol=0.05)
+    assert_allclose(outcome.estimate, outcome.predicted, rtol=0.03)
+
+
+def test_prediction_for_a_shift():
+    """H and rho are nearly proportional where p and q overlap: about W1 (1 + W1 / (2 weight))."""
+    case = wasserstein_critic.CASES["shift by 0.5"]
+    assert_allclose(wasserstein_critic.excess(case) / 10, 0.5 * 0.0272, rtol=0.01)
 
 
 def test_density_of_interpolates_is_one():
@@ -124,50 +133,59 @@ def test_excess_of_two_narrow_distributions():
     assert_allclose(wasserstein_critic.excess(case), 8, rtol=0.01)
 
 
-def test_gradient_vanishes_for_the_value_function_and_not_for_the_others():
+def test_gradient_vanishes_for_the_value_function_and_mle_and_not_for_the_others():
     last = {}
-    for method in ("minimax", "non_saturating", "wgan, wgan_gp"):
+    for method in ("minimax", "mle", "non_saturating"):
         setup, state = vanishing_gradient.fixed(vanishing_gradient.METHODS[method], vanishing_gradient.REAL)
         assert vanishing_gradient.gap(setup, state) > 1
         before = jax.tree.map(np.asarray, state.generator.params)
-        state, metrics = known.trainer(setup, 200)(state)
+        state, metrics = known.trainer(setup, 300)(state)
         jax.tree.map(np.testing.assert_array_equal, state.generator.params, before)
         last[method] = float(np.median(metrics["g_grad_norm"][-20:]))
-    assert last["minimax"] < 0.2
-    assert last["non_saturating"] > 1
-    assert last["wgan, wgan_gp"] > 0.5
+        if method != "non_saturating":
+            assert last[method] < 0.05 * float(np.max(metrics["g_grad_norm"]))
+            assert vanishing_gradient.factors(setup, state).push < 0.02
+    assert last["non_saturating"] > 100 * max(last["minimax"], last["mle"])
+    factors = vanishing_gradient.factors(setup, state)
+    assert factors.push > 0.99
+    assert factors.slope > 1
+
+
+BOTH, ONE = (0.0, np.sqrt(4 + 0.25)), (2.0, 0.5)  # the moments of the data; one of its modes
 
 
 @pytest.mark.parametrize(
-    ("name", "mean", "scale"),
+    ("name", "start", "end"),
     [
-        ("mle", 0.0, np.sqrt(4 + 0.25)),  # the moments of the data: maximum likelihood of a Gaussian
-        ("fgan_kl", 0.0, np.sqrt(4 + 0.25)),
-        ("non_saturating", 2.0, 0.5),  # one mode
-        ("fgan_reverse_kl", 2.0, 0.5),
+        ("maximum likelihood", "on one mode", BOTH),
+        ("mle", "on one mode", BOTH),
+        ("mle", "broad", BOTH),
+        ("fgan_kl", "on one mode", BOTH),
+        ("non_saturating", "between", ONE),
+        ("fgan_reverse_kl", "between", ONE),
     ],
 )
-def test_covering_and_seeking_at_the_optimal_critic(name, mean, scale):
+def test_covering_and_seeking_at_the_optimal_critic(name, start, end):
     with jax.enable_x64(True):
-        found = mode_covering.descend(partial(mode_covering.at_optimal_critic, name))
-    assert_allclose(found, (mean, scale), atol=2e-3)
+        loss = mode_covering.followed if name == "maximum likelihood" else mode_covering.at_optimal_critic
+        assert_allclose(mode_covering.descend(partial(loss, name), mode_covering.STARTS[start]), end, atol=2e-3)
 
 
-def test_maximum_likelihood_matches_moments_and_covers_both_modes():
+@pytest.mark.parametrize(("name", "end"), [("non_saturating", ONE), ("fgan_reverse_kl", ONE), ("minimax", BOTH)])
+def test_lowest_of_two_rest_points(name, end):
     with jax.enable_x64(True):
-        found = mode_covering.descend(mode_covering._maximum_likelihood)
-        assert_allclose(found, (0, np.sqrt(4 + 0.25)), atol=5e-3)  # the grid ends at 4 sigma
-        assert mode_covering.modes_covered(*found) == 2
-        assert mode_covering.modes_covered(2.0, 0.5) == 1
-        assert mode_covering.modes_covered(20.0, 0.5) == 0
+        assert mode_covering.lowest(name, {"both": BOTH, "one": ONE}) == end
+        assert [mode_covering.modes_covered(*each) for each in (BOTH, ONE, (20.0, 0.5))] == [2, 1, 0]
 
 
-def test_estimate_along_a_run_follows_the_truth():
-    values = estimated_divergence.run("fgan_jensen_shannon", steps=600)
-    assert values.shape == (30, 2)
-    assert values[0, 1] > 0.5
-    late = values[10:]
-    assert np.abs(late[:, 0] - late[:, 1]).max() < 0.1
+@pytest.mark.parametrize("name", ["minimax", "fgan_hellinger"])
+def test_estimate_along_a_run_follows_the_truth(name):
+    values = estimated_divergence.run(name, steps=400)[5:]
+    estimate, truth = values[values[:, 1] > 0.05].T
+    assert len(truth) > 10
+    assert truth.max() > 2 * truth.min()
+    assert_allclose(estimate, truth, rtol=0.25)
+    assert_allclose(estimate.mean(), truth.mean(), rtol=0.06)
 
 
 def test_true_divergence_in_closed_form():
@@ -215,9 +233,24 @@ def test_report_is_a_table_and_a_small_picture(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "name.png").stat().st_size < 300_000
 
 
-def test_committed_results_are_small_and_name_their_command():
-    written = sorted((report.RESULTS).glob("*.md"))
-    assert written
-    for path in written:
-        assert f"python -m experiments.studies.{path.stem}" in path.read_text()
-        assert path.with_suffix(".png").stat().st_size < 300_000
+STUDIES = sorted(
+    path.stem for path in report.RESULTS.parent.glob("studies/*.py") if path.stem not in ("known", "report")
+)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_has_a_committed_result(name):
+    text = (report.RESULTS / f"{name}.md").read_text()
+    assert f"Made by `python -m experiments.studies.{name}`" in text
+    assert (report.RESULTS / f"{name}.png").stat().st_size < 300_000
+    widths = {line.replace("\\|", "").count("|") for line in text.split("\n\n")[2].splitlines() if line.startswith("|")}
+    assert len(widths) <= 1  # every row of a table has its header's cells
+    assert f"({name}.png)" in text
+    assert f"experiments/results/{name}.md" in (report.RESULTS.parents[1] / "docs" / "objectives.md").read_text()
+
+
+def test_links_within_the_documents_lead_somewhere():
+    root = report.RESULTS.parents[1]
+    for path in (root / "README.md", *(root / "docs").glob("*.md"), *report.RESULTS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"

@@ -93,9 +93,9 @@ def main() -> None:
     header = ["objective", "a lower bound on", *(f"metric / true, step {steps:,}" for steps in LOOKED_AT)]
     parts = [
         report.table(header, rows),
-        f"""Means over {CHUNK} steps. The metric is that of a discriminator that lags behind, on minibatches of
-{CHANGES["batch_size"]} examples: it may exceed the truth by the noise of a minibatch, and by as much as its constraint is
-loose (`wgan`: see wasserstein_critic.md).""",
+        f"""Means over {CHUNK} steps, of a D that lags behind, on minibatches of {CHANGES["batch_size"]}: the
+metric may exceed the truth by their noise, and by as much as D's constraint is loose (`wgan`, see
+wasserstein_critic.md).""",
     ]
     report.write("estimated_divergence", "The estimated divergence along a run", parts, _draw(runs))
 

@@ -29,6 +29,7 @@ class Game(NamedTuple):
     weight: float = 0.0  # of the penalty
     clip: float = 0.0  # psi is kept within this bound after each of its updates; 0: no bound
     noise: float = 0.0  # standard deviation of instance noise on real and fake examples (arXiv:1610.04490)
+    steps: int = 1  # of the discriminator for each of the generator, where they alternate
 
 
 def losses(game: Game, point):
@@ -63,9 +64,19 @@ def simultaneous(game: Game, rate: float, point):
     return _clipped(game, point + rate * vector_field(game, point))
 
 
+def flow(game: Game, time: float, point):
+    """Both players along the field for a time, by one step of Runge-Kutta's fourth-order rule: [2] -> [2]."""
+    first = vector_field(game, point)
+    second = vector_field(game, point + time / 2 * first)
+    third = vector_field(game, point + time / 2 * second)
+    fourth = vector_field(game, point + time * third)
+    return _clipped(game, point + time / 6 * (first + 2 * second + 2 * third + fourth))
+
+
 def alternating(game: Game, rate: float, point):
-    """One step of the discriminator, then one of the generator who sees it, as in `train_step`: [2] -> [2]."""
-    point = _clipped(game, point.at[1].add(rate * vector_field(game, point)[1]))
+    """The steps of the discriminator, then one of the generator who sees them, as in `train_step`: [2] -> [2]."""
+    for _ in range(game.steps):
+        point = _clipped(game, point.at[1].add(rate * vector_field(game, point)[1]))
     return point.at[0].add(rate * vector_field(game, point)[0])
 
 
