@@ -152,8 +152,8 @@ def main() -> None:
         """The two-sided penalty wants slope 1 *or* -1, and a critic whose slope has the wrong sign somewhere must pass
 through slope 0, which costs more: it may stay there for good. A weight that grows from 0.3 lets the signs settle first;
 no config does that, and the one-sided penalty needs no such thing. With it, or with a growing weight, all are within
-5 % of W1, except "disjoint" at weight 10, which is where theory says, 20 % above. Under clipping the ratio depends on the
-bound and on the pair of distributions: compare such estimates within a run.""",
+5 % of W1, except "disjoint" at weight 10, which is where theory says, 20 % above. Under clipping the ratio
+depends on the bound and on the pair of distributions: compare such estimates within a run.""",
     ]
     report.write("wasserstein_critic", "What a WGAN's critic estimates", parts, _draw(outcomes))
 
