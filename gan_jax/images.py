@@ -133,8 +133,8 @@ def _draw_spectrum(axes, values):
         each.tick_params(labelsize=7)
     axes[0].legend(fontsize=7)
     axes[0].set_title("eigenvalues: those left of the axis decay", fontsize=9)
-    axes[1].set_xscale("symlog", linthresh=1e-3 * largest)
-    axes[1].set_yscale("symlog", linthresh=1e-3 * largest)
+    axes[1].set_xscale("symlog", linthresh=1e-2 * largest)
+    axes[1].set_yscale("symlog", linthresh=1e-2 * largest)
     axes[1].set(xlim=(-3 * largest, 3 * largest), ylim=(-3 * largest, 3 * largest))
     axes[1].set_title("the same, logarithmic away from 0", fontsize=9)
 
