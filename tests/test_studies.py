@@ -183,7 +183,7 @@ def test_estimate_along_a_run_follows_the_truth(name):
     values = estimated_divergence.run(name, steps=400)[5:]
     estimate, truth = values[values[:, 1] > 0.05].T
     assert len(truth) > 10
-    assert truth.max() > 2 * truth.min()
+    assert truth.max() > 1.15 * truth.min()  # it moves
     assert_allclose(estimate, truth, rtol=0.25)
     assert_allclose(estimate.mean(), truth.mean(), rtol=0.06)
 
