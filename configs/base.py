@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
             "steps_per_call": 100,  # train steps in one compiled call; few where networks convolve on a CPU
             "parallel": "jit",  # jit: a mesh over all devices; pmap: the same step, mapped
             "precision": "float32",  # what networks compute in; parameters, logits and losses are float32
+            "convolution": "auto",  # how strided convolutions are written: plain, cpu; auto: by backend
             "data": {
                 "name": "ring8",
                 "split": "train",

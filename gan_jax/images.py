@@ -4,8 +4,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from gan_jax.files import write_atomically
@@ -140,6 +138,10 @@ def _draw_spectrum(axes, values):
 
 
 def _render(draw, title: str) -> np.ndarray:
+    # Here: only runs on points draw with it, and it takes a third of a second to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 4.2), dpi=100)  # no pyplot: nothing global, nothing to close
     canvas = FigureCanvasAgg(figure)
     draw(figure.subplots(1, 2, gridspec_kw={"left": 0.06, "right": 0.93, "bottom": 0.08, "top": 0.86}))

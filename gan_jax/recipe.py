@@ -103,17 +103,14 @@ def make_hyperparameters(config) -> Hyperparameters:
 
 
 def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
-    modules = {
-        "dtype": jnp.dtype(config.precision),
-        "axis_name": devices.axis_name,
-    }
+    common = {"dtype": jnp.dtype(config.precision), "axis_name": devices.axis_name}
+    generator_class = networks.FAMILIES[config.generator.network].generator
+    discriminator_class = networks.FAMILIES[config.discriminator.network].discriminator
     generator = networks.from_linen(
-        networks.FAMILIES[config.generator.network].generator(
-            shape=source.shape, **_architecture(config.generator), **modules
-        )
+        generator_class(shape=source.shape, **_architecture(config, generator_class, config.generator), **common)
     )
     discriminator = networks.from_linen(
-        networks.FAMILIES[config.discriminator.network].discriminator(**_architecture(config.discriminator), **modules)
+        discriminator_class(**_architecture(config, discriminator_class, config.discriminator), **common)
     )
     return Recipe(
         generator=generator,
@@ -135,8 +132,9 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     )
 
 
-def _architecture(player) -> dict:
-    return {key: player[key] for key in ("width", "depth", "activation", "normalization")}
+def _architecture(config, network_class, player) -> dict:
+    chosen = {key: player[key] for key in ("width", "depth", "activation", "normalization")}
+    return chosen | {"form": config.convolution} if network_class.convolves else chosen
 
 
 def _make_objective(config):

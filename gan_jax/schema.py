@@ -12,6 +12,7 @@ from gan_jax.data import SOURCES
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
 from gan_jax.networks import FAMILIES
+from gan_jax.networks.convolution import FORMS
 from gan_jax.networks.layers import ACTIVATIONS, NORMALIZATIONS
 from gan_jax.objectives import OBJECTIVES
 from gan_jax.optimizers import OPTIMIZERS
@@ -65,6 +66,7 @@ SCHEMA = {
     "steps_per_call": POSITIVE_INT,
     "parallel": one_of(LAYOUTS),
     "precision": one_of(PRECISIONS),
+    "convolution": one_of(("auto", *FORMS)),
     "data.name": one_of(SOURCES),
     "data.split": TEXT,
     "data.dir": TEXT,

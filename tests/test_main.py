@@ -87,7 +87,7 @@ def error_line(stderr):
 def rejected(capsys, monkeypatch, *argv, config=None, **values):
     """What `main` says to flags that it must refuse: it is given their values, and the arguments left over."""
     monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value=config))
-    with flagsaver.flagsaver(**values), pytest.raises(SystemExit) as ended:
+    with flagsaver.flagsaver(runtime="plain", **values), pytest.raises(SystemExit) as ended:  # nothing for this process
         main.main(["main", *argv])
     assert ended.value.code == 2
     out, err = capsys.readouterr()
@@ -116,6 +116,7 @@ def test_a_mistake_is_one_line_and_status_2():
         "--config=configs/nope.py": r"no config file configs/nope\.py; that folder has .*configs/digits\.py",
         "stray": r"unexpected argument 'stray'; flags are written --name=value$",
         "--mode=nonsense": r"--mode=nonsense: value should be one of <train\|sample\|evaluate\|spectrum>$",
+        "--runtime=nonsense": r"--runtime=nonsense: value should be one of <fast\|plain>$",
         "": r"--config is missing; give one, such as --config=configs/dcgan\.py$",
     }
     for process, message in zip(processes(*map(str.split, mistakes)), mistakes.values(), strict=True):

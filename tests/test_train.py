@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from conftest import ROOT
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from gan_jax import images, recipe, schema, workdirs, writers
+from gan_jax import images, recipe, schema, step, workdirs, writers
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.errors import DivergedError
 from gan_jax.train import next_boundary, train
@@ -384,3 +385,52 @@ def test_a_line_of_metrics_is_on_disk_when_write_returns(tmp_path):
     metrics.write(1, {"g_loss": float(jnp.float32(0.1))})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["g_loss"] == float(np.float32(0.1))
     metrics.close()
+
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one whenever XLA compiles a program (or takes it from the cache on disk)."""
+    found = []
+
+    def note(event, duration, **_):
+        if event == COMPILED:
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.mark.parametrize("name", ["mixture", "dcgan"])
+def test_nothing_is_compiled_again_once_everything_has_happened(name, shrunk, tmp_path, compilations):
+    """Logging, pictures, evaluation and checkpoints: a run three times as long compiles no more."""
+    counts = []
+    for i, steps in enumerate((4, 4, 12)):  # the first warms what jax compiles for the whole process
+        changes = {"num_steps": steps, "steps_per_call": 2, "evaluate_every": 2, "log_every": 2}
+        setup = recipe.build(shrunk(name, None, changes))
+        before = len(compilations)
+        assert train(setup, tmp_path / str(i))
+        counts.append(len(compilations) - before)
+    assert counts[1] > 0
+    assert counts[2] == counts[1]
+
+
+@pytest.mark.parametrize("name", ["mixture", "dcgan", "wgan_gp"])
+def test_no_array_moves_between_host_and_device_in_a_step(name, shrunk):
+    setup = recipe.build(shrunk(name))
+    data = setup.devices.place(setup.source.data)
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 2)
+    compiled = setup.devices.compile(function)
+    state, _ = compiled(recipe.initial_state(setup), data)
+    with jax.transfer_guard("disallow"):
+        state, metrics = compiled(state, data)
+        jax.block_until_ready(metrics)
+    assert int(state.step) == 4
+
+
+def test_the_guard_would_see_a_transfer():
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        jax.jit(lambda x: x + 1)(np.ones(3))

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import jax
-import psutil
+import quiet
 from ml_collections import ConfigDict
 
 from gan_jax import command_line, recipe, step
@@ -46,10 +46,9 @@ def main() -> None:
         loop_rate(config, steps)
         ratios = []
         for _ in range(arguments.turns):
-            before, start = cpu_seconds(), time.perf_counter()
+            before = quiet.usage()
             bare, loop = bare_rate(config, steps // per_call), loop_rate(config, steps)
-            busy, own = (after - earlier for after, earlier in zip(cpu_seconds(), before, strict=True))
-            others = (busy - own) / ((time.perf_counter() - start) * psutil.cpu_count())
+            others = quiet.others(before, quiet.usage())
             ratios.append(loop / bare)
             print(f"{bare:14.1f} {loop:14.1f} {loop / bare:12.3f} {others:8.1%}", flush=True)
     print(f"median of the ratios: {median(ratios):.3f}")
@@ -74,13 +73,6 @@ def loop_rate(config: ConfigDict, steps: int) -> float:
     once = max(config.log_every, config.sample_every, config.checkpoint_every)
     short = train_seconds(config, once)
     return steps / (train_seconds(config, once + steps) - short)
-
-
-def cpu_seconds() -> tuple[float, float]:
-    """Busy CPU seconds of the whole machine and of this process, so far."""
-    times = psutil.cpu_times()
-    own = psutil.Process().cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0), own.user + own.system
 
 
 def train_seconds(config: ConfigDict, num_steps: int) -> float:

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.datasets import load_digits
 
 from gan_jax.data.source import Source
 
@@ -15,6 +14,8 @@ def digits(split: str) -> Source:
 
     They are kept as uint8 (0 to 16 in the original) and scaled where they are drawn, uniformly with replacement.
     """
+    from sklearn.datasets import load_digits  # here: it takes a second, which only a run on digits should spend
+
     images = load_digits().images[SPLITS[split]].astype(np.uint8)[..., None]
     return Source(shape=images.shape[1:], data=images, draw=_draw, std=float(np.std(images / 8.0)))
 

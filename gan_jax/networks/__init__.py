@@ -1,7 +1,8 @@
 """Generators and discriminators as pairs of pure functions; Flax Linen stays inside this package.
 
 Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., normalization=..., dtype=...,
-axis_name=...)` and every discriminator as the same without `shape`, so that a new family is one entry below.
+axis_name=...)` and every discriminator as the same without `shape`, with the `form` of their convolutions where they
+convolve, so that a new family is one entry below.
 """
 
 from collections.abc import Callable

@@ -23,6 +23,7 @@ class Generator(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    form: str  # of the convolutions
     convolves = True
 
     @nn.compact
@@ -33,9 +34,9 @@ class Generator(nn.Module):
         x = nn.Dense(height * width * top, dtype=self.dtype, kernel_init=dcgan_init, use_bias=self._biased())(z)
         x = self._activate(x.reshape(-1, height, width, top), train)
         for layer in reversed(range(self.depth - 1)):
-            x = StridedConvTranspose(self.width << layer, use_bias=self._biased(), dtype=self.dtype)(x)
+            x = StridedConvTranspose(self.width << layer, use_bias=self._biased(), dtype=self.dtype, form=self.form)(x)
             x = self._activate(x, train)
-        x = StridedConvTranspose(channels, use_bias=True, dtype=self.dtype)(x)
+        x = StridedConvTranspose(channels, use_bias=True, dtype=self.dtype, form=self.form)(x)
         return jnp.tanh(x.astype(jnp.float32))
 
     def _biased(self) -> bool:
@@ -55,6 +56,7 @@ class Discriminator(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    form: str  # of the convolutions
     convolves = True
 
     @nn.compact
@@ -62,7 +64,8 @@ class Discriminator(nn.Module):
         """x [n, h, w, c] -> [n]."""
         for layer in range(self.depth):
             normalization = self.normalization if layer else "none"
-            x = StridedConv(self.width << layer, use_bias=normalization == "none", dtype=self.dtype)(x)
+            biased = normalization == "none"
+            x = StridedConv(self.width << layer, use_bias=biased, dtype=self.dtype, form=self.form)(x)
             x = Normalize(normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
             x = ACTIVATIONS[self.activation](x)
         x = x.reshape(len(x), -1)

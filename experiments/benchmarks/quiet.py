@@ -1,0 +1,34 @@
+"""How busy the machine is with something else: a block of work that others disturbed says nothing about speed."""
+
+import time
+from typing import NamedTuple
+
+import psutil
+
+THRESHOLD = 0.06  # of all CPUs
+
+
+class Usage(NamedTuple):
+    """Seconds so far, of the clock, of all CPUs together, of this process."""
+
+    clock: float
+    busy: float
+    own: float
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Busy CPU seconds of the whole machine (stolen ones too) and of this process, so far."""
+    times = psutil.cpu_times()
+    own = psutil.Process().cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0), own.user + own.system
+
+
+def usage() -> Usage:
+    """Where the counters stand."""
+    return Usage(time.perf_counter(), *cpu_seconds())
+
+
+def others(before: Usage, after: Usage) -> float:
+    """The share of all CPUs that other processes used in between (the counters tick every 10 ms)."""
+    clock, busy, own = (late - early for late, early in zip(after, before, strict=True))
+    return max(0.0, busy - own) / (clock * psutil.cpu_count())

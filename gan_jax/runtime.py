@@ -1,0 +1,111 @@
+"""What makes the process fast, set by `main` before JAX's backend starts: XLA flag, allocator, compilation cache.
+
+Importing this module sets nothing, and nothing here overrides what the user has set.
+"""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# XLA ends the process at a flag that it does not know, so this is for the versions of jaxlib with which it was tried.
+# They send convolutions to YNN by default, where they take 1.2 to 6 times as long as in Eigen (docs/performance.md).
+CONVOLUTIONS_BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+TRIED_JAXLIB = ("0.10.2", "0.12.0.1")
+
+# Of glibc's malloc.h: [(parameter, value)]. Large arrays come from the heap, which is not given back to the kernel
+# between steps: each page given back is a page fault in the next step. One arena, so that all of them share that heap.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+MALLOPT = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1))
+
+
+def plain() -> str:
+    """Sets nothing."""
+    return "plain"
+
+
+def fast() -> str:
+    """Sets what fits this machine, before JAX's backend starts; returns one line of what was set and what was not."""
+    on_cpu = [_set_xla_flag(), _set_allocator()] if will_run_on_cpu() else []
+    return "fast: " + "; ".join([*on_cpu, _set_compilation_cache()])
+
+
+RUNTIMES = {"fast": fast, "plain": plain}
+
+
+def will_run_on_cpu() -> bool:
+    """Whether JAX will compute on the CPU, as far as can be told without starting a backend.
+
+    Where nobody has said so, an installed plugin or libtpu counts as an accelerator, be there a device or not.
+    """
+    import jax
+
+    if jax.config.jax_platforms:
+        return jax.config.jax_platforms.split(",")[0] == "cpu"
+    return not (
+        os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS")
+        or importlib.util.find_spec("jax_plugins")
+        or importlib.util.find_spec("libtpu")
+        or importlib.metadata.entry_points(group="jax_plugins")
+    )
+
+
+def _set_xla_flag() -> str:
+    import jaxlib
+
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    name = CONVOLUTIONS_BY_EIGEN.split("=")[0].lstrip("-")
+    if name in given or given[:1] not in ("", "-"):  # without a dash it is the name of a file of flags
+        return "XLA_FLAGS as given"
+    if jaxlib.__version__ not in TRIED_JAXLIB:
+        return f"no XLA flag, untried with jaxlib {jaxlib.__version__}"
+    os.environ["XLA_FLAGS"] = f"{given} {CONVOLUTIONS_BY_EIGEN}".strip()
+    return f"XLA_FLAGS {CONVOLUTIONS_BY_EIGEN}"
+
+
+def _set_allocator() -> str:
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return "malloc as given"
+    if not _is_glibc():
+        return "malloc as it is, not glibc's"
+    mallopt = ctypes.CDLL(None).mallopt
+    refused = [str(parameter) for parameter, value in MALLOPT if not mallopt(parameter, value)]
+    return "malloc keeps freed memory" + (f" (refused: {', '.join(refused)})" if refused else "")
+
+
+def _is_glibc() -> bool:
+    names = getattr(os, "confstr_names", {})
+    return sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in names and bool(os.confstr("CS_GNU_LIBC_VERSION"))
+
+
+def _set_compilation_cache() -> str:
+    import jax
+
+    given = "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir is not None
+    if given or not jax.config.jax_enable_compilation_cache:
+        return "compilation cache as given"
+    folder = cache_folder()
+    if not folder.is_absolute():
+        return "no compilation cache, there is no home folder"
+    try:
+        # JAX runs the machine code that it finds there: nobody else may write it.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f"no compilation cache, {folder}: {error.strerror}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Small programs too: a start has dozens of them, each a fraction of a second.
+    for name, value in (("min_compile_time_secs", 0.0), ("min_entry_size_bytes", -1)):
+        if f"JAX_PERSISTENT_CACHE_{name.upper()}" not in os.environ:
+            jax.config.update(f"jax_persistent_cache_{name}", value)
+    return f"compilation cache in {folder}"
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: $XDG_CACHE_HOME/gan_jax, or ~/.cache/gan_jax."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative path is not valid there, by the specification, and is to be ignored.
+    return Path(given if os.path.isabs(given) else os.path.expanduser("~/.cache")) / "gan_jax"

@@ -1,0 +1,316 @@
+"""What main sets to be fast: where nothing was set, before JAX's backend starts, and never on import."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+
+import jax
+import jaxlib
+import pytest
+from conftest import ROOT
+
+from gan_jax import runtime
+
+NAMES = ("XLA_FLAGS", "XDG_CACHE_HOME", "GLIBC_TUNABLES")  # variables that the runtime reads
+PREFIXES = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "JAX_ENABLE_COMPILATION", "MALLOC_")
+MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_MMAP_MAX": -4, "M_ARENA_MAX": -8}  # of glibc's malloc.h
+
+
+def bare_environment(**changes):
+    """The environment without anything that the runtime respects, on the CPU; then `changes`."""
+    kept = {k: v for k, v in os.environ.items() if k not in NAMES and not k.startswith(PREFIXES)}
+    return kept | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | changes
+
+
+def python(source, **environment):
+    """The last line that this program prints, as JSON, in a process of its own."""
+    command, environment = [sys.executable, "-c", source], bare_environment(**environment)
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """This process as `bare_environment` has it, with a cache folder of its own; what is called stays without effect.
+
+    Returns what is recorded: `mallopt`, the calls of it, and `config`, the updates of jax.config.
+    """
+    for name in set(os.environ) - set(bare_environment()):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recorded = namedtuple("Recorded", "mallopt config")([], {})
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: FakeLibrary(recorded.mallopt))
+    monkeypatch.setattr(runtime, "_is_glibc", lambda: True)
+    monkeypatch.setattr(jaxlib, "__version__", runtime.TRIED_JAXLIB[0])
+    monkeypatch.setattr(jax, "config", FakeConfig(recorded.config))
+    return recorded
+
+
+class FakeLibrary:
+    """A C library whose mallopt only takes note."""
+
+    def __init__(self, calls):
+        self._calls = calls
+
+    def mallopt(self, parameter, value):
+        self._calls.append((parameter, value))
+        return 1
+
+
+class FakeConfig:
+    """A jax.config of a process in which nothing is set, on the CPU."""
+
+    jax_platforms = "cpu"
+    jax_enable_compilation_cache = True
+    jax_compilation_cache_dir = None
+
+    def __init__(self, updates):
+        self.update = updates.__setitem__
+
+
+# --- What is set, and said
+
+
+def test_fast_sets_all_three_and_says_so(bare, tmp_path):
+    said = runtime.fast()
+    assert os.environ["XLA_FLAGS"] == runtime.CONVOLUTIONS_BY_EIGEN
+    assert {number for number, _ in bare.mallopt} == set(MALLOPT.values())
+    assert (MALLOPT["M_MMAP_MAX"], 0) in bare.mallopt
+    assert bare.config == {
+        "jax_compilation_cache_dir": str(tmp_path / "cache" / "gan_jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    assert said == (
+        f"fast: XLA_FLAGS {runtime.CONVOLUTIONS_BY_EIGEN}; malloc keeps freed memory; "
+        f"compilation cache in {tmp_path / 'cache' / 'gan_jax'}"
+    )
+
+
+def test_plain_sets_nothing(bare, tmp_path):
+    before = dict(os.environ)
+    assert runtime.plain() == "plain"
+    assert (dict(os.environ), bare.mallopt, bare.config) == (before, [], {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_of_compiled_programs_is_the_users_alone(bare, tmp_path):
+    runtime.fast()
+    assert (tmp_path / "cache" / "gan_jax").stat().st_mode & 0o777 == 0o700
+    assert not list((tmp_path / "cache" / "gan_jax").iterdir())
+
+
+# --- What the user has set
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        f"{runtime.CONVOLUTIONS_BY_EIGEN.split('=')[0]}=",
+        "--xla_cpu_multi_thread_eigen=true --xla_cpu_experimental_ynn_fusion_type=dot",
+        "/etc/xla_flags.txt",
+    ],
+)
+def test_xla_flags_that_settle_it_stay(given, bare, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    assert "XLA_FLAGS as given" in runtime.fast()
+    assert os.environ["XLA_FLAGS"] == given
+
+
+def test_other_xla_flags_stay_in_front(bare, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
+    runtime.fast()
+    assert os.environ["XLA_FLAGS"] == f"--xla_cpu_multi_thread_eigen=true {runtime.CONVOLUTIONS_BY_EIGEN}"
+    runtime.fast()
+    assert os.environ["XLA_FLAGS"].count("ynn_fusion_type") == 1
+
+
+@pytest.mark.parametrize("version", ["0.10.1", "0.10.2.dev1", "1.0.0"])
+def test_untried_jaxlib_gets_no_flag(version, bare, monkeypatch):
+    monkeypatch.setattr(jaxlib, "__version__", version)
+    assert f"no XLA flag, untried with jaxlib {version}" in runtime.fast()
+    assert "XLA_FLAGS" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_malloc_that_is_set_stays(name, bare, monkeypatch):
+    monkeypatch.setenv(name, "glibc.malloc.arena_max=2" if name == "GLIBC_TUNABLES" else "2")
+    assert "malloc as given" in runtime.fast()
+    assert bare.mallopt == []
+
+
+def test_malloc_of_another_c_library_stays(bare, monkeypatch):
+    monkeypatch.setattr(runtime, "_is_glibc", lambda: False)
+    assert "not glibc's" in runtime.fast()
+    assert bare.mallopt == []
+
+
+def test_what_mallopt_refuses_is_said(bare, monkeypatch):
+    monkeypatch.setattr(FakeLibrary, "mallopt", lambda self, parameter, value: int(parameter != -3))
+    assert "malloc keeps freed memory (refused: -3)" in runtime.fast()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jax_compilation_cache_dir", "/somewhere"), ("jax_enable_compilation_cache", False)],
+)
+def test_cache_that_is_configured_stays(name, value, bare, monkeypatch):
+    monkeypatch.setattr(FakeConfig, name, value)
+    assert "compilation cache as given" in runtime.fast()
+    assert bare.config == {}
+
+
+@pytest.mark.parametrize("value", ["/somewhere", ""])
+def test_cache_of_the_environment_stays(value, bare, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
+    assert "compilation cache as given" in runtime.fast()
+    assert bare.config == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_limits_of_the_environment_stay(bare, monkeypatch):
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "5")
+    runtime.fast()
+    assert set(bare.config) == {"jax_compilation_cache_dir", "jax_persistent_cache_min_entry_size_bytes"}
+
+
+# --- Where the cache is
+
+
+def test_cache_folder_follows_the_specification(bare, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert runtime.cache_folder() == tmp_path / ".cache" / "gan_jax"
+
+
+def test_cache_folder_that_cannot_be_written_is_left_out(bare, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for given in (tmp_path / "file", "/proc/nothing"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(given))
+        assert f"no compilation cache, {given}/gan_jax: " in runtime.fast()
+    assert bare.config == {}
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_no_cache_without_a_home(bare, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert "no compilation cache, there is no home folder" in runtime.fast()
+    assert bare.config == {}
+
+
+# --- Where it will run
+
+
+@pytest.mark.parametrize(
+    ("platforms", "on_cpu"), [("cpu", True), ("cpu,cuda", True), ("cuda,cpu", False), ("tpu", False)]
+)
+def test_platform_that_is_named(platforms, on_cpu, bare, monkeypatch):
+    monkeypatch.setattr(FakeConfig, "jax_platforms", platforms)
+    assert runtime.will_run_on_cpu() == on_cpu
+
+
+@pytest.mark.parametrize("platforms", [None, ""])
+def test_platform_that_is_not_named(platforms, bare, monkeypatch):
+    monkeypatch.setattr(FakeConfig, "jax_platforms", platforms)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ())
+    assert runtime.will_run_on_cpu()
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+        assert not runtime.will_run_on_cpu()
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [group] if group == "jax_plugins" else ())
+    assert not runtime.will_run_on_cpu()
+
+
+def test_accelerator_gets_the_cache_alone(bare, monkeypatch, tmp_path):
+    monkeypatch.setattr(FakeConfig, "jax_platforms", "cuda")
+    assert runtime.fast() == f"fast: compilation cache in {tmp_path / 'cache' / 'gan_jax'}"
+    assert "XLA_FLAGS" not in os.environ
+    assert bare.mallopt == []
+
+
+# --- In processes of their own
+
+LOOKS = """
+import json, os
+import jax
+{what}
+from jax._src import xla_bridge
+print(json.dumps({{"environ": dict(os.environ), "started": xla_bridge.backends_are_initialized(),
+    "cache": jax.config.jax_compilation_cache_dir}}))
+"""
+
+
+def test_importing_sets_nothing_and_starts_no_backend(tmp_path):
+    what = "import gan_jax.main, gan_jax.runtime; gan_jax.runtime.plain()"
+    seen = python(LOOKS.format(what=what), XDG_CACHE_HOME=str(tmp_path))
+    assert not seen["started"]
+    assert seen["cache"] is None
+    assert [name for name in seen["environ"] if name.startswith(("XLA_FLAGS", "GLIBC_TUNABLES", *PREFIXES))] == []
+    assert not (tmp_path / "gan_jax").exists()
+
+
+def test_setting_starts_no_backend(tmp_path):
+    what = "import gan_jax.main; gan_jax.main.runtime.fast()"
+    seen = python(LOOKS.format(what=what), XDG_CACHE_HOME=str(tmp_path))
+    assert not seen["started"]
+    assert seen["cache"] == str(tmp_path / "gan_jax")
+    tried = jaxlib.__version__ in runtime.TRIED_JAXLIB
+    assert seen["environ"].get("XLA_FLAGS") == (runtime.CONVOLUTIONS_BY_EIGEN if tried else None)
+
+
+CONVOLVES = """
+import json
+import jax, jax.numpy as jnp
+from gan_jax import runtime
+runtime.fast()
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
+def f(x, w):
+    return jax.lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+text = jax.jit(f).lower(jnp.ones((64, 8, 8, 64)), jnp.ones((4, 4, 64, 64))).compile().as_text()
+print(json.dumps({"hits": len(hits), "ynn": "ynn" in text}))
+"""
+
+
+def test_the_second_process_finds_what_the_first_compiled(tmp_path):
+    first = python(CONVOLVES, XDG_CACHE_HOME=str(tmp_path))
+    files = set((tmp_path / "gan_jax").iterdir())
+    assert files
+    assert first["hits"] < len(files)
+    second = python(CONVOLVES, XDG_CACHE_HOME=str(tmp_path))
+    assert second["hits"] >= len(files)
+    assert set((tmp_path / "gan_jax").iterdir()) == files
+
+
+@pytest.mark.skipif(jaxlib.__version__ not in runtime.TRIED_JAXLIB, reason="the flag was not tried with this jaxlib")
+def test_the_flag_reaches_the_compiler(tmp_path):
+    """A flag in os.environ counts as long as the backend has not started, also after `import jax`."""
+    plain = CONVOLVES.replace("runtime.fast()", "runtime.plain()")
+    assert not python(CONVOLVES, XDG_CACHE_HOME=str(tmp_path))["ynn"]
+    assert python(plain, XDG_CACHE_HOME=str(tmp_path))["ynn"]
+
+
+@pytest.mark.skipif(not runtime._is_glibc(), reason="mallopt is glibc's")
+def test_freed_memory_is_not_faulted_in_again(tmp_path):
+    source = """
+import json, resource
+import numpy as np
+from gan_jax import runtime
+runtime.{choice}()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(64 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(json.dumps([faults() for _ in range(3)]))
+"""
+    assert max(python(source.format(choice="fast"), XDG_CACHE_HOME=str(tmp_path))) < 10
+    # A kernel with huge pages everywhere has few of them.
+    assert min(python(source.format(choice="plain"), XDG_CACHE_HOME=str(tmp_path))) >= 32
