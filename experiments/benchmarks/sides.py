@@ -28,10 +28,8 @@ def apply_runtime(choice: str) -> str:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are cold ones
-    try:
-        from gan_jax import runtime
-    except ImportError:
-        return "plain (gan_jax has no runtime module)"
+    from gan_jax import runtime
+
     return runtime.RUNTIMES[choice]()
 
 
