@@ -49,9 +49,10 @@ def run_keys(seed: int) -> RunKeys:
     return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
 
 
-def build(config, devices: Devices | None = None) -> Setup:
+def build(config, devices: Devices | None = None, source: Source | None = None) -> Setup:
     """Everything that a config names, for training on `devices` (those that it names, by default).
 
+    A `source` of one's own takes the place of the data set that the config names, for research code that calls this.
     Raises InputError, one line, where the config makes no sense.
     """
     schema.check(config)
@@ -61,7 +62,7 @@ def build(config, devices: Devices | None = None) -> Setup:
             f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
             f"it must be a multiple of {devices.count}"
         )
-    source = _make_source(config)
+    source = source or _make_source(config)
     _check_combinations(config, source)
     recipe = _make_recipe(config, devices, source)
     _check_loop(config, recipe)

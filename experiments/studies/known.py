@@ -41,9 +41,8 @@ def grid(low: float, high: float, cells: int, dimension: int) -> Grid:
 def setup_on(source: Source, changes: dict) -> Setup:
     """The setup of `configs/base.py` with `changes` {dotted key: value}, on a source that no config names."""
     config = base.get_config()
-    config.data.name = {1: "gaussian", 2: "ring8"}[source.shape[0]]  # for its shape; the source takes its place
     config.update_from_flattened_dict(changes)
-    return recipe.build(config.lock())._replace(source=source)
+    return recipe.build(config.lock(), source=source)
 
 
 def against(setup: Setup, fake: Source) -> Setup:
