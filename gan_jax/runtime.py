@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 # XLA ends the process at a flag that it does not know, so this is for the versions of jaxlib with which it was tried.
-# They send convolutions to YNN by default, which is slower there than Eigen (experiments/benchmarks/README.md).
+# They send convolutions to YNN by default, which is slower there than Eigen.
 CONVOLUTIONS_BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 TRIED_JAXLIB = ("0.10.2", "0.12.0.1")
 

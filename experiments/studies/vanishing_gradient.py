@@ -126,8 +126,8 @@ def main() -> None:
         report.table(header, [_row(method, each) for method, each in runs.items()]),
         f"""The norm of the generator's gradient after so many updates of D, and at the end the two factors that D
 gives to it at generated examples: medians over {len(SEEDS)} seeds (in the picture with the smallest and the
-largest). Real examples are N(6, 0.5^2); of {EXAMPLES:,} real and as many generated ones the nearest two are
-{smallest:.2f} apart in the worst seed.""",
+largest). G stays as it was initialised, its examples near 0; real ones are N(6, 0.5^2), and of {EXAMPLES:,} of
+each the nearest two are {smallest:.2f} apart in the worst seed.""",
         """The slopes sigma(b) of minimax and exp(b) of MLE-GAN vanish together as D rejects the fakes: MLE-GAN follows
 KL(p_data || p_g), but not from where p_g has no mass near the data. The non-saturating slope stays near 1, times
 whatever slope D has there. Only the critic with the gradient penalty has a slope of a known size; the scale of a
