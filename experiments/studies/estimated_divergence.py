@@ -13,11 +13,11 @@ import numpy as np
 from experiments.studies import known, report
 from gan_jax import theory
 from gan_jax.data import SOURCES
-from gan_jax.objectives import OBJECTIVES
+from gan_jax.objectives import LOGISTIC, OBJECTIVES
 from gan_jax.theory.identities import OPTIMA
 
 POINTS = np.linspace(-6, 8, 501)
-SPACING = 0.028
+SPACING = float(POINTS[1] - POINTS[0])
 START = (2.0, 1.0)  # mean and scale of the generator
 STEPS, CHUNK = 2_000, 20  # the true divergence is computed, and the metric averaged, once a chunk
 LOOKED_AT = (200, 600, 2_000)
@@ -35,8 +35,6 @@ CHANGES = {
     "discriminator.optimizer.learning_rate": 2e-3,
     "discriminator.optimizer.decay_to": 0.05,
 }
-LIPSCHITZ = {"penalty.name": "wgan_gp_one_sided", "penalty.weight": 10.0}
-LOGISTIC = ("non_saturating", "mle")  # they train the discriminator of minimax, and estimate what it does
 
 
 def true_divergence(name: str, mean: float, scale: float) -> float:
@@ -46,17 +44,22 @@ def true_divergence(name: str, mean: float, scale: float) -> float:
         q = known.gaussians(POINTS, [mean], scale)
         if name == "wgan":
             return float(theory.wasserstein_1(p, q, SPACING))
-        return float(OPTIMA["minimax" if name in LOGISTIC else name][1](p, q))
+        return float(_estimated(name)[1](p, q))
 
 
 def words(name: str) -> str:
     """That quantity's name."""
-    return OPTIMA["minimax" if name in LOGISTIC else name][2]
+    return _estimated(name)[2]
+
+
+def _estimated(name: str) -> tuple:
+    # The logistic ones train one and the same discriminator, and estimate the same.
+    return OPTIMA["minimax" if name in LOGISTIC else name]
 
 
 def run(name: str, steps: int = STEPS) -> np.ndarray:
     """[chunks, 2]: the mean of the metric over each chunk of a run, and the truth, the mean of both ends'."""
-    changes = CHANGES | {"objective.name": name, "num_steps": steps} | (LIPSCHITZ if name == "wgan" else {})
+    changes = CHANGES | {"objective.name": name, "num_steps": steps} | (known.LIPSCHITZ if name == "wgan" else {})
     setup = known.setup_on(SOURCES["gaussian"].make("train"), changes)
     advance, state = known.trainer(setup, CHUNK), known.affine_generator(setup, *START)
     rows, before = [], true_divergence(name, *START)

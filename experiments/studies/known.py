@@ -17,6 +17,8 @@ from gan_jax.networks import Network
 from gan_jax.recipe import Setup
 from gan_jax.state import TrainState
 
+LIPSCHITZ = {"penalty.name": "wgan_gp_one_sided", "penalty.weight": 10.0}  # for wgan, whose critic needs a bound
+
 
 class Grid(NamedTuple):
     """Equal cells that cover the mass of two distributions: sums over it are integrals."""

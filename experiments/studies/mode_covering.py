@@ -25,7 +25,7 @@ CENTERS, SIGMA = (-2.0, 2.0), 0.5
 STARTS = {"on one mode": (1.8, 0.6), "between": (0.5, 1.0), "broad": (0.5, 2.5)}  # mean and scale
 TRAINED_FROM = "between"
 POINTS = np.linspace(-12, 12, 481)
-SPACING = 0.05
+SPACING = float(POINTS[1] - POINTS[0])
 EXACT_STEPS = 10_000
 STEPS = 2_000
 SEEDS = range(3)
@@ -44,7 +44,6 @@ CHANGES = {
     "discriminator.optimizer.decay_to": 0.05,
 }
 LIKELIHOOD = "maximum likelihood"
-LIPSCHITZ = {"penalty.name": "wgan_gp_one_sided", "penalty.weight": 10.0}  # for wgan, whose critic needs a bound
 
 
 def probabilities(parameters):
@@ -93,7 +92,9 @@ def descend(loss, start: tuple[float, float]) -> tuple[float, float]:
 def trained(name: str, seed: int, steps: int = STEPS) -> tuple[float, float]:
     """(mean, scale) of the averaged generator that the shipped step trains; NaN where it diverged."""
     changes = CHANGES | {"objective.name": name, "seed": seed, "num_steps": steps}
-    setup = known.setup_on(mixture(np.array(CENTERS)[:, None], SIGMA), changes | (LIPSCHITZ if name == "wgan" else {}))
+    setup = known.setup_on(
+        mixture(np.array(CENTERS)[:, None], SIGMA), changes | (known.LIPSCHITZ if name == "wgan" else {})
+    )
     state, _ = known.trainer(setup, steps)(known.affine_generator(setup, *STARTS[TRAINED_FROM]))
     return known.mean_and_scale(state.ema.params)
 

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from gan_jax import theory
-from gan_jax.objectives import OBJECTIVES, smooth_labels
+from gan_jax.objectives import LOG_2, OBJECTIVES, smooth_labels
 from gan_jax.penalties import PENALTIES
 
-LOG_2 = 0.6931471805599453
 POINTS = 9
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}  # of the relative error
 
