@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gan_jax import runtime
+
 AXIS = "data"
 
 
@@ -27,7 +29,8 @@ class Devices(NamedTuple):
     maximum: Callable  # tree -> its maximum over the parts
     shard: Callable  # array [n, ...] -> the same, its examples spread over the devices
     part: Callable  # () -> the index of this part
-    compile: Callable  # f(state, data) -> (state, metrics), compiled; state is donated, everything is replicated
+    compile: Callable  # (f, state, data) -> f(state, data) -> (state, metrics), compiled for arguments of these shapes;
+    #   state is donated, everything is replicated
     replicated: NamedSharding  # where state and data are: a copy on every device
 
     def place(self, tree):
@@ -41,14 +44,22 @@ def example_keys(devices: Devices, key, n: int):
     return devices.shard(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
 
 
+def _compiled(function, *arguments):
+    """Compiled ahead of the first call, so that what the compiler needed is free again before the call needs memory."""
+    compiled = function.lower(*arguments).compile()
+    runtime.give_back()
+    return compiled
+
+
 def mesh(devices: list | None = None) -> Devices:
     """`jit` over a one-dimensional mesh of the devices (all by default): the compiler places the collectives."""
     grid = Mesh(np.array(devices or jax.devices()), (AXIS,))
     replicated = NamedSharding(grid, PartitionSpec())
     by_example = NamedSharding(grid, PartitionSpec(AXIS))
 
-    def compile_(function):
-        return jax.jit(function, in_shardings=replicated, out_shardings=replicated, donate_argnums=0)
+    def compile_(function, state, data):
+        jitted = jax.jit(function, in_shardings=replicated, out_shardings=replicated, donate_argnums=0)
+        return _compiled(jitted, state, data)
 
     return Devices(
         count=grid.size,
@@ -68,7 +79,7 @@ def pmapped(devices: list | None = None) -> Devices:
     devices = devices or jax.devices()
     replicated = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
 
-    def compile_(function):
+    def compile_(function, state, data):
         # pmap wants one argument that is mapped: the index of the part, which `part` reads off the axis anyway.
         mapped = jax.pmap(
             lambda index, state, data: function(state, data),
@@ -79,7 +90,8 @@ def pmapped(devices: list | None = None) -> Devices:
             donate_argnums=1,
         )
         index = np.arange(len(devices))
-        return lambda state, data: mapped(index, state, data)
+        compiled = _compiled(mapped, index, state, data)
+        return lambda state, data: compiled(index, state, data)
 
     return Devices(
         count=len(devices),

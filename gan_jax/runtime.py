@@ -29,7 +29,7 @@ def plain() -> str:
 
 def fast() -> str:
     """Sets what fits this machine, before JAX's backend starts; returns one line of what was set and what was not."""
-    on_cpu = [_set_xla_flag(), _set_allocator()] if will_run_on_cpu() else []
+    on_cpu = [_set_xla_flag(), _set_allocator(), _set_dispatch()] if will_run_on_cpu() else []
     return "fast: " + "; ".join([*on_cpu, _set_compilation_cache()])
 
 
@@ -74,6 +74,22 @@ def _set_allocator() -> str:
     mallopt = ctypes.CDLL(None).mallopt
     refused = [str(parameter) for parameter, value in MALLOPT if not mallopt(parameter, value)]
     return "malloc keeps freed memory" + (f" (refused: {', '.join(refused)})" if refused else "")
+
+
+def give_back() -> None:
+    """Gives freed memory back to the kernel, where the allocator can: for after a compilation, which needs much."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set_dispatch() -> str:
+    import jax
+
+    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" in os.environ or not jax.config.read("jax_cpu_enable_async_dispatch"):
+        return "dispatch as given"
+    # Each call that waits in a queue already holds the memory of its temporaries: one at a time, that is needed once.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return "one call at a time"
 
 
 def _is_glibc() -> bool:

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing, contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -49,7 +49,7 @@ class _Loop:
         self._workdir, self._checkpoints, self._writers = workdir, checkpoints, writers
         self._data = setup.devices.place(setup.source.data)
         self._generate = Generate(setup)
-        self._compiled = cache(self._compile)
+        self._compiled = {}  # by the steps of a call
         self._unseen = []  # (first step, metrics [steps]) of the calls whose numbers nobody has looked at
 
     def run(self, state: TrainState, stop_requested: Callable) -> bool:
@@ -65,13 +65,16 @@ class _Loop:
 
     def _advance(self, state: TrainState, now: int) -> tuple[TrainState, int]:
         after = next_boundary(self._config, now)
-        state, metrics = self._compiled(after - now)(state, self._data)
+        if after - now not in self._compiled:
+            self._compiled[after - now] = self._compile(after - now, state)
+        state, metrics = self._compiled[after - now](state, self._data)
         self._unseen.append((now, metrics))
         return state, after
 
-    def _compile(self, steps: int) -> Callable:
+    def _compile(self, steps: int, state: TrainState) -> Callable:
         setup = self._setup
-        return setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps))
+        function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps)
+        return setup.devices.compile(function, state, self._data)
 
     def _at_boundary(self, state: TrainState, now: int) -> None:
         if self._due("log_every", now):

@@ -87,8 +87,9 @@ def parts(state):
 
 def train(setup, steps=STEPS):
     """The Result of a few compiled steps."""
-    compiled = setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1))
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1)
     state, data, series = recipe.initial_state(setup), setup.devices.place(setup.source.data), []
+    compiled = setup.devices.compile(function, state, data)
     before = jax.tree.map(np.array, parts(state))
     for _ in range(steps):
         state, metrics = compiled(state, data)
@@ -168,8 +169,9 @@ def test_the_comparison_notices_a_broken_collective(alone, broken):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_device_ends_with_the_same_bits(alone, layout):
     setup = build(alone("mixture")[0], LAYOUTS[layout], 4)
-    compiled = setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1))
-    state, _ = compiled(recipe.initial_state(setup), ())
+    state = recipe.initial_state(setup)
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1)
+    state, _ = setup.devices.compile(function, state, ())(state, ())
     for leaf in jax.tree.leaves((state.generator, state.discriminator, state.ema)):
         assert len(leaf.devices()) == 4
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
@@ -228,7 +230,7 @@ def test_the_work_of_a_step_is_shared_by_the_devices(shrunk):
         setup = build(config, mesh, count)
         function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1)
         data = setup.devices.place(setup.source.data)
-        compiled = setup.devices.compile(function).lower(recipe.initial_state(setup), data).compile()
+        compiled = setup.devices.compile(function, recipe.initial_state(setup), data)
         flops[count] = compiled.cost_analysis()["flops"]  # of one device
     assert 0.45 < flops[2] / flops[1] < 0.6
     assert 0.2 < flops[4] / flops[1] < 0.35
@@ -247,7 +249,8 @@ def normalised(setup, latents):
         images, stats = setup.recipe.generator.apply(average.params, average.stats, z, True)
         return stats, jax.lax.all_gather(images, AXIS) if devices.axis_name else images[None]
 
-    stats, images = jax.device_get(devices.compile(apply)(average, devices.place(latents)))
+    data = devices.place(latents)
+    stats, images = jax.device_get(devices.compile(apply, average, data)(average, data))
     return stats, images.reshape(len(latents), *images.shape[2:])
 
 

@@ -14,9 +14,15 @@ from conftest import ROOT
 
 from gan_jax import runtime
 
-NAMES = ("XLA_FLAGS", "XDG_CACHE_HOME", "GLIBC_TUNABLES")  # variables that the runtime reads
+NAMES = (
+    "XLA_FLAGS",
+    "XDG_CACHE_HOME",
+    "GLIBC_TUNABLES",
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH",
+)  # variables that the runtime reads
 PREFIXES = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "JAX_ENABLE_COMPILATION", "MALLOC_")
 MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_MMAP_MAX": -4, "M_ARENA_MAX": -8}  # of glibc's malloc.h
+DISPATCH = {"jax_cpu_enable_async_dispatch": False}  # what the runtime sets besides the cache
 
 
 def bare_environment(**changes):
@@ -71,23 +77,28 @@ class FakeConfig:
     def __init__(self, updates):
         self.update = updates.__setitem__
 
+    def read(self, name):
+        """The value of a setting without an attribute."""
+        return {"jax_cpu_enable_async_dispatch": True}[name]
+
 
 # --- What is set, and said
 
 
-def test_fast_sets_all_three_and_says_so(bare, tmp_path):
+def test_fast_sets_all_of_it_and_says_so(bare, tmp_path):
     said = runtime.fast()
     assert os.environ["XLA_FLAGS"] == runtime.CONVOLUTIONS_BY_EIGEN
     assert {number for number, _ in bare.mallopt} == set(MALLOPT.values())
     assert (MALLOPT["M_MMAP_MAX"], 0) in bare.mallopt
     assert bare.config == {
+        "jax_cpu_enable_async_dispatch": False,
         "jax_compilation_cache_dir": str(tmp_path / "cache" / "gan_jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     assert said == (
         f"fast: XLA_FLAGS {runtime.CONVOLUTIONS_BY_EIGEN}; malloc keeps freed memory; "
-        f"compilation cache in {tmp_path / 'cache' / 'gan_jax'}"
+        f"one call at a time; compilation cache in {tmp_path / 'cache' / 'gan_jax'}"
     )
 
 
@@ -161,21 +172,31 @@ def test_what_mallopt_refuses_is_said(bare, monkeypatch):
 def test_cache_that_is_configured_stays(name, value, bare, monkeypatch):
     monkeypatch.setattr(FakeConfig, name, value)
     assert "compilation cache as given" in runtime.fast()
-    assert bare.config == {}
+    assert bare.config == DISPATCH
 
 
 @pytest.mark.parametrize("value", ["/somewhere", ""])
 def test_cache_of_the_environment_stays(value, bare, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
     assert "compilation cache as given" in runtime.fast()
-    assert bare.config == {}
+    assert bare.config == DISPATCH
     assert not list(tmp_path.iterdir())
 
 
 def test_limits_of_the_environment_stay(bare, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "5")
     runtime.fast()
-    assert set(bare.config) == {"jax_compilation_cache_dir", "jax_persistent_cache_min_entry_size_bytes"}
+    assert set(bare.config) == {
+        *DISPATCH,
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_entry_size_bytes",
+    }
+
+
+def test_dispatch_of_the_environment_stays(bare, monkeypatch):
+    monkeypatch.setenv("JAX_CPU_ENABLE_ASYNC_DISPATCH", "true")
+    assert "dispatch as given" in runtime.fast()
+    assert not DISPATCH.keys() & bare.config.keys()
 
 
 # --- Where the cache is
@@ -193,7 +214,7 @@ def test_cache_folder_that_cannot_be_written_is_left_out(bare, monkeypatch, tmp_
     for given in (tmp_path / "file", "/proc/nothing"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(given))
         assert f"no compilation cache, {given}/gan_jax: " in runtime.fast()
-    assert bare.config == {}
+    assert bare.config == DISPATCH
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -201,7 +222,7 @@ def test_no_cache_without_a_home(bare, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     assert "no compilation cache, there is no home folder" in runtime.fast()
-    assert bare.config == {}
+    assert bare.config == DISPATCH
 
 
 # --- Where it will run
@@ -314,3 +335,41 @@ print(json.dumps([faults() for _ in range(3)]))
     assert max(python(source.format(choice="fast"), XDG_CACHE_HOME=str(tmp_path))) < 10
     # A kernel with huge pages everywhere has few of them.
     assert min(python(source.format(choice="plain"), XDG_CACHE_HOME=str(tmp_path))) >= 32
+
+
+@pytest.mark.skipif(not runtime._is_glibc(), reason="malloc_trim is glibc's")
+def test_memory_that_is_given_back_leaves_the_process(tmp_path):
+    source = """
+import json
+import numpy as np
+from gan_jax import runtime
+runtime.fast()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+small = [np.ones(1 << 16, np.uint8) for _ in range(1600)]
+kept = small.pop()
+del small
+before = resident()
+runtime.give_back()
+print(json.dumps([before, resident()]))
+"""
+    before, after = python(source, XDG_CACHE_HOME=str(tmp_path))
+    assert before - after > 80  # of the 100 MB that were freed
+
+
+def test_a_queue_of_calls_does_not_multiply_their_memory(tmp_path):
+    source = """
+import json, resource
+import jax, jax.numpy as jnp
+from gan_jax import runtime
+runtime.{choice}()
+f = jax.jit(lambda x: jnp.sum(jax.lax.sort(jnp.sin(x * jnp.arange(1 << 22)))))
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+float(f(1.0))
+before = peak()
+results = [f(float(i)) for i in range(20)]
+jax.block_until_ready(results)
+print(json.dumps(peak() - before))
+"""
+    assert python(source.format(choice="fast"), XDG_CACHE_HOME=str(tmp_path)) < 40  # one call needs 32 MB

@@ -442,8 +442,8 @@ def test_without_averaging_the_average_is_the_generator():
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_the_average_never_shares_a_buffer_with_the_generator(decay):
     fakes, devices = fake_recipe(), one_device()
-    compiled = devices.compile(partial(step.train_step, fakes, devices))
     state, batch = devices.place(fake_state(fakes, numbers(ema_decay=decay))), {"image": jnp.ones((1, 4, 1))}
+    compiled = devices.compile(partial(step.train_step, fakes, devices), state, batch)
     for _ in range(3):
         assert not pointers(state.ema) & pointers(state.generator)
         state, _ = compiled(state, batch)  # donates: two arguments in one buffer would be refused
@@ -525,8 +525,9 @@ def test_a_recipe_that_convolves_is_written_out_on_a_cpu(shrunk):
 @pytest.mark.parametrize("layout", [mesh, pmapped])
 def test_a_compiled_call_moves_nothing_between_host_and_device(layout):
     fakes, devices = fake_recipe(), layout(jax.devices()[:1])
-    compiled = devices.compile(partial(step.train_steps, fakes, devices, draw_noise, 1))
-    state, _ = compiled(devices.place(fake_state(fakes)), ())
+    state = devices.place(fake_state(fakes))
+    compiled = devices.compile(partial(step.train_steps, fakes, devices, draw_noise, 1), state, ())
+    state, _ = compiled(state, ())
     with jax.transfer_guard("disallow"):
         state, metrics = compiled(state, ())
     assert int(state.step) == 2
@@ -538,9 +539,9 @@ def test_a_step_from_the_compilation_cache_donates_and_gives_the_same_bits(layou
     fakes, devices, hits, results = fake_recipe(penalty=penalties.r1, steps=2), layout(), [], []
     jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
     for _ in range(2):
-        compiled = devices.compile(partial(step.train_steps, fakes, devices, draw_noise, 2))
         before = devices.place(fake_state(fakes))
         hits.clear()
+        compiled = devices.compile(partial(step.train_steps, fakes, devices, draw_noise, 2), before, ())
         after, metrics = compiled(before, ())
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.generator, before.ema)))
         results.append((after.generator, after.discriminator, after.ema, metrics))

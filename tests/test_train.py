@@ -423,8 +423,9 @@ def test_no_array_moves_between_host_and_device_in_a_step(name, shrunk):
     setup = recipe.build(shrunk(name))
     data = setup.devices.place(setup.source.data)
     function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 2)
-    compiled = setup.devices.compile(function)
-    state, _ = compiled(recipe.initial_state(setup), data)
+    state = recipe.initial_state(setup)
+    compiled = setup.devices.compile(function, state, data)
+    state, _ = compiled(state, data)
     with jax.transfer_guard("disallow"):
         state, metrics = compiled(state, data)
         jax.block_until_ready(metrics)

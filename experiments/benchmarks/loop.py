@@ -59,7 +59,7 @@ def bare_rate(config: ConfigDict, calls: int) -> float:
     setup = recipe.build(config)
     state, data = recipe.initial_state(setup), setup.devices.place(setup.source.data)
     function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, config.steps_per_call)
-    compiled = setup.devices.compile(function)
+    compiled = setup.devices.compile(function, state, data)
     state, metrics = jax.block_until_ready(compiled(state, data))
     start = time.perf_counter()
     for _ in range(calls):

@@ -64,7 +64,7 @@ class Jax:
         if scan:
             self.batch = setup.devices.place(self.batch["image"][0])
             function = partial(step.train_steps, setup.recipe, setup.devices, _same_batch, self.per_call)
-        self.compiled = setup.devices.compile(function)
+        self.compiled = setup.devices.compile(function, self.state, self.batch)
         self.metrics = {}
 
     def run(self, steps: int) -> None:

@@ -61,7 +61,7 @@ def _draw(source: Source, keys):
 def trainer(setup: Setup, steps: int) -> Callable:
     """state -> (state after `steps` train steps, their metrics, each [steps]): compiled once, donates the state."""
     function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps)
-    compiled = setup.devices.compile(function)
+    compiled = setup.devices.compile(function, recipe.abstract_state(setup), setup.source.data)
     return lambda state: jax.block_until_ready(compiled(state, setup.source.data))
 
 
