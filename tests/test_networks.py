@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gan_jax.networks import FAMILIES, from_linen
+from gan_jax.networks import FAMILIES, from_linen, winograd
 from gan_jax.networks.convolution import StridedConv, _adjoint, _conv, strided_conv, strided_conv_transpose
 from gan_jax.networks.layers import NORMALIZATIONS, Normalize
 
@@ -175,7 +175,15 @@ def test_points_are_not_squashed(shape):
 
 # The strided convolution.
 
-THIN_AND_WIDE = [(2, 2, 2, 1, 3), (3, 8, 4, 3, 5), (2, 6, 10, 4, 1), (2, 4, 6, 12, 3)]
+# Thin, between, wide with outputs that are whole tiles (Winograd's algorithm on a CPU), wide with others.
+THIN_AND_WIDE = [
+    (2, 2, 2, 1, 3),
+    (3, 8, 4, 3, 5),
+    (2, 6, 10, 4, 1),
+    (2, 4, 6, 12, 3),
+    (2, 8, 4, 64, 3),
+    (1, 4, 6, 64, 5),
+]
 SHAPES = pytest.mark.parametrize("shape", THIN_AND_WIDE, ids=str)
 
 
@@ -200,11 +208,12 @@ def test_the_convolution_and_its_transpose_are_lax_s(shape):
     x, y, w = operands(shape)
     layout = ("NHWC", "HWIO", "NHWC")
     expected = lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout)
-    np.testing.assert_allclose(strided_conv(x, w), expected, atol=1e-5)
+    tolerance = 1e-6 * np.sqrt(16 * max(w.shape[2:]))
+    np.testing.assert_allclose(strided_conv(x, w), expected, rtol=1e-5, atol=tolerance)
     flipped = w[::-1, ::-1].swapaxes(2, 3)
     expected = lax.conv_transpose(y, flipped, (2, 2), ((2, 2), (2, 2)), dimension_numbers=layout)
     assert expected.shape == x.shape
-    np.testing.assert_allclose(strided_conv_transpose(y, w), expected, atol=1e-5)
+    np.testing.assert_allclose(strided_conv_transpose(y, w), expected, rtol=1e-5, atol=tolerance)
 
 
 def test_the_convolution_is_the_sum_that_it_should_be():
@@ -229,6 +238,7 @@ def test_they_are_exactly_adjoint(shape):
 def test_gradients_of_both_orders_are_those_of_the_plain_form(shape, layer):
     """First and second order, in the input and in the kernel, through a nonlinearity, as a gradient penalty needs."""
     x, y, w = operands(shape)
+    w /= 4 * np.sqrt(max(w.shape[2:]))  # so that the sine is no lottery
     ours, plain, first = {
         "conv": (strided_conv, _conv, x),
         "transpose": (strided_conv_transpose, _adjoint, y),
@@ -245,6 +255,58 @@ def test_gradients_of_both_orders_are_those_of_the_plain_form(shape, layer):
         return jax.jit(lambda *a: (loss(*a), jax.grad(loss, argnums=(0, 1))(*a), jax.grad(penalty, argnums=(0, 1))(*a)))
 
     assert relative_error(derivatives(ours)(first, w), derivatives(plain)(first, w)) < 1e-4
+
+
+# Winograd's algorithm.
+
+
+def valid_conv(x, w):
+    return lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def winograd_operands(taps, height, width, draw):
+    """x [2, h + r - 1, w + r - 1, 3], w [r, r, 3, 5] and y [2, h, w, 5]."""
+    sizes = (2, height + taps - 1, width + taps - 1, 3), (taps, taps, 3, 5), (2, height, width, 5)
+    return [np.asarray(draw(size), np.float32) for size in sizes]
+
+
+TAPS_AND_SIZES = pytest.mark.parametrize(("taps", "height", "width"), [(2, 2, 2), (2, 4, 10), (3, 2, 2), (3, 6, 4)])
+
+
+@TAPS_AND_SIZES
+def test_winograd_gives_the_convolution_and_its_two_adjoints_exactly(taps, height, width):
+    """On multiples of 4, where its halves and quarters are integers and float32 makes no rounding errors."""
+    rng = np.random.default_rng(0)
+    x, w, y = winograd_operands(taps, height, width, lambda size: 4 * rng.integers(-4, 5, size))
+    expected, transposes = jax.vjp(valid_conv, x, w)
+    dx, dw = transposes(y)
+    np.testing.assert_array_equal(winograd.conv(x, w), expected)
+    np.testing.assert_array_equal(winograd.adjoint(y, w), dx)
+    np.testing.assert_array_equal(winograd.kernel_gradient(x, y, taps), dw)
+
+
+@pytest.mark.parametrize("taps", [2, 3])
+def test_winograd_is_as_exact_as_the_direct_convolution(taps):
+    """Both against float64, at a depth of sum at which it counts; the factor is what its additions may cost."""
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((4, 7 + taps, 7 + taps, 256)), rng.standard_normal((taps, taps, 256, 8))
+    with jax.enable_x64(True):
+        truth = np.asarray(valid_conv(jnp.asarray(x), jnp.asarray(w)))
+    x, w = x.astype(np.float32), w.astype(np.float32)
+    errors = [
+        np.sqrt(np.mean((np.asarray(f(x, w)) - truth) ** 2) / np.mean(truth**2)) for f in (winograd.conv, valid_conv)
+    ]
+    assert errors[0] < 3 * errors[1] < 3e-6
+
+
+def test_wide_strided_convolutions_need_fewer_multiplications_on_a_cpu():
+    x, y, w = operands((4, 16, 16, 64, 128))
+    for function, arguments in ((strided_conv, (x, w)), (strided_conv_transpose, (y, w))):
+        flops = [
+            jax.jit(function, static_argnums=2).lower(*arguments, form).compile().cost_analysis()["flops"]
+            for form in ("plain", "cpu")
+        ]
+        assert flops[1] < 0.75 * flops[0]
 
 
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (1, 1)], ids=str)
