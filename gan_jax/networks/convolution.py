@@ -5,7 +5,7 @@
 Each is therefore the other's input gradient, and both share one kernel gradient. On a CPU that is how they are
 differentiated: XLA's own rule for the transposed convolution's kernel gradient is there 20 times slower. Elsewhere
 XLA's rules are good and nothing is overridden. The numbers are the same up to rounding, to any order of derivative.
-`FORMS` has both; `form` picks by backend.
+`FORMS` has both; `form` picks by backend. `conv` is the convolution of stride 1, for networks that resample otherwise.
 """
 
 from collections.abc import Callable
@@ -51,6 +51,10 @@ def _adjoint_by_phases(y, w):
             columns.append(lax.conv_general_dilated(y, kernel, (1, 1), padding, dimension_numbers=layout))
         rows.append(jnp.stack(columns, axis=3))
     return jnp.stack(rows, axis=2).reshape(n, 2 * height, 2 * width, w.shape[2])
+
+
+def _same_conv(x, w):
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=_LAYOUT)
 
 
 def _kernel_gradient(x, w, dy):
@@ -137,13 +141,17 @@ _cpu_conv_transpose.defvjp(
 
 
 class Form(NamedTuple):
-    """One way to write the two operations; see `strided_conv` and `strided_conv_transpose` for what they are."""
+    """One way to write the operations; `strided_conv`, `strided_conv_transpose` and `conv` say what they are."""
 
     conv: Callable
     conv_transpose: Callable
+    same_conv: Callable
 
 
-FORMS = {"plain": Form(_conv, _adjoint), "cpu": Form(_cpu_conv, _cpu_conv_transpose)}
+FORMS = {
+    "plain": Form(_conv, _adjoint, _same_conv),
+    "cpu": Form(_cpu_conv, _cpu_conv_transpose, _same_conv),
+}
 
 
 def form(name: str) -> Form:
@@ -169,6 +177,19 @@ def strided_conv(x, w, name: str = "auto"):
 def strided_conv_transpose(y, w, name: str = "auto"):
     """The adjoint of `strided_conv`: y [n, h, w, wide] and w [4, 4, thin, wide] -> [n, 2 h, 2 w, thin]."""
     return form(name).conv_transpose(y, w)
+
+
+def conv(x, w, name: str = "auto"):
+    """The convolution of stride 1 that keeps the image's size, zeros around it: a matrix product where w is 1x1.
+
+    Args:
+      x: [n, h, w, c].
+      w: [k, k, c, f], k odd, of x's dtype.
+      name: of the form.
+    Returns:
+      [n, h, w, f].
+    """
+    return x @ w[0, 0] if w.shape[:2] == (1, 1) else form(name).same_conv(x, w)
 
 
 class StridedConv(nn.Module):
@@ -201,6 +222,24 @@ class StridedConvTranspose(nn.Module):
         kernel = self.param("kernel", dcgan_init, (4, 4, self.features, x.shape[-1]))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return _add_bias(self, strided_conv_transpose(x, kernel, self.form))
+
+
+class Conv(nn.Module):
+    """`conv` with its kernel and an optional bias: [n, h, w, c] -> [n, h, w, features]."""
+
+    features: int
+    size: int  # of the kernel, odd
+    use_bias: bool
+    dtype: Any
+    form: str
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        """x [n, h, w, c] -> [n, h, w, features]."""
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return _add_bias(self, conv(x, kernel, self.form))
 
 
 def _add_bias(layer, x):
