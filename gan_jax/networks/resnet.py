@@ -1,0 +1,146 @@
+"""Residual networks without strided convolutions, those of WGAN-GP and SNGAN for CIFAR-10.
+
+arXiv:1704.00028 and arXiv:1802.05957, in the appendix of each; where a paper leaves something open, the code that its
+authors published decides. `depth` blocks double the generator's image, and `depth` blocks halve the
+discriminator's, which two more follow at the last size; `width` is the number of channels everywhere. The papers'
+networks for 32x32 have depth 3 in G (4x4 innermost) and depth 2 in D (8x8), width 128; G is 256 wide in SNGAN.
+
+Two things are not as in the papers and compute the same functions. The 1x1 convolution of a shortcut works on the
+smaller of its two images: a map of each pixel alone commutes with copying and with averaging pixels, and a fourth of
+the pixels is a fourth of the work. And a bias is left out where another one, or a normalisation, makes it redundant.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gan_jax.networks.convolution import Conv
+from gan_jax.networks.layers import ACTIVATIONS, Normalize
+
+PLAIN_BLOCKS = 2  # of the discriminator, after those that halve
+
+# Uniform, of variance 2 / (fan-in + fan-out) (Glorot and Bengio 2010), and of twice that in the residual branches,
+# where a ReLU halves what comes in (arXiv:1502.01852): so in the published code of both papers.
+xavier_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+branch_init = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+
+
+def upsample(x):
+    """Each pixel four times: [n, h, w, c] -> [n, 2 h, 2 w, c]."""
+    n, height, width, c = x.shape
+    blocks = jnp.broadcast_to(x[:, :, None, :, None], (n, height, 2, width, 2, c))
+    return blocks.reshape(n, 2 * height, 2 * width, c)
+
+
+def mean_pool(x):
+    """The mean of each 2x2 block: [n, 2 h, 2 w, c] -> [n, h, w, c]."""
+    n, height, width, c = x.shape
+    return jnp.mean(x.reshape(n, height // 2, 2, width // 2, 2, c), axis=(2, 4))
+
+
+class Block(nn.Module):
+    """The sum of a shortcut and of two 3x3 convolutions, each after normalisation and activation.
+
+    `up` doubles the image before the first convolution, `down` halves it after the second, `keep` does neither: only
+    then is the shortcut the identity. A block whose input is an image does not activate it.
+    """
+
+    resample: str  # up, down, keep
+    sees_image: bool
+    width: int
+    use_bias: bool  # of the sum
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    form: str  # of the convolutions
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """x [n, h, w, c] -> [n, h', w', width]; c is the width where the image keeps its size."""
+        y = x if self.sees_image else self._activate(x, train)
+        y = upsample(y) if self.resample == "up" else y
+        y = self._conv(3, self.normalization == "none", branch_init)(y)
+        y = self._conv(3, self.use_bias, branch_init)(self._activate(y, train))
+        y = mean_pool(y) if self.resample == "down" else y
+        return self._shortcut(x) + y
+
+    def _shortcut(self, x):
+        if self.resample == "keep":
+            return x
+        x = mean_pool(x) if self.resample == "down" else x
+        x = self._conv(1, False, xavier_init)(x)
+        return upsample(x) if self.resample == "up" else x
+
+    def _conv(self, size: int, use_bias: bool, kernel_init: Callable):
+        return Conv(self.width, size, use_bias, self.dtype, self.form, kernel_init)
+
+    def _activate(self, x, train):
+        x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
+        return ACTIVATIONS[self.activation](x)
+
+
+def _block(player, resample: str, **changes) -> Block:
+    """A block with the architecture of `player`, but for the changes."""
+    shared = ("width", "activation", "normalization", "dtype", "axis_name", "form")
+    fields = {name: getattr(player, name) for name in shared} | {"sees_image": False, "use_bias": True}
+    return Block(resample=resample, **(fields | changes))
+
+
+class Generator(nn.Module):
+    """Latents [n, d] -> float32 images [n, h, w, c] in [-1, 1]; h and w are multiples of 2^depth."""
+
+    shape: tuple[int, int, int]
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    form: str  # of the convolutions
+    convolves = True
+
+    @nn.compact
+    def __call__(self, z, train: bool):
+        """z [n, d] -> [n, h, w, c]."""
+        height, width, channels = self.shape
+        height, width = height >> self.depth, width >> self.depth
+        x = nn.Dense(height * width * self.width, dtype=self.dtype, kernel_init=xavier_init)(z)
+        x = x.reshape(-1, height, width, self.width)
+        for _ in range(self.depth):
+            # A constant in a channel ends at a normalisation on every path from here to the image.
+            x = _block(self, "up", use_bias=self.normalization == "none")(x, train)
+        x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
+        x = ACTIVATIONS[self.activation](x)
+        x = Conv(channels, 3, True, self.dtype, self.form, xavier_init)(x)
+        return jnp.tanh(x.astype(jnp.float32))
+
+
+class Discriminator(nn.Module):
+    """Images [n, h, w, c] -> float32 logits [n]; h and w are multiples of 2^depth.
+
+    The last layer sees the mean over pixels, as in WGAN-GP, so that the size of the logits does not depend on that of
+    the images; SNGAN takes the sum.
+    """
+
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    form: str  # of the convolutions
+    convolves = True
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """x [n, h, w, c] -> [n]."""
+        x = _block(self, "down", sees_image=True, normalization="none")(x, train)
+        for _ in range(self.depth - 1):
+            x = _block(self, "down")(x, train)
+        for _ in range(PLAIN_BLOCKS):
+            x = _block(self, "keep")(x, train)
+        x = jnp.mean(ACTIVATIONS[self.activation](x), axis=(1, 2))
+        return nn.Dense(1, dtype=self.dtype, kernel_init=xavier_init)(x)[:, 0].astype(jnp.float32)
