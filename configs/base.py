@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
             "steps_per_call": 100,  # train steps in one compiled call; few where networks convolve on a CPU
             "parallel": "jit",  # jit: a mesh over all devices; pmap: the same step, mapped
             "precision": "float32",  # what networks compute in; parameters, logits and losses are float32
-            "convolution": "auto",  # how strided convolutions are written: plain, cpu; auto: by backend
+            "convolution": "auto",  # how convolutions are written: plain, cpu; auto: by backend
             "data": {
                 "name": "ring8",
                 "split": "train",
@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
             "penalty": {"name": "none", "weight": 0.0},
             "generator": {
                 "network": "mlp",
-                "width": 128,  # units of a hidden layer; for dcgan, channels of the layer next to the image
-                "depth": 3,  # hidden layers (0: an affine map); for dcgan, layers of stride 2
+                "width": 128,  # units of a hidden layer; channels: for dcgan of the layer next to the image
+                "depth": 3,  # hidden layers (0: an affine map); for dcgan and resnet, how often the image is halved
                 "activation": "relu",
                 "normalization": "none",
                 "ema_decay": 0.999,  # of the moving average that samples are made from; 0: no averaging

@@ -179,8 +179,8 @@ def _make_source(config) -> Source:
 def _check_combinations(config, source: Source) -> None:
     """Raises InputError where two keys, each right by itself, do not go together."""
     for player in ("generator", "discriminator"):
-        if config[player].network == "dcgan":
-            _check_dcgan(player, config[player].depth, config.data.name, source.shape)
+        if networks.FAMILIES[config[player].network].generator.convolves:
+            _check_halvings(player, config[player].network, config[player].depth, config.data.name, source.shape)
     if config.penalty.name != "none" and config.discriminator.normalization == "batch":
         raise InputError(
             f"penalty.name is {config.penalty.name} and discriminator.normalization is batch: a gradient penalty needs "
@@ -209,13 +209,15 @@ def _check_loop(config, recipe: Recipe) -> None:
         )
 
 
-def _check_dcgan(player: str, depth: int, name: str, shape: tuple[int, ...]) -> None:
+def _check_halvings(player: str, network: str, depth: int, name: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
-        raise InputError(f"{player}.network is dcgan, which makes images, but {name} is points {shape}; use mlp")
+        raise InputError(f"{player}.network is {network}, which makes images, but {name} is points {shape}; use mlp")
     if depth == 0:
-        raise InputError(f"{player}.depth is 0: dcgan needs a layer of stride 2; give it 1 or more, or use mlp")
+        raise InputError(
+            f"{player}.depth is 0: {network} halves its images at least once; give it 1 or more, or use mlp"
+        )
     if any(size % 2**depth for size in shape[:2]):
         raise InputError(
-            f"{player}.depth is {depth}: dcgan halves its images {depth} times, which {shape[0]}x{shape[1]} ({name}) "
-            "does not allow"
+            f"{player}.depth is {depth}: {network} halves its images {depth} times, which {shape[0]}x{shape[1]} "
+            f"({name}) does not allow"
         )

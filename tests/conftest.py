@@ -37,7 +37,7 @@ def _shrunk(name: str, variant: str | None = None, changes: dict | None = None):
     config.discriminator.steps = min(config.discriminator.steps, 2)
     config.latent.dim = min(config.latent.dim, 4)
     for player in (config.generator, config.discriminator):
-        player.update({"mlp": {"width": 8, "depth": 2}, "dcgan": {"width": 4, "depth": 1}}[player.network])
+        player.update({"width": 8, "depth": 2} if player.network == "mlp" else {"width": 4, "depth": 1})
     config.update_from_flattened_dict(changes or {})
     return config.lock()
 

@@ -241,7 +241,7 @@ def players(**changes):
     [
         ({"objective.name": "gan"}, r"objective\.name is 'gan'; it must be one of minimax, non_saturating, mle, wgan"),
         ({"penalty.name": "r3"}, r"penalty\.name is 'r3'; it must be one of none, wgan_gp, "),
-        ({"generator.network": "resnet"}, r"generator\.network is 'resnet'; it must be one of mlp, dcgan"),
+        ({"generator.network": "unet"}, r"generator\.network is 'unet'; it must be one of mlp, dcgan, resnet"),
         ({"data.name": "mnist"}, r"data\.name is 'mnist'; it must be one of digits, ring8, grid25, "),
         ({"data.split": "valid"}, r"data\.split is 'valid'; digits has train, test, all"),
         ({"data.dir": "/data"}, r"data\.dir is '/data'; digits reads no files: leave it out"),
@@ -272,9 +272,12 @@ def players(**changes):
         ),
         ({"data.name": "ring8", "generator.network": "dcgan"}, r"generator\.network is dcgan, .*ring8 .*; use mlp"),
         ({"data.name": "ring8", "discriminator.network": "dcgan"}, r"discriminator\.network is dcgan, .*use mlp"),
-        (players(network="dcgan", depth=0), r"generator\.depth is 0: dcgan needs a layer of stride 2; .*, or use mlp"),
+        (players(network="dcgan", depth=0), r"generator\.depth is 0: dcgan halves its images at least once; .*, or"),
         (players(network="dcgan", depth=4), r"generator\.depth is 4: dcgan halves its images 4 times, which 8x8"),
         ({"discriminator.network": "dcgan", "discriminator.depth": 4}, r"discriminator\.depth is 4: .*8x8 \(digits\)"),
+        ({"data.name": "ring8", "generator.network": "resnet"}, r"generator\.network is resnet, .*ring8 .*; use mlp"),
+        (players(network="resnet", depth=0), r"generator\.depth is 0: resnet halves its images at least once; give it"),
+        ({"discriminator.network": "resnet", "discriminator.depth": 4}, r"resnet halves its images 4 times, which 8x8"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -1,4 +1,4 @@
-"""The families' shapes, ranges and dtypes, batch statistics, and the strided convolution with its adjoint."""
+"""The families' shapes, ranges and dtypes, batch statistics, and the convolutions; residual blocks: test_resnet.py."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,13 @@ import pytest
 from jax import lax
 
 from gan_jax.networks import FAMILIES, from_linen, winograd
-from gan_jax.networks.convolution import StridedConv, _adjoint, _conv, strided_conv, strided_conv_transpose
+from gan_jax.networks.convolution import StridedConv, conv, strided_conv, strided_conv_transpose
+from gan_jax.networks.convolution_forms import FORMS
 from gan_jax.networks.layers import NORMALIZATIONS, Normalize
 
 DEPTHS = {8: 2, 16: 3, 28: 2, 32: 3, 64: 4}
 LATENTS = 6
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def players(family, shape, *, depth=2, normalization="none", dtype=jnp.float32):
@@ -24,7 +26,7 @@ def players(family, shape, *, depth=2, normalization="none", dtype=jnp.float32):
         "dtype": dtype,
         "axis_name": None,
     }
-    if family == "dcgan":
+    if FAMILIES[family].generator.convolves:
         options["form"] = "auto"
     generator = from_linen(FAMILIES[family].generator(shape=shape, **options))
     return generator, from_linen(FAMILIES[family].discriminator(**options))
@@ -206,12 +208,11 @@ def relative_error(actual, expected):
 @SHAPES
 def test_the_convolution_and_its_transpose_are_lax_s(shape):
     x, y, w = operands(shape)
-    layout = ("NHWC", "HWIO", "NHWC")
-    expected = lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout)
+    expected = lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=LAYOUT)
     tolerance = 1e-6 * np.sqrt(16 * max(w.shape[2:]))
     np.testing.assert_allclose(strided_conv(x, w), expected, rtol=1e-5, atol=tolerance)
     flipped = w[::-1, ::-1].swapaxes(2, 3)
-    expected = lax.conv_transpose(y, flipped, (2, 2), ((2, 2), (2, 2)), dimension_numbers=layout)
+    expected = lax.conv_transpose(y, flipped, (2, 2), ((2, 2), (2, 2)), dimension_numbers=LAYOUT)
     assert expected.shape == x.shape
     np.testing.assert_allclose(strided_conv_transpose(y, w), expected, rtol=1e-5, atol=tolerance)
 
@@ -233,28 +234,40 @@ def test_they_are_exactly_adjoint(shape):
     assert left == right != 0
 
 
-@pytest.mark.parametrize("layer", ["conv", "transpose"])
+def derivatives(function):
+    """(x, w) -> a loss, its gradients and those of their squared norm: what a gradient penalty needs."""
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(function(x, w)))
+
+    def penalty(x, w):
+        gradients = jax.grad(loss, argnums=(0, 1))(x, w)
+        return sum(jnp.sum(gradient**2) for gradient in gradients)
+
+    return jax.jit(lambda *a: (loss(*a), jax.grad(loss, argnums=(0, 1))(*a), jax.grad(penalty, argnums=(0, 1))(*a)))
+
+
+@pytest.mark.parametrize("layer", ["strided_conv", "strided_conv_transpose"])
 @pytest.mark.parametrize("shape", THIN_AND_WIDE[1:], ids=str)
 def test_gradients_of_both_orders_are_those_of_the_plain_form(shape, layer):
-    """First and second order, in the input and in the kernel, through a nonlinearity, as a gradient penalty needs."""
+    """First and second order, in the input and in the kernel, through a nonlinearity."""
     x, y, w = operands(shape)
     w /= 4 * np.sqrt(max(w.shape[2:]))  # so that the sine is no lottery
-    ours, plain, first = {
-        "conv": (strided_conv, _conv, x),
-        "transpose": (strided_conv_transpose, _adjoint, y),
-    }[layer]
+    ours, plain = (derivatives(getattr(FORMS[form], layer)) for form in ("cpu", "plain"))
+    x = y if layer == "strided_conv_transpose" else x
+    assert relative_error(ours(x, w), plain(x, w)) < 1e-4
 
-    def derivatives(function):
-        def loss(first, w):
-            return jnp.sum(jnp.sin(function(first, w)))
 
-        def penalty(first, w):
-            gradients = jax.grad(loss, argnums=(0, 1))(first, w)
-            return sum(jnp.sum(gradient**2) for gradient in gradients)
-
-        return jax.jit(lambda *a: (loss(*a), jax.grad(loss, argnums=(0, 1))(*a), jax.grad(penalty, argnums=(0, 1))(*a)))
-
-    assert relative_error(derivatives(ours)(first, w), derivatives(plain)(first, w)) < 1e-4
+@pytest.mark.parametrize("layer", ["conv", "upsample_conv", "conv_mean_pool"])
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 8, 4, 12, 2), (1, 4, 4, 64, 66)], ids=str)
+def test_convolutions_of_stride_1_and_their_gradients_are_those_of_the_plain_form(shape, layer):
+    n, height, width, c, f = shape
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.standard_normal((n, height, width, c)), np.float32)
+    w = np.asarray(rng.standard_normal((3, 3, c, f)) / (3 * np.sqrt(max(c, f))), np.float32)
+    ours, plain = (getattr(FORMS[form], layer) for form in ("cpu", "plain"))
+    assert relative_error(ours(x, w), plain(x, w)) < 2e-6
+    assert relative_error(derivatives(ours)(x, w), derivatives(plain)(x, w)) < 1e-4
 
 
 # Winograd's algorithm.
@@ -316,3 +329,27 @@ def test_odd_sizes_are_refused(size):
         strided_conv(x, jnp.zeros((4, 4, 2, 3)))
     with pytest.raises(ValueError, match="halves"):
         StridedConv(3, use_bias=True, dtype=jnp.float32, form="auto").init(jax.random.key(0), x)
+
+
+# The convolution of stride 1.
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4, 3, 6), (2, 4, 7, 12, 2), (2, 1, 2, 9, 16)], ids=str)
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_convolution_is_lax_s_to_the_second_derivative(form, size, shape):
+    n, height, width, c, f = shape
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, height, width, c), np.float32)
+    w = rng.standard_normal((size, size, c, f), np.float32) / 3
+    expected = derivatives(lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT))
+    actual = derivatives(lambda x, w: conv(x, w, form))
+    assert conv(x, w, form).shape == (n, height, width, f)
+    assert relative_error(actual(x, w), expected(x, w)) < 1e-4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_convolution_of_single_pixels_is_a_matrix_product(form):
+    jaxpr = str(jax.make_jaxpr(lambda x, w: conv(x, w, form))(jnp.zeros((2, 4, 4, 3)), jnp.zeros((1, 1, 3, 5))))
+    assert "dot_general" in jaxpr
+    assert "conv" not in jaxpr

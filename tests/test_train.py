@@ -100,7 +100,8 @@ def test_a_shipped_config_trains_from_end_to_end(shrunk, tmp_path, monkeypatch, 
 
 
 def test_all_configs_are_covered():
-    assert {("mixture", "ring8"), ("mixture", "gaussian"), ("dcgan", None), ("wgan_gp", None)} <= set(shipped())
+    expected = {("mixture", "ring8"), ("mixture", "gaussian"), ("dcgan", None), ("wgan_gp", None), ("resnet", None)}
+    assert expected <= set(shipped())
 
 
 # --- runs that are interrupted ----------------------------------------------------------------------------------

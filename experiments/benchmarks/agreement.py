@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from gan_jax import devices, recipe, step
 
 BATCH = 8
-KINDS = {
-    torch.nn.Linear: "Dense",
-    torch.nn.Conv2d: "StridedConv",
-    torch.nn.ConvTranspose2d: "StridedConvTranspose",
-    torch.nn.BatchNorm2d: "Normalize",
+KINDS = {  # torch's layers and the Flax names of the same
+    torch.nn.Linear: ("Dense",),
+    torch.nn.Conv2d: ("StridedConv", "Conv"),
+    torch.nn.ConvTranspose2d: ("StridedConvTranspose",),
+    torch.nn.BatchNorm2d: ("Normalize",),
 }
 
 
@@ -61,14 +61,18 @@ class Replay:
     weights = latents
 
 
-def layers(params: dict, prefix: str) -> list[dict]:
-    """The parameters of the layers whose Flax name begins with `prefix`, in order; those in submodules first."""
-    inner = [layers(value, prefix) for name, value in params.items() if name.startswith("Hidden")]
-    own = [name for name in params if name.rpartition("_")[0] == prefix]
-    own.sort(key=lambda name: int(name.rpartition("_")[2]))
-    return [layer for group in inner for layer in group] + [
-        params[name].get("BatchNorm_0", params[name]) for name in own
-    ]
+def layers(params: dict, kinds: tuple[str, ...]) -> list[dict]:
+    """The parameters of the layers of these Flax names, in order; those in submodules first."""
+    inner = [layers(params[name], kinds) for name in numbered(params, ("Hidden", "Block"))]
+    own = [params[name].get("BatchNorm_0", params[name]) for name in numbered(params, kinds)]
+    return [layer for group in inner for layer in group] + own
+
+
+def numbered(params: dict, kinds: tuple[str, ...]) -> list[str]:
+    """The names `KIND_0`, `KIND_1`, ... in the order of their numbers."""
+    return sorted(
+        (name for name in params if name.rpartition("_")[0] in kinds), key=lambda name: int(name.rpartition("_")[2])
+    )
 
 
 def paired(network, params: dict) -> list[tuple[torch.Tensor, np.ndarray]]:
@@ -79,7 +83,7 @@ def paired(network, params: dict) -> list[tuple[torch.Tensor, np.ndarray]]:
             continue
         layer = {name: np.array(x) for name, x in rest[KINDS[type(module)]].pop(0).items()}
         kernel = layer.get("kernel", layer.get("scale"))
-        # Flax keeps Dense kernels [in, out], and both convolutions [4, 4, thin, wide].
+        # Flax keeps Dense kernels [in, out], convolutions [k, k, in, out], their transposes [k, k, out, in].
         pairs.append((module.weight, kernel.T if kernel.ndim <= 2 else kernel.transpose(3, 2, 0, 1)))
         if module.bias is not None:
             pairs.append((module.bias, layer["bias"]))

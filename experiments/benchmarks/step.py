@@ -8,8 +8,8 @@ counts only where other processes used less than 6 % of the CPUs meanwhile. READ
 measured and how it is kept fair. Prints progress to stderr and a Markdown report to stdout.
 
 A variant of torch is a layout (nchw, channels_last) and modifiers joined by dashes: compile (torch.compile), malloc
-(glibc's allocator keeps freed memory, as --runtime=fast sets it for jax), where (leaky ReLUs whose second derivative
-costs nothing, for gradient penalties). Example: --variants=nchw,channels_last,channels_last-malloc
+(glibc's allocator keeps freed memory, as --runtime=fast sets it for jax), where (ReLUs and pooling whose second
+derivative costs nothing, for gradient penalties). Example: --variants=nchw,channels_last,channels_last-malloc
 """
 
 import argparse

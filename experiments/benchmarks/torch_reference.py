@@ -1,110 +1,16 @@
-"""The same networks, losses, optimiser and algorithm in PyTorch, as its own best users would write them.
+"""The same losses, optimiser and algorithm in PyTorch, as its own best users would write them.
 
 Fused Adam, gradients set to None, D frozen while G learns, no gradients through G while D learns, no host transfer
-inside the step. In one place it does a little more than `gan_jax.step`: the running batch statistics of the player who
-does not learn move too, as they do in every PyTorch GAN (training does not read them). And in two a little less: it
-computes no metrics, and its random numbers are drawn for the batch as a whole instead of one key an example.
+inside the step; the networks are in `torch_networks.py`. In one place it does a little more than `gan_jax.step`: the
+running batch statistics of the player who does not learn move too, as they do in every PyTorch GAN (training does not
+read them). And in two a little less: it computes no metrics, and its random numbers are drawn for the batch as a whole
+instead of one key an example.
 """
 
 import torch
+import torch_networks
 from torch import nn
 from torch.nn import functional as F
-
-ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "leaky_relu": lambda: nn.LeakyReLU(0.2, inplace=True)}
-
-
-class WhereLeakyReLU(nn.Module):
-    """LeakyReLU whose second derivative autograd knows to be none.
-
-    That of nn.LeakyReLU is an array of zeros, which a gradient penalty then sends back through the whole critic.
-    """
-
-    def forward(self, x):
-        return torch.where(x > 0, x, 0.2 * x)
-
-
-def normalization(kind: str, features: int, dims: int) -> nn.Module:
-    """Batch normalisation as in `gan_jax.networks.layers`; torch's momentum is 1 - flax's."""
-    if kind == "none":
-        return nn.Identity()
-    layer = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
-    return layer(features, eps=1e-5, momentum=0.1)
-
-
-class ConvGenerator(nn.Module):
-    """`gan_jax.networks.dcgan.Generator`; images leave it in the memory format of its layers."""
-
-    def __init__(self, latent_dim: int, shape, player, channels_last: bool):
-        super().__init__()
-        self.channels_last, biased = channels_last, player.normalization == "none"
-        self.top = player.width << (player.depth - 1)
-        self.size = shape[0] >> player.depth, shape[1] >> player.depth
-        self.dense = nn.Linear(latent_dim, self.size[0] * self.size[1] * self.top, bias=biased)
-        layers = [normalization(player.normalization, self.top, 2), ACTIVATIONS[player.activation]()]
-        channels = self.top
-        for layer in reversed(range(player.depth - 1)):
-            wide = player.width << layer
-            layers.append(nn.ConvTranspose2d(channels, wide, 4, 2, 1, bias=biased))
-            layers += [normalization(player.normalization, wide, 2), ACTIVATIONS[player.activation]()]
-            channels = wide
-        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels, shape[2], 4, 2, 1), nn.Tanh())
-
-    def forward(self, z):
-        x = self.dense(z)
-        if self.channels_last:  # a view that already has the layout; the other order would cost a copy
-            return self.layers(x.view(-1, *self.size, self.top).permute(0, 3, 1, 2))
-        return self.layers(x.view(-1, self.top, *self.size))
-
-
-class ConvDiscriminator(nn.Module):
-    """`gan_jax.networks.dcgan.Discriminator`."""
-
-    def __init__(self, shape, player, channels_last: bool):
-        super().__init__()
-        self.channels_last, layers, channels = channels_last, [], shape[2]
-        for layer in range(player.depth):
-            kind, wide = (player.normalization if layer else "none"), player.width << layer
-            layers.append(nn.Conv2d(channels, wide, 4, 2, 1, bias=kind == "none"))
-            layers += [normalization(kind, wide, 2), ACTIVATIONS[player.activation]()]
-            channels = wide
-        self.layers = nn.Sequential(*layers)
-        self.dense = nn.Linear(channels * (shape[0] >> player.depth) * (shape[1] >> player.depth), 1)
-
-    def forward(self, x):
-        x = self.layers(x)
-        x = x.permute(0, 2, 3, 1) if self.channels_last else x
-        return self.dense(x.flatten(1))[:, 0]
-
-
-def mlp(inputs: int, outputs: int, player) -> nn.Sequential:
-    """Either player of `gan_jax.networks.mlp` on points."""
-    layers = []
-    for _ in range(player.depth):
-        layers += [nn.Linear(inputs, player.width), normalization(player.normalization, player.width, 1)]
-        layers.append(ACTIVATIONS[player.activation]())
-        inputs = player.width
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
-
-
-def make_networks(workload, channels_last: bool) -> tuple[nn.Module, nn.Module]:
-    """G and D of a workload, with DCGAN's initial weights where they convolve."""
-    config, shape = workload.config, workload.shape
-    if len(shape) == 1:
-        return mlp(config.latent.dim, shape[0], config.generator), mlp(shape[0], 1, config.discriminator)
-    generator = ConvGenerator(config.latent.dim, shape, config.generator, channels_last)
-    discriminator = ConvDiscriminator(shape, config.discriminator, channels_last)
-    for module in (*generator.modules(), *discriminator.modules()):
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            nn.init.normal_(module.weight, 0.0, 0.02)
-    return generator, discriminator
-
-
-def use_where(network: nn.Module) -> None:
-    """Exchanges the leaky ReLUs of a network."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.LeakyReLU):
-                setattr(module, name, WhereLeakyReLU())
 
 
 class Noise:
@@ -131,9 +37,9 @@ class Reference:
         self.device, self.autocast = device, config.precision == "bfloat16"
         # The parameters' own layout decides which kernels run, so the modules are converted too.
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        networks = make_networks(workload, channels_last)
+        networks = torch_networks.make_networks(workload, channels_last)
         if "where" in modifiers:
-            use_where(networks[1])
+            torch_networks.use_where(networks[1])
         self.generator, self.discriminator = (
             network.to(device=device, memory_format=self.format) for network in networks
         )

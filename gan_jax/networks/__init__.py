@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from gan_jax.networks import dcgan, mlp
+from gan_jax.networks import dcgan, mlp, resnet
 
 
 class Network(NamedTuple):
@@ -31,6 +31,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "mlp": Family(mlp.Generator, mlp.Discriminator),
     "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
+    "resnet": Family(resnet.Generator, resnet.Discriminator),
 }
 
 

@@ -1,187 +1,19 @@
-"""The 4x4 convolution of stride 2 and its adjoint, the two layers of which a DCGAN is made.
+"""The convolutions of the networks: stride 2 and its adjoint for a DCGAN, stride 1 with resampling for residual ones.
 
 `strided_conv` halves an image, `strided_conv_transpose` is its exact adjoint and doubles it:
 <strided_conv(x, w), y> = <x, strided_conv_transpose(y, w)> for every x and y, with one kernel w [4, 4, thin, wide].
-Each is therefore the other's input gradient, and both share one kernel gradient. On a CPU that is how they are
-differentiated: XLA's own rule for the transposed convolution's kernel gradient is there 20 times slower. Elsewhere
-XLA's rules are good and nothing is overridden. The numbers are the same up to rounding, to any order of derivative.
-`FORMS` has both; `form` picks by backend.
+`conv` keeps the size; `upsample_conv` doubles the image before it, `conv_mean_pool` averages 2x2 pixels after it.
+How they are written is chosen by backend, in `form`, or by name: `convolution_forms` has the forms.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
-from gan_jax.networks import winograd
+from gan_jax.networks.convolution_forms import FORMS, Form
 from gan_jax.networks.layers import dcgan_init
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-def _conv(x, w):
-    return lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
-
-
-def _adjoint(y, w):
-    # The transposed convolution correlates the dilated input with the flipped kernel, its channels exchanged.
-    flipped = jnp.flip(w, (0, 1))
-    return lax.conv_general_dilated(
-        y, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWOI", "NHWC")
-    )
-
-
-# The output pixel 2 i + phase sees the input pixels i - 1 + phase and i + phase, through these two rows of the kernel.
-_TAPS = ((3, 1), (2, 0))
-_PADDING = ((1, 0), (0, 1))
-
-
-def _adjoint_by_phases(y, w):
-    """The adjoint as four 2x2 convolutions, one for each parity of the output's row and column, interleaved."""
-    n, height, width, _ = y.shape
-    rows = []
-    for row in (0, 1):
-        columns = []
-        for column in (0, 1):
-            kernel = w[jnp.array(_TAPS[row])][:, jnp.array(_TAPS[column])]
-            padding = (_PADDING[row], _PADDING[column])
-            layout = ("NHWC", "HWOI", "NHWC")
-            columns.append(lax.conv_general_dilated(y, kernel, (1, 1), padding, dimension_numbers=layout))
-        rows.append(jnp.stack(columns, axis=3))
-    return jnp.stack(rows, axis=2).reshape(n, 2 * height, 2 * width, w.shape[2])
-
-
-def _kernel_gradient(x, w, dy):
-    """The gradient of <conv(x, w), dy> in w: the convolution's transpose in its (linear) kernel."""
-    return jax.linear_transpose(lambda w: _conv(x, w), w)(dy)[0]
-
-
-# Where an image is thin (few channels, as at both ends of a DCGAN), a convolution has too little to do for each pixel;
-# one matrix product over all 4x4 patches has the same work in a form that keeps the processor busy.
-THIN = 8
-
-
-def _blocks(x):
-    """The 2x2 blocks of x [n, 2 h, 2 w, c], padded by one pixel all round: [n, h + 1, w + 1, 4 c]."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    n, height, width, c = x.shape
-    x = x.reshape(n, height // 2, 2, width // 2, 2, c).swapaxes(2, 3)
-    return x.reshape(n, height // 2, width // 2, 4 * c)
-
-
-def _patches(x):
-    """The 4x4 patch that each output pixel sees, as its four blocks: [n, 2 h, 2 w, c] -> [n, h, w, 16 c]."""
-    blocks = _blocks(x)
-    height, width = blocks.shape[1] - 1, blocks.shape[2] - 1
-    return jnp.concatenate([blocks[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=-1)
-
-
-def _overlap_add(patches, c):
-    """The adjoint of `_patches`: every pixel is the sum of the places where it was seen."""
-    n, height, width, _ = patches.shape
-    patches = patches.reshape(n, height, width, 2, 2, 4 * c)
-    blocks = sum(
-        jnp.pad(patches[:, :, :, i, j], ((0, 0), (i, 1 - i), (j, 1 - j), (0, 0))) for i in (0, 1) for j in (0, 1)
-    )
-    x = blocks.reshape(n, height + 1, width + 1, 2, 2, c).swapaxes(2, 3)
-    return x.reshape(n, 2 * height + 2, 2 * width + 2, c)[:, 1:-1, 1:-1]
-
-
-def _as_matrix(w):
-    """A kernel [4, 4, c, f] in the order of `_patches`: [16 c, f]."""
-    c, f = w.shape[2:]
-    return w.reshape(2, 2, 2, 2, c, f).transpose(0, 2, 1, 3, 4, 5).reshape(16 * c, f)
-
-
-def _as_kernel(matrix, c):
-    """The inverse of `_as_matrix`."""
-    f = matrix.shape[1]
-    return matrix.reshape(2, 2, 2, 2, c, f).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, f)
-
-
-# Where it is wide, the 2x2 blocks make the convolution one of 2x2 taps and stride 1 over four times the channels, which
-# Winograd's algorithm does with 9/16 of the multiplications. Below this the additions cost more than is saved.
-WIDE = 64
-
-
-def _by_winograd(x, w) -> bool:
-    height, width = x.shape[1] // 2, x.shape[2] // 2
-    return w.shape[2] >= WIDE and winograd.fits(height, width) and x.dtype == jnp.float32
-
-
-def _pixels(blocks):
-    """The inverse of `_blocks`, the padding dropped: [n, h + 1, w + 1, 4 c] -> [n, 2 h, 2 w, c]."""
-    n, height, width, c = blocks.shape
-    x = blocks.reshape(n, height, width, 2, 2, c // 4).swapaxes(2, 3)
-    return x.reshape(n, 2 * height, 2 * width, c // 4)[:, 1:-1, 1:-1]
-
-
-def _block_kernel(w):
-    """A kernel [4, 4, c, f] as one over `_blocks`: [2, 2, 4 c, f]."""
-    c, f = w.shape[2:]
-    return w.reshape(2, 2, 2, 2, c, f).swapaxes(1, 2).reshape(2, 2, 4 * c, f)
-
-
-def _pixel_kernel(w):
-    """The inverse of `_block_kernel`."""
-    c, f = w.shape[2] // 4, w.shape[3]
-    return w.reshape(2, 2, 2, 2, c, f).swapaxes(1, 2).reshape(4, 4, c, f)
-
-
-def _fast_conv(x, w):
-    if w.shape[2] <= THIN:
-        return _patches(x) @ _as_matrix(w)
-    return winograd.conv(_blocks(x), _block_kernel(w)) if _by_winograd(x, w) else _conv(x, w)
-
-
-def _fast_adjoint(y, w):
-    if w.shape[2] <= THIN:
-        return _overlap_add(y @ _as_matrix(w).T, w.shape[2])
-    if w.shape[2] >= WIDE and winograd.fits(*y.shape[1:3]) and y.dtype == jnp.float32:
-        return _pixels(winograd.adjoint(y, _block_kernel(w)))
-    return _adjoint_by_phases(y, w)
-
-
-def _fast_kernel_gradient(x, w, dy):
-    if w.shape[2] <= THIN:
-        return _as_kernel(jnp.einsum("nhwp,nhwf->pf", _patches(x), dy), w.shape[2])
-    if _by_winograd(x, w):
-        return _pixel_kernel(winograd.kernel_gradient(_blocks(x), dy, taps=2))
-    return _kernel_gradient(x, w, dy)
-
-
-@jax.custom_vjp
-def _cpu_conv(x, w):
-    return _fast_conv(x, w)
-
-
-@jax.custom_vjp
-def _cpu_conv_transpose(y, w):
-    return _fast_adjoint(y, w)
-
-
-# Each backward pass calls the other layer, so that derivatives of every order take the same fast road.
-_cpu_conv.defvjp(
-    lambda x, w: (_fast_conv(x, w), (x, w)),
-    lambda saved, dy: (_cpu_conv_transpose(dy, saved[1]), _fast_kernel_gradient(saved[0], saved[1], dy)),
-)
-_cpu_conv_transpose.defvjp(
-    lambda y, w: (_fast_adjoint(y, w), (y, w)),
-    lambda saved, dx: (_cpu_conv(dx, saved[1]), _fast_kernel_gradient(dx, saved[1], saved[0])),
-)
-
-
-class Form(NamedTuple):
-    """One way to write the two operations; see `strided_conv` and `strided_conv_transpose` for what they are."""
-
-    conv: Callable
-    conv_transpose: Callable
-
-
-FORMS = {"plain": Form(_conv, _adjoint), "cpu": Form(_cpu_conv, _cpu_conv_transpose)}
 
 
 def form(name: str) -> Form:
@@ -201,12 +33,35 @@ def strided_conv(x, w, name: str = "auto"):
     """
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"a strided convolution halves its image, which {x.shape[1]}x{x.shape[2]} does not allow")
-    return form(name).conv(x, w)
+    return form(name).strided_conv(x, w)
 
 
 def strided_conv_transpose(y, w, name: str = "auto"):
     """The adjoint of `strided_conv`: y [n, h, w, wide] and w [4, 4, thin, wide] -> [n, 2 h, 2 w, thin]."""
-    return form(name).conv_transpose(y, w)
+    return form(name).strided_conv_transpose(y, w)
+
+
+def conv(x, w, name: str = "auto"):
+    """The convolution of stride 1 that keeps the image's size, zeros around it: a matrix product where w is 1x1.
+
+    Args:
+      x: [n, h, w, c].
+      w: [k, k, c, f], k odd, of x's dtype.
+      name: of the form.
+    Returns:
+      [n, h, w, f].
+    """
+    return x @ w[0, 0] if w.shape[:2] == (1, 1) else form(name).conv(x, w)
+
+
+def upsample_conv(x, w, name: str = "auto"):
+    """`conv` of the image with each pixel four times, for a kernel of 3x3: [n, h, w, c] -> [n, 2 h, 2 w, f]."""
+    return form(name).upsample_conv(x, w)
+
+
+def conv_mean_pool(x, w, name: str = "auto"):
+    """The mean of each 2x2 block of `conv`, for a kernel of 3x3: [n, 2 h, 2 w, c] -> [n, h, w, f]."""
+    return form(name).conv_mean_pool(x, w)
 
 
 class StridedConv(nn.Module):
@@ -239,6 +94,31 @@ class StridedConvTranspose(nn.Module):
         kernel = self.param("kernel", dcgan_init, (4, 4, self.features, x.shape[-1]))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return _add_bias(self, strided_conv_transpose(x, kernel, self.form))
+
+
+_RESAMPLING = {"keep": conv, "up": upsample_conv, "down": conv_mean_pool}
+
+
+class Conv(nn.Module):
+    """A convolution with its kernel and an optional bias: `conv`, or with resampling.
+
+    [n, h, w, c] -> [n, h, w, features], or h and w doubled (`up`, before it) or halved (`down`, after it).
+    """
+
+    features: int
+    size: int  # of the kernel, odd
+    use_bias: bool
+    dtype: Any
+    form: str
+    kernel_init: Callable
+    resample: str = "keep"
+
+    @nn.compact
+    def __call__(self, x):
+        """x [n, h, w, c] -> [n, h', w', features]."""
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return _add_bias(self, _RESAMPLING[self.resample](x, kernel, self.form))
 
 
 def _add_bias(layer, x):

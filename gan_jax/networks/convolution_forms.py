@@ -1,0 +1,254 @@
+"""The ways in which the convolutions of `convolution` are written: one for XLA to see to, one that is fast on a CPU.
+
+On a CPU, XLA's own rule for the kernel gradient of a transposed convolution is 20 times slower than the same gradient
+written as that of the convolution. So a convolution and its adjoint are each other's input gradient there, and share
+one kernel gradient. Thin layers are matrix products of patches, wide ones go by Winograd's algorithm. The numbers are
+the same up to rounding, to any order of derivative. Elsewhere XLA's rules are good and nothing is overridden.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gan_jax.networks import winograd
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def _conv(x, w):
+    return lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
+
+
+def _adjoint(y, w):
+    # The transposed convolution correlates the dilated input with the flipped kernel, its channels exchanged.
+    flipped = jnp.flip(w, (0, 1))
+    return lax.conv_general_dilated(
+        y, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWOI", "NHWC")
+    )
+
+
+# The output pixel 2 i + phase sees the input pixels i - 1 + phase and i + phase, through these two rows of the kernel.
+_TAPS = ((3, 1), (2, 0))
+_PADDING = ((1, 0), (0, 1))
+
+
+def _adjoint_by_phases(y, w):
+    """The adjoint as four 2x2 convolutions, one for each parity of the output's row and column, interleaved."""
+    n, height, width, _ = y.shape
+    rows = []
+    for row in (0, 1):
+        columns = []
+        for column in (0, 1):
+            kernel = w[jnp.array(_TAPS[row])][:, jnp.array(_TAPS[column])]
+            padding = (_PADDING[row], _PADDING[column])
+            layout = ("NHWC", "HWOI", "NHWC")
+            columns.append(lax.conv_general_dilated(y, kernel, (1, 1), padding, dimension_numbers=layout))
+        rows.append(jnp.stack(columns, axis=3))
+    return jnp.stack(rows, axis=2).reshape(n, 2 * height, 2 * width, w.shape[2])
+
+
+def _kernel_gradient(conv, x, w, dy):
+    """The gradient of <conv(x, w), dy> in w: the convolution's transpose in its (linear) kernel."""
+    return jax.linear_transpose(lambda w: conv(x, w), w)(dy)[0]
+
+
+# Where an image is thin (few channels, as at both ends of a DCGAN), a convolution has too little to do for each pixel;
+# one matrix product over all 4x4 patches has the same work in a form that keeps the processor busy.
+THIN = 8
+
+
+def _blocks(x):
+    """The 2x2 blocks of x [n, 2 h, 2 w, c], padded by one pixel all round: [n, h + 1, w + 1, 4 c]."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    n, height, width, c = x.shape
+    x = x.reshape(n, height // 2, 2, width // 2, 2, c).swapaxes(2, 3)
+    return x.reshape(n, height // 2, width // 2, 4 * c)
+
+
+def _patches(x):
+    """The 4x4 patch that each output pixel sees, as its four blocks: [n, 2 h, 2 w, c] -> [n, h, w, 16 c]."""
+    blocks = _blocks(x)
+    height, width = blocks.shape[1] - 1, blocks.shape[2] - 1
+    return jnp.concatenate([blocks[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=-1)
+
+
+def _overlap_add(patches, c):
+    """The adjoint of `_patches`: every pixel is the sum of the places where it was seen."""
+    n, height, width, _ = patches.shape
+    patches = patches.reshape(n, height, width, 2, 2, 4 * c)
+    blocks = sum(
+        jnp.pad(patches[:, :, :, i, j], ((0, 0), (i, 1 - i), (j, 1 - j), (0, 0))) for i in (0, 1) for j in (0, 1)
+    )
+    x = blocks.reshape(n, height + 1, width + 1, 2, 2, c).swapaxes(2, 3)
+    return x.reshape(n, 2 * height + 2, 2 * width + 2, c)[:, 1:-1, 1:-1]
+
+
+def _as_matrix(w):
+    """A kernel [4, 4, c, f] in the order of `_patches`: [16 c, f]."""
+    c, f = w.shape[2:]
+    return w.reshape(2, 2, 2, 2, c, f).transpose(0, 2, 1, 3, 4, 5).reshape(16 * c, f)
+
+
+def _as_kernel(matrix, c):
+    """The inverse of `_as_matrix`."""
+    f = matrix.shape[1]
+    return matrix.reshape(2, 2, 2, 2, c, f).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, f)
+
+
+# Where it is wide, the 2x2 blocks make the convolution one of 2x2 taps and stride 1 over four times the channels, which
+# Winograd's algorithm does with 9/16 of the multiplications. Below this the additions cost more than is saved.
+WIDE = 64
+
+
+def _pixels(blocks):
+    """The inverse of `_blocks`, the padding dropped: [n, h + 1, w + 1, 4 c] -> [n, 2 h, 2 w, c]."""
+    n, height, width, c = blocks.shape
+    x = blocks.reshape(n, height, width, 2, 2, c // 4).swapaxes(2, 3)
+    return x.reshape(n, 2 * height, 2 * width, c // 4)[:, 1:-1, 1:-1]
+
+
+def _block_kernel(w):
+    """A kernel [4, 4, c, f] as one over `_blocks`: [2, 2, 4 c, f]."""
+    c, f = w.shape[2:]
+    return w.reshape(2, 2, 2, 2, c, f).swapaxes(1, 2).reshape(2, 2, 4 * c, f)
+
+
+def _pixel_kernel(w):
+    """The inverse of `_block_kernel`."""
+    c, f = w.shape[2] // 4, w.shape[3]
+    return w.reshape(2, 2, 2, 2, c, f).swapaxes(1, 2).reshape(4, 4, c, f)
+
+
+def _is_wide(w, y_shape) -> bool:
+    """Whether Winograd's algorithm is to make (or to begin from) an output of this shape."""
+    return w.shape[2] >= WIDE and winograd.fits(*y_shape[1:3]) and w.dtype == jnp.float32
+
+
+def _fast_conv(x, w):
+    if w.shape[2] <= THIN:
+        return _patches(x) @ _as_matrix(w)
+    if _is_wide(w, (len(x), x.shape[1] // 2, x.shape[2] // 2)):
+        return winograd.conv(_blocks(x), _block_kernel(w))
+    return _conv(x, w)
+
+
+def _fast_adjoint(y, w):
+    if w.shape[2] <= THIN:
+        return _overlap_add(y @ _as_matrix(w).T, w.shape[2])
+    if _is_wide(w, y.shape):
+        return _pixels(winograd.adjoint(y, _block_kernel(w)))
+    return _adjoint_by_phases(y, w)
+
+
+def _fast_kernel_gradient(x, w, dy):
+    if w.shape[2] <= THIN:
+        return _as_kernel(jnp.einsum("nhwp,nhwf->pf", _patches(x), dy), w.shape[2])
+    if _is_wide(w, dy.shape):
+        return _pixel_kernel(winograd.kernel_gradient(_blocks(x), dy, taps=2))
+    return _kernel_gradient(_conv, x, w, dy)
+
+
+# The convolution of stride 1 and its adjoint, which is one too, of the flipped kernel.
+
+
+def _same_conv(x, w):
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+def _flipped(w):
+    return jnp.flip(w, (0, 1)).swapaxes(2, 3)
+
+
+def _suits_winograd(x, w) -> bool:
+    wide = w.shape[:2] == (3, 3) and min(w.shape[2:]) >= WIDE
+    return wide and winograd.fits(*x.shape[1:3]) and w.dtype == jnp.float32
+
+
+def _fast_same_conv(x, w):
+    if _suits_winograd(x, w):
+        return winograd.conv(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), w)
+    return _same_conv(x, w)
+
+
+def _fast_same_adjoint(y, w):
+    if _suits_winograd(y, w):
+        return winograd.adjoint(y, w)[:, 1:-1, 1:-1]
+    return _same_conv(y, _flipped(w))
+
+
+def _same_kernel_gradient(x, w, dy):
+    return _kernel_gradient(_same_conv, x, w, dy)
+
+
+# A 3x3 convolution whose image is doubled before it, or averaged after it, is a 4x4 one of stride 2: of the kernel that
+# is the sum of the 3x3 one's four shifts by up to a pixel. That needs 2.25 times fewer multiplications.
+
+
+def upsample(x):
+    """Each pixel four times: [n, h, w, c] -> [n, 2 h, 2 w, c]."""
+    n, height, width, c = x.shape
+    blocks = jnp.broadcast_to(x[:, :, None, :, None], (n, height, 2, width, 2, c))
+    return blocks.reshape(n, 2 * height, 2 * width, c)
+
+
+def mean_pool(x):
+    """The mean of each 2x2 block: [n, 2 h, 2 w, c] -> [n, h, w, c]."""
+    n, height, width, c = x.shape
+    return jnp.mean(x.reshape(n, height // 2, 2, width // 2, 2, c), axis=(2, 4))
+
+
+def _shifts(w):
+    return sum(jnp.pad(w, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in (0, 1) for j in (0, 1))
+
+
+def _upsample_conv(x, w):
+    return _same_conv(upsample(x), w)
+
+
+def _conv_mean_pool(x, w):
+    return mean_pool(_same_conv(x, w))
+
+
+def _fast_upsample_conv(x, w):
+    return _cpu_conv_transpose(x, _shifts(_flipped(w)))
+
+
+def _fast_conv_mean_pool(x, w):
+    return _cpu_conv(x, _shifts(w) / 4)
+
+
+def _pair(conv, adjoint, kernel_gradient):
+    """The two with derivatives of their own: each is the other's input gradient, so every order takes the fast road."""
+    forward, backward = jax.custom_vjp(conv), jax.custom_vjp(adjoint)
+    forward.defvjp(
+        lambda x, w: (conv(x, w), (x, w)),
+        lambda saved, dy: (backward(dy, saved[1]), kernel_gradient(*saved, dy)),
+    )
+    backward.defvjp(
+        lambda y, w: (adjoint(y, w), (y, w)),
+        lambda saved, dx: (forward(dx, saved[1]), kernel_gradient(dx, saved[1], saved[0])),
+    )
+    return forward, backward
+
+
+_cpu_conv, _cpu_conv_transpose = _pair(_fast_conv, _fast_adjoint, _fast_kernel_gradient)
+_cpu_same_conv, _ = _pair(_fast_same_conv, _fast_same_adjoint, _same_kernel_gradient)
+
+
+class Form(NamedTuple):
+    """One way to write each operation; the functions of these names in `convolution` say what they are."""
+
+    strided_conv: Callable
+    strided_conv_transpose: Callable
+    conv: Callable
+    upsample_conv: Callable
+    conv_mean_pool: Callable
+
+
+FORMS = {
+    "plain": Form(_conv, _adjoint, _same_conv, _upsample_conv, _conv_mean_pool),
+    "cpu": Form(_cpu_conv, _cpu_conv_transpose, _cpu_same_conv, _fast_upsample_conv, _fast_conv_mean_pool),
+}

@@ -1,0 +1,145 @@
+"""Residual networks without strided convolutions, those of WGAN-GP and SNGAN for CIFAR-10.
+
+arXiv:1704.00028 and arXiv:1802.05957, in the appendix of each; where a paper leaves something open, the code that its
+authors published decides. `depth` blocks double the generator's image, and `depth` blocks halve the
+discriminator's, which two more follow at the last size; `width` is the number of channels everywhere. The papers'
+networks for 32x32 have depth 3 in G (4x4 innermost) and depth 2 in D (8x8), width 128; G is 256 wide in SNGAN.
+
+Two things are not as in the papers and compute the same functions. The 1x1 convolution of a shortcut works on the
+smaller of its two images: a map of each pixel alone commutes with copying and with averaging pixels, and a fourth of
+the pixels is a fourth of the work. And a bias is left out where another one, or a normalisation, makes it redundant.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gan_jax.networks.convolution import Conv
+from gan_jax.networks.convolution_forms import mean_pool, upsample
+from gan_jax.networks.layers import ACTIVATIONS, Normalize
+
+PLAIN_BLOCKS = 2  # of the discriminator, after those that halve
+
+
+def xavier_init(key, shape, dtype=jnp.float32, scale: float = 1.0):
+    """Uniform samples of variance 2 scale / (fan-in + fan-out), [..., in, out] (Glorot and Bengio 2010).
+
+    As `variance_scaling(scale, "fan_avg", "uniform")` of jax, but drawn flat, which XLA compiles four times faster.
+    """
+    fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
+    bound = math.sqrt(6 * scale / fans)
+    return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+
+# In the residual branches a ReLU halves what comes in (arXiv:1502.01852); so in the published code of both papers.
+branch_init = partial(xavier_init, scale=2.0)
+
+
+class Block(nn.Module):
+    """The sum of a shortcut and of two 3x3 convolutions, each after normalisation and activation.
+
+    `up` doubles the image before the first convolution, `down` halves it after the second, `keep` does neither: only
+    then is the shortcut the identity. A block whose input is an image does not activate it.
+    """
+
+    resample: str  # up, down, keep
+    sees_image: bool
+    width: int
+    use_bias: bool  # of the sum
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    form: str  # of the convolutions
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """x [n, h, w, c] -> [n, h', w', width]; c is the width where the image keeps its size."""
+        y = x if self.sees_image else self._activate(x, train)
+        first, second = {"up": ("up", "keep"), "down": ("keep", "down"), "keep": ("keep", "keep")}[self.resample]
+        y = self._conv(3, self.normalization == "none", branch_init, first)(y)
+        y = self._conv(3, self.use_bias, branch_init, second)(self._activate(y, train))
+        return self._shortcut(x) + y
+
+    def _shortcut(self, x):
+        if self.resample == "keep":
+            return x
+        x = mean_pool(x) if self.resample == "down" else x
+        x = self._conv(1, False, xavier_init)(x)
+        return upsample(x) if self.resample == "up" else x
+
+    def _conv(self, size: int, use_bias: bool, kernel_init: Callable, resample: str = "keep"):
+        return Conv(self.width, size, use_bias, self.dtype, self.form, kernel_init, resample)
+
+    def _activate(self, x, train):
+        x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
+        return ACTIVATIONS[self.activation](x)
+
+
+def _block(player, resample: str, **changes) -> Block:
+    """A block with the architecture of `player`, but for the changes."""
+    shared = ("width", "activation", "normalization", "dtype", "axis_name", "form")
+    fields = {name: getattr(player, name) for name in shared} | {"sees_image": False, "use_bias": True}
+    return Block(resample=resample, **(fields | changes))
+
+
+class Generator(nn.Module):
+    """Latents [n, d] -> float32 images [n, h, w, c] in [-1, 1]; h and w are multiples of 2^depth."""
+
+    shape: tuple[int, int, int]
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    form: str  # of the convolutions
+    convolves = True
+
+    @nn.compact
+    def __call__(self, z, train: bool):
+        """z [n, d] -> [n, h, w, c]."""
+        height, width, channels = self.shape
+        height, width = height >> self.depth, width >> self.depth
+        x = nn.Dense(height * width * self.width, dtype=self.dtype, kernel_init=xavier_init)(z)
+        x = x.reshape(-1, height, width, self.width)
+        for _ in range(self.depth):
+            # A constant in a channel ends at a normalisation on every path from here to the image.
+            x = _block(self, "up", use_bias=self.normalization == "none")(x, train)
+        x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
+        x = ACTIVATIONS[self.activation](x)
+        x = Conv(channels, 3, True, self.dtype, self.form, xavier_init)(x)
+        return jnp.tanh(x.astype(jnp.float32))
+
+
+class Discriminator(nn.Module):
+    """Images [n, h, w, c] -> float32 logits [n]; h and w are multiples of 2^depth.
+
+    The last layer sees the mean over pixels, as in WGAN-GP, so that the size of the logits does not depend on that of
+    the images; SNGAN takes the sum.
+    """
+
+    width: int
+    depth: int
+    activation: str
+    normalization: str
+    dtype: Any
+    axis_name: str | None
+    form: str  # of the convolutions
+    convolves = True
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        """x [n, h, w, c] -> [n]."""
+        x = _block(self, "down", sees_image=True, normalization="none")(x, train)
+        for _ in range(self.depth - 1):
+            x = _block(self, "down")(x, train)
+        for _ in range(PLAIN_BLOCKS):
+            x = _block(self, "keep")(x, train)
+        x = jnp.mean(ACTIVATIONS[self.activation](x), axis=(1, 2))
+        return nn.Dense(1, dtype=self.dtype, kernel_init=xavier_init)(x)[:, 0].astype(jnp.float32)
