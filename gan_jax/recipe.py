@@ -108,10 +108,12 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     generator_class = networks.FAMILIES[config.generator.network].generator
     discriminator_class = networks.FAMILIES[config.discriminator.network].discriminator
     generator = networks.from_linen(
-        generator_class(shape=source.shape, **_architecture(config, generator_class, config.generator), **common)
+        generator_class(shape=source.shape, **_architecture(config, generator_class, config.generator), **common),
+        config.matmul_precision,
     )
     discriminator = networks.from_linen(
-        discriminator_class(**_architecture(config, discriminator_class, config.discriminator), **common)
+        discriminator_class(**_architecture(config, discriminator_class, config.discriminator), **common),
+        config.matmul_precision,
     )
     return Recipe(
         generator=generator,

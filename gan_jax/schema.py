@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from gan_jax.data import SOURCES
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
-from gan_jax.networks import FAMILIES
-from gan_jax.networks.convolution import FORMS
+from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS
+from gan_jax.networks.convolution_forms import FORMS
 from gan_jax.networks.layers import ACTIVATIONS, NORMALIZATIONS
 from gan_jax.objectives import OBJECTIVES
 from gan_jax.optimizers import OPTIMIZERS
@@ -66,6 +66,7 @@ SCHEMA = {
     "steps_per_call": POSITIVE_INT,
     "parallel": one_of(LAYOUTS),
     "precision": one_of(PRECISIONS),
+    "matmul_precision": one_of(MATMUL_PRECISIONS),
     "convolution": one_of(("auto", *FORMS)),
     "data.name": one_of(SOURCES),
     "data.split": TEXT,

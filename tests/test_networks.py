@@ -1,12 +1,13 @@
 """The families' shapes, ranges and dtypes, batch statistics, and the convolutions; residual blocks: test_resnet.py."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from gan_jax.networks import FAMILIES, from_linen, winograd
+from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, from_linen, winograd
 from gan_jax.networks.convolution import StridedConv, conv, strided_conv, strided_conv_transpose
 from gan_jax.networks.convolution_forms import FORMS
 from gan_jax.networks.layers import NORMALIZATIONS, Normalize
@@ -173,6 +174,33 @@ def test_points_are_not_squashed(shape):
     assert np.abs(points).max() > 10
     params, stats, apply = initialised(discriminator, points)
     assert apply(params, stats, points, True)[0].shape == (256,)
+
+
+def products(jaxpr):
+    """The precision of every product of matrices and convolution in a program, those of its parts included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation.params["precision"]
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("precision", MATMUL_PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matmul_precision_reaches_every_product_and_its_derivatives(family, precision):
+    options = {"width": 4, "depth": 2, "activation": "relu", "normalization": "none"}
+    options |= {"dtype": jnp.float32, "axis_name": None} | ({} if family == "mlp" else {"form": "plain"})
+    network, x = from_linen(FAMILIES[family].discriminator(**options), precision), images((8, 8, 3))
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), x)
+
+    def penalty(params, x):
+        slope = jax.grad(lambda x: jnp.sum(network.apply(params, {}, x, True)[0]))(x)
+        return jnp.sum(slope**2)
+
+    seen = list(products(jax.make_jaxpr(jax.grad(penalty))(params, x).jaxpr))
+    wanted = lax.Precision(precision)
+    assert len(seen) >= 9
+    assert set(seen) == {(wanted, wanted)}
 
 
 # The strided convolution.
