@@ -12,7 +12,7 @@ GIB = 1 << 30
 
 
 def make(kind: str, workload_name: str, precision: str, runtime: str):
-    """The side `kind`: jax, jax-scan, gemm, copy, or torch-LAYOUT[-MODIFIER...]."""
+    """The side `kind`: jax, jax-cached, jax-scan, gemm, copy, or torch-LAYOUT[-MODIFIER...]."""
     if kind in ("gemm", "copy"):
         apply_runtime(runtime)
         return {"gemm": Gemm, "copy": Copy}[kind](precision)
@@ -25,9 +25,6 @@ def apply_runtime(choice: str) -> str:
     """What `gan_jax.main` does before the backend starts, in words; `plain` leaves everything as it is."""
     # The allocator of a GPU is shared with the other sides, and none of them may hold most of it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
-
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are cold ones
     from gan_jax import runtime
 
     return runtime.RUNTIMES[choice]()
@@ -43,7 +40,7 @@ def _jax_precision(precision: str) -> str:
 
 
 class Jax:
-    """The shipped `train_step`, jitted as the loop jits it, on one fixed batch and one device.
+    """The shipped `train_step`, compiled as the loop compiles it, on one fixed batch and one device.
 
     `scan`: the shipped `train_steps`, with as many steps in a call as the config says, each on that same batch.
     """
@@ -64,11 +61,13 @@ class Jax:
         if scan:
             self.batch = setup.devices.place(self.batch["image"][0])
             function = partial(step.train_steps, setup.recipe, setup.devices, _same_batch, self.per_call)
-        self.compiled = setup.devices.compile(function, self.state, self.batch)
+        self.compile = partial(setup.devices.compile, function)
+        self.compiled = None
         self.metrics = {}
 
     def run(self, steps: int) -> None:
-        """Takes `steps` steps, a multiple of `per_call`."""
+        """Takes `steps` steps, a multiple of `per_call`; compiles first if this is the first time."""
+        self.compiled = self.compiled or self.compile(self.state, self.batch)
         for _ in range(steps // self.per_call):
             self.state, self.metrics = self.compiled(self.state, self.batch)
         self.jax.block_until_ready((self.state, self.metrics))

@@ -19,6 +19,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import quantiles
@@ -38,6 +39,8 @@ KEEP_FREED_MEMORY = {  # gan_jax.runtime's mallopt, as the environment variables
     "MALLOC_ARENA_MAX": "1",
 }
 
+CACHE_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+
 
 class SideError(Exception):
     """A side could not do its work; the message says why, in one line."""
@@ -54,11 +57,12 @@ class Block(NamedTuple):
 class Side:
     """A process that works when told."""
 
-    def __init__(self, kind: str, arguments, workload: str = ""):
+    def __init__(self, kind: str, arguments, workload: str, cache: str):
         self.kind, self.blocks = kind, []
         options = {"kind": kind, "workload_name": workload}
         options |= {"precision": arguments.precision, "runtime": arguments.runtime}
-        environment = os.environ | (KEEP_FREED_MEMORY if "malloc" in kind.split("-") else {})
+        environment = os.environ | CACHE_ALL | {"JAX_COMPILATION_CACHE_DIR": cache}
+        environment |= KEEP_FREED_MEMORY if "malloc" in kind.split("-") else {}
         command = [sys.executable, str(HERE / "worker.py"), json.dumps(options)]
         log = None if arguments.verbose else subprocess.DEVNULL
         self.process = subprocess.Popen(
@@ -153,10 +157,10 @@ def measure_workload(name: str, arguments) -> None:
     print(f"### {name}\n", flush=True)
     if not arguments.no_agreement:
         print_agreement(name)
-    sides = []
+    sides, cache = [], tempfile.TemporaryDirectory()
     try:
         for kind in kinds(workload, arguments):
-            start(kind, name, arguments, sides)
+            start(kind, name, arguments, sides, cache.name)
         if not any(side.kind == "jax" for side in sides):
             raise SideError("without jax there is nothing to compare")
         rotate(sides, arguments.seconds)
@@ -164,6 +168,7 @@ def measure_workload(name: str, arguments) -> None:
     finally:
         for side in sides:
             side.stop()
+        cache.cleanup()
     report(workload, rows, all_quiet)
 
 
@@ -175,14 +180,14 @@ def kinds(workload, arguments) -> list[str]:
     if len(workload.shape) == 1:
         variants = list(dict.fromkeys(re.sub("nchw|channels_last", "eager", variant) for variant in variants))
     scan = ["jax-scan"] if workload.config.steps_per_call > 1 else []
-    return ["jax", *scan, *(f"torch-{variant}" for variant in variants), "gemm", "copy"]
+    return ["jax", "jax-cached", *scan, *(f"torch-{variant}" for variant in variants), "gemm", "copy"]
 
 
-def start(kind: str, name: str, arguments, sides: list[Side]) -> None:
+def start(kind: str, name: str, arguments, sides: list[Side], cache: str) -> None:
     """Starts and warms up one side; one that cannot is reported and left out."""
     side = None
     try:
-        side = Side(kind, arguments, name)
+        side = Side(kind, arguments, name, cache)
         side.prepare(block_seconds=max(0.3, arguments.seconds / 10))
     except SideError as error:
         print(f"{kind} left out: {error}\n", flush=True)
