@@ -7,6 +7,7 @@ the same up to rounding, to any order of derivative. Elsewhere XLA's rules are g
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -60,6 +61,7 @@ def _kernel_gradient(conv, x, w, dy):
 THIN = 8
 
 
+@jax.jit
 def _blocks(x):
     """The 2x2 blocks of x [n, 2 h, 2 w, c], padded by one pixel all round: [n, h + 1, w + 1, 4 c]."""
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -68,6 +70,7 @@ def _blocks(x):
     return x.reshape(n, height // 2, width // 2, 4 * c)
 
 
+@jax.jit
 def _patches(x):
     """The 4x4 patch that each output pixel sees, as its four blocks: [n, 2 h, 2 w, c] -> [n, h, w, 16 c]."""
     blocks = _blocks(x)
@@ -75,6 +78,7 @@ def _patches(x):
     return jnp.concatenate([blocks[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=-1)
 
 
+@partial(jax.jit, static_argnames="c")
 def _overlap_add(patches, c):
     """The adjoint of `_patches`: every pixel is the sum of the places where it was seen."""
     n, height, width, _ = patches.shape
@@ -103,6 +107,7 @@ def _as_kernel(matrix, c):
 WIDE = 64
 
 
+@jax.jit
 def _pixels(blocks):
     """The inverse of `_blocks`, the padding dropped: [n, h + 1, w + 1, 4 c] -> [n, 2 h, 2 w, c]."""
     n, height, width, c = blocks.shape

@@ -8,8 +8,13 @@ not free, so that wide layers gain and thin ones do not. With m = 2 all coeffici
 are as exact as the direct convolution's in float32.
 
 `x` [n, H, W, c] and `w` [r, r, c, f] give [n, h, w, f] with h = H - r + 1 ("valid"), h and w even: `fits` tells.
+
+The three are jitted so that a layer that a step meets ten times is traced once.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -35,6 +40,7 @@ def fits(height: int, width: int) -> bool:
     return height % M == 0 and width % M == 0
 
 
+@jax.jit
 def conv(x, w):
     """The convolution: x [n, h + r - 1, w + r - 1, c], w [r, r, c, f] -> [n, h, w, f]."""
     taps = w.shape[0]
@@ -42,6 +48,7 @@ def conv(x, w):
     return _outputs(products, x.shape[0], x.shape[1] - taps + 1, x.shape[2] - taps + 1, taps)
 
 
+@jax.jit
 def adjoint(y, w):
     """Its adjoint in x: y [n, h, w, f], w [r, r, c, f] -> [n, h + r - 1, w + r - 1, c]."""
     taps = w.shape[0]
@@ -49,6 +56,7 @@ def adjoint(y, w):
     return _tiles_adjoint(products, *y.shape[:3], taps)
 
 
+@partial(jax.jit, static_argnames="taps")
 def kernel_gradient(x, y, taps: int):
     """Its adjoint in w: x [n, h + r - 1, w + r - 1, c], y [n, h, w, f] -> [r, r, c, f]."""
     pairs = zip(_tiles(x, taps), _outputs_adjoint(y, taps), strict=True)
