@@ -27,7 +27,7 @@ class Devices(NamedTuple):
     maximum: Callable  # tree -> its maximum over the parts
     shard: Callable  # array [n, ...] -> the same, its examples spread over the devices
     part: Callable  # () -> the index of this part
-    compile: Callable  # f(state, data) -> (state, metrics), compiled; state is donated, everything is replicated
+    compile: Callable  # f(state, data) -> (state, metrics), as by jax.jit; state is donated, everything is replicated
     replicated: NamedSharding  # where state and data are: a copy on every device
 
     def place(self, tree):
@@ -79,7 +79,12 @@ def pmapped(devices: list | None = None) -> Devices:
             donate_argnums=1,
         )
         index = np.arange(len(devices))
-        return lambda state, data: mapped(index, state, data)
+
+        def call(state, data):
+            return mapped(index, state, data)
+
+        call.lower = lambda state, data: mapped.lower(index, state, data)
+        return call
 
     return Devices(
         count=len(devices),

@@ -41,6 +41,11 @@ def train(setup: Setup, workdir: Path) -> bool:
             return _Loop(setup, workdir, checkpoints, writers).run(state, stop_requested)
 
 
+def compiled_call(setup: Setup, steps: int) -> Callable:
+    """The compiled call that takes `steps` steps at once: (state, data) -> (state, metrics); state is donated."""
+    return setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps))
+
+
 class _Loop:
     """What the loop needs at every boundary, so that the loop itself reads as what it does."""
 
@@ -49,7 +54,7 @@ class _Loop:
         self._workdir, self._checkpoints, self._writers = workdir, checkpoints, writers
         self._data = setup.devices.place(setup.source.data)
         self._generate = Generate(setup)
-        self._compiled = cache(self._compile)
+        self._compiled = cache(partial(compiled_call, setup))
         self._unseen = []  # (first step, metrics [steps]) of the calls whose numbers nobody has looked at
 
     def run(self, state: TrainState, stop_requested: Callable) -> bool:
@@ -68,10 +73,6 @@ class _Loop:
         state, metrics = self._compiled(after - now)(state, self._data)
         self._unseen.append((now, metrics))
         return state, after
-
-    def _compile(self, steps: int) -> Callable:
-        setup = self._setup
-        return setup.devices.compile(partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps))
 
     def _at_boundary(self, state: TrainState, now: int) -> None:
         if self._due("log_every", now):
