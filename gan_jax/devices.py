@@ -19,6 +19,22 @@ from gan_jax import runtime
 AXIS = "data"
 
 
+class Program:
+    """A function compiled for arguments of these shapes ahead of its first call; the state of each call is donated.
+
+    What the compiler needed is then free again before the call needs memory. `compiled` is JAX's own view of it.
+    """
+
+    def __init__(self, function, *arguments):
+        *self._bound, _, _ = arguments
+        self.compiled = function.lower(*arguments).compile()
+        runtime.give_back()
+
+    def __call__(self, state, data):
+        """(the next state, metrics)."""
+        return self.compiled(*self._bound, state, data)
+
+
 class Devices(NamedTuple):
     """One layout of the examples over devices; see the module for what it promises."""
 
@@ -29,8 +45,7 @@ class Devices(NamedTuple):
     maximum: Callable  # tree -> its maximum over the parts
     shard: Callable  # array [n, ...] -> the same, its examples spread over the devices
     part: Callable  # () -> the index of this part
-    compile: Callable  # (f, state, data) -> f(state, data) -> (state, metrics), compiled for arguments of these shapes;
-    #   state is donated, everything is replicated
+    compile: Callable  # (f, state, data) -> Program of f(state, data) -> (state, metrics); everything is replicated
     replicated: NamedSharding  # where state and data are: a copy on every device
 
     def place(self, tree):
@@ -44,13 +59,6 @@ def example_keys(devices: Devices, key, n: int):
     return devices.shard(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
 
 
-def _compiled(function, *arguments):
-    """Compiled ahead of the first call, so that what the compiler needed is free again before the call needs memory."""
-    compiled = function.lower(*arguments).compile()
-    runtime.give_back()
-    return compiled
-
-
 def mesh(devices: list | None = None) -> Devices:
     """`jit` over a one-dimensional mesh of the devices (all by default): the compiler places the collectives."""
     grid = Mesh(np.array(devices or jax.devices()), (AXIS,))
@@ -59,7 +67,7 @@ def mesh(devices: list | None = None) -> Devices:
 
     def compile_(function, state, data):
         jitted = jax.jit(function, in_shardings=replicated, out_shardings=replicated, donate_argnums=0)
-        return _compiled(jitted, state, data)
+        return Program(jitted, state, data)
 
     return Devices(
         count=grid.size,
@@ -90,8 +98,7 @@ def pmapped(devices: list | None = None) -> Devices:
             donate_argnums=1,
         )
         index = np.arange(len(devices))
-        compiled = _compiled(mapped, index, state, data)
-        return lambda state, data: compiled(index, state, data)
+        return Program(mapped, index, state, data)
 
     return Devices(
         count=len(devices),

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from gan_jax import command_line, recipe, runtime, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import mesh
 from gan_jax.errors import DivergedError, InputError
 from gan_jax.evaluate import evaluate_run
+from gan_jax.profiling import profile
 from gan_jax.sample import sample
 from gan_jax.spectrum import spectrum_of_run
 from gan_jax.train import train
@@ -19,13 +20,14 @@ from gan_jax.train import train
 _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES], "What to do.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; training without one makes a fresh one in runs/.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES, "profile"], "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; train and profile make one in runs/.")
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples",
     0,
     "sample: so many to samples.npz; evaluate: score so many; spectrum: average the field over so many.",
 )
+_PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "profile: trace so many train steps (0: ten).")
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
 _RUNTIME = flags.DEFINE_enum(
     "runtime",
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
         _check_flags()
         runs_with = runtime.RUNTIMES[_RUNTIME.value]()  # before anything starts JAX's backend
-        _train(runs_with) if _MODE.value == "train" else _use_run(runs_with)
+        {"train": _train, "profile": _profile}.get(_MODE.value, _use_run)(runs_with)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -67,21 +69,42 @@ def main(argv: list[str]) -> None:
 def _check_flags() -> None:
     if _NUM_SAMPLES.value < 0:
         raise InputError(f"--num_samples is {_NUM_SAMPLES.value}; it must be 0 or more")
-    if _NUM_SAMPLES.value and _MODE.value == "train":
+    if _NUM_SAMPLES.value and _MODE.value in ("train", "profile"):
         raise InputError("--num_samples is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
+    if _PROFILE_STEPS.value < 0:
+        raise InputError(f"--profile_steps is {_PROFILE_STEPS.value}; it must be a positive integer")
+    if _PROFILE_STEPS.value and _MODE.value != "profile":
+        raise InputError("--profile_steps is for --mode=profile; leave it out")
     if _INTERPOLATION.value and _MODE.value != "sample":
         raise InputError("--interpolation is for --mode=sample; leave it out")
 
 
 def _train(runs_with: str) -> None:
-    if _CONFIG.value is None:
-        raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
-    setup = recipe.build(_CONFIG.value)
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.fresh(command_line.config_name(sys.argv))
+    setup = recipe.build(_config())
+    workdir = _workdir()
     with workdirs.claimed(workdir, setup.config):
         print(f"workdir: {workdir}\nruntime: {runs_with}", flush=True)
         if train(setup, workdir):
             print(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
+
+
+def _profile(runs_with: str) -> None:
+    from_run = _CONFIG.value is None and _WORKDIR.value
+    setup = recipe.build(workdirs.read_config(Path(_WORKDIR.value)) if from_run else _config())
+    workdir = _workdir()
+    name = command_line.config_name(sys.argv) or workdir.name
+    with workdirs.claimed(workdir, setup.config):
+        print(profile(setup, workdir, _PROFILE_STEPS.value, name, runs_with), end="")
+
+
+def _config() -> ConfigDict:
+    if _CONFIG.value is None:
+        raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
+    return _CONFIG.value
+
+
+def _workdir() -> Path:
+    return Path(_WORKDIR.value) if _WORKDIR.value else workdirs.fresh(command_line.config_name(sys.argv))
 
 
 def _use_run(runs_with: str) -> None:

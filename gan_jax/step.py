@@ -66,6 +66,7 @@ def _init_player(network, tx, key, x) -> Player:
     return Player(params, stats, tx.init(params))
 
 
+@jax.named_scope("discriminator_loss")  # a name that traces and profiles show
 def discriminator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, real, key):
     """What D descends in its `params`, the rest of `state` held constant, on the batch `real` {"image": [n, ...]}.
 
@@ -93,6 +94,7 @@ def discriminator_loss(recipe: Recipe, devices: Devices, state: TrainState, para
     return loss + hyperparameters.penalty_weight * penalty, (stats, metrics, _largest(real_logits, fake_logits))
 
 
+@jax.named_scope("generator_loss")
 def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, real, key):
     """What G descends in its `params`, the rest of `state` held constant.
 
@@ -165,6 +167,7 @@ def train_steps(recipe: Recipe, devices: Devices, draw: Callable, steps: int, st
     return _loop(body, state, None, steps, recipe.unroll)
 
 
+@jax.named_scope("draw_batches")
 def draw_batches(recipe: Recipe, devices: Devices, draw: Callable, data, key):
     """k minibatches {"image": [k, n, ...]}, n the examples of this part; batch j is drawn with key folded by j."""
     n = recipe.batch_size // devices.parts
@@ -183,7 +186,7 @@ def _loop(body: Callable, state, xs, length: int, unroll: bool):
     """`lax.scan`, or the same written out: scan's own unroll=True still hides convolutions in a called computation."""
     if not unroll:
         return jax.lax.scan(body, state, xs, length=length)
-    outputs = []
+    outputs, body = [], jax.jit(body)  # traced once
     for i in range(length):
         state, output = body(state, jax.tree.map(lambda x: x[i], xs))  # noqa: B023
         outputs.append(output)
@@ -208,11 +211,13 @@ def _largest(*logits):
     return jnp.max(jnp.stack([jnp.max(jnp.abs(each)) for each in logits]))
 
 
+@jax.named_scope("update")
 def _update(tx, player: Player, gradients, stats) -> Player:
     updates, opt_state = tx.update(gradients, player.opt_state, player.params)
     return Player(optax.apply_updates(player.params, updates), stats, opt_state)
 
 
+@jax.named_scope("average")
 def _averaged(ema: Average, player: Player, decay, step) -> Average:
     # The average forgets its random start: its memory is at most a ninth of the run so far, and a step.
     decay = jnp.minimum(decay, (1 + step) / (10 + step))

@@ -13,6 +13,7 @@ import numpy as np
 
 from gan_jax import images, step
 from gan_jax.checkpoints import Checkpoints
+from gan_jax.devices import Program
 from gan_jax.errors import DivergedError
 from gan_jax.evaluation import SAMPLES, evaluate
 from gan_jax.generate import Generate
@@ -41,6 +42,12 @@ def train(setup: Setup, workdir: Path) -> bool:
             return _Loop(setup, workdir, checkpoints, writers).run(state, stop_requested)
 
 
+def compiled_call(setup: Setup, steps: int, state: TrainState, data) -> Program:
+    """The compiled call that takes `steps` steps at once: (state, data) -> (state, metrics); state is donated."""
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps)
+    return setup.devices.compile(function, state, data)
+
+
 class _Loop:
     """What the loop needs at every boundary, so that the loop itself reads as what it does."""
 
@@ -66,15 +73,10 @@ class _Loop:
     def _advance(self, state: TrainState, now: int) -> tuple[TrainState, int]:
         after = next_boundary(self._config, now)
         if after - now not in self._compiled:
-            self._compiled[after - now] = self._compile(after - now, state)
+            self._compiled[after - now] = compiled_call(self._setup, after - now, state, self._data)
         state, metrics = self._compiled[after - now](state, self._data)
         self._unseen.append((now, metrics))
         return state, after
-
-    def _compile(self, steps: int, state: TrainState) -> Callable:
-        setup = self._setup
-        function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps)
-        return setup.devices.compile(function, state, self._data)
 
     def _at_boundary(self, state: TrainState, now: int) -> None:
         if self._due("log_every", now):

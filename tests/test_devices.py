@@ -231,7 +231,7 @@ def test_the_work_of_a_step_is_shared_by_the_devices(shrunk):
         function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1)
         data = setup.devices.place(setup.source.data)
         compiled = setup.devices.compile(function, recipe.initial_state(setup), data)
-        flops[count] = compiled.cost_analysis()["flops"]  # of one device
+        flops[count] = compiled.compiled.cost_analysis()["flops"]  # of one device
     assert 0.45 < flops[2] / flops[1] < 0.6
     assert 0.2 < flops[4] / flops[1] < 0.35
 

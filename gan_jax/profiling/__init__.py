@@ -1,0 +1,131 @@
+"""`--mode=profile`: the training loop's compiled call, as a trace for TensorBoard and Perfetto and a page."""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from gan_jax import recipe, step
+from gan_jax.devices import mesh
+from gan_jax.files import write_atomically
+from gan_jax.profiling import ceilings, flops, hlo, page
+from gan_jax.profiling.device_time import busy_seconds
+from gan_jax.profiling.page import Measured, Memory, Traced
+from gan_jax.recipe import Setup
+from gan_jax.train import compiled_call, next_boundary
+
+STEPS = 10  # traced by default: a trace of many is slow to open
+FEWEST_CALLS, SHORTEST = 5, 1.0  # seconds: what is timed without the tracer
+
+
+def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) -> str:
+    """Profiles the call that the training loop makes, from the initial state; returns the page that it writes.
+
+    Writes `profile/`, the trace of `steps` train steps (0: STEPS) rounded up to whole calls, and `profile.md`, each in
+    the place of an earlier one, and nothing else: a run in `workdir` stays as it is.
+    """
+    data = setup.devices.place(setup.source.data)
+    a_call = next_boundary(setup.config, 0)
+    calls = -(-(steps or STEPS) // a_call)
+    state = recipe.initial_state(setup)
+    advance, compile_seconds = _compile(setup, a_call, state, data)
+    compiled = advance.compiled
+    state, durations = _time(advance, state, data, calls)
+    peak = _peak()  # before the ceilings, which take much memory
+    program = hlo.parse(compiled.as_text())
+    counted = compiled.cost_analysis() or {}
+    measured = Measured(
+        steps=a_call,
+        seconds=np.array(durations) / a_call,
+        compile_seconds=compile_seconds,
+        flops=_flops(setup),
+        bytes=setup.devices.count * hlo.bytes_accessed(program) / a_call,
+        counted_by_xla=(counted.get("flops"), counted.get("bytes accessed")),
+        memory=Memory(compiled.memory_analysis(), *peak),
+        traced=_traced(advance, state, data, calls, a_call, workdir, program),
+        ceilings=ceilings.measure(setup.devices, setup.config.precision),
+    )
+    text = page.render(setup, measured, name, runs_with, workdir)
+    write_atomically(workdir / "profile.md", text.encode())
+    return text
+
+
+def _compile(setup: Setup, steps: int, state, data):
+    """The compiled call, and the seconds that tracing and compiling it takes without a cache."""
+    with _no_compilation_cache():
+        start = time.perf_counter()
+        advance = compiled_call(setup, steps, state, data)
+        return advance, time.perf_counter() - start
+
+
+@contextmanager
+def _no_compilation_cache():
+    """Within it everything is compiled: the cache would hide how long that takes, and names what was first compiled.
+
+    A program's names do not go into its key in the cache, so that it may come back with those of another checkout.
+    """
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # jax asks only once whether there is one
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        reset_cache()
+
+
+def _time(advance: Callable, state, data, calls: int):
+    """The state, and the seconds of each of so many calls or more; as in the loop, none waits for the one before."""
+    calls = max(calls, FEWEST_CALLS)
+    ends, previous = [], None
+    while len(ends) <= calls or ends[-1] - ends[0] < SHORTEST:
+        state, metrics = advance(state, data)
+        if previous is not None:
+            jax.block_until_ready(previous)
+            ends.append(time.perf_counter())
+        previous = metrics
+    return jax.block_until_ready(state), np.diff(ends)
+
+
+def _flops(setup: Setup) -> int:
+    """Of one train step: on one device, since what is to be computed does not depend on how it is shared."""
+    alone = recipe.build(setup.config, mesh(jax.devices()[:1]), setup.source)
+
+    def one_step(state, data):
+        return step.train_steps(alone.recipe, alone.devices, alone.source.draw, 1, state, data)
+
+    return flops.count(one_step, recipe.abstract_state(alone), alone.source.data)
+
+
+def _peak() -> tuple[int, str]:
+    """Bytes, and of what."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"], "the first device"
+    return page.peak_of_process(), "the process"
+
+
+def _traced(advance, state, data, calls: int, a_call: int, workdir: Path, program) -> Traced:
+    """Traces so many calls into `profile/` in `workdir`, and reads what the trace says."""
+    folder, new = workdir / "profile", workdir / "profile.partial"
+    shutil.rmtree(new, ignore_errors=True)
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # Python's own calls would be most of the trace
+    with jax.profiler.trace(new, create_perfetto_trace=True, profiler_options=options):
+        start = time.perf_counter()
+        for _ in range(calls):
+            state, _ = advance(state, data)
+        jax.block_until_ready(state)
+        seconds = (time.perf_counter() - start) / (calls * a_call)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    try:
+        busy = busy_seconds(folder)
+    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
+        return Traced(calls * a_call, seconds, [], (str(error).splitlines() or ["unreadable"])[0])
+    return Traced(calls * a_call, seconds, page.operations(program, busy, calls * a_call), None)

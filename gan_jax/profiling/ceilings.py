@@ -1,0 +1,59 @@
+"""What the devices can do at most: FLOP/s of a large matrix product, bytes a second of a pass over memory."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gan_jax.devices import Devices
+
+PASSES = 5  # of which the fastest counts
+
+
+class Sizes(NamedTuple):
+    """How large the work is."""
+
+    product: int  # rows and columns of a matrix
+    array: int  # bytes of an array that no cache holds
+
+
+SIZES = {True: Sizes(2048, 1 << 28), False: Sizes(8192, 1 << 32)}  # by whether the device is a CPU
+
+
+class Ceilings(NamedTuple):
+    """Of all devices together, each doing the same work of its own at the same time."""
+
+    flops: float  # a second
+    bytes: float  # a second
+    product: int  # rows and columns of the matrices
+
+
+def measure(devices: Devices, precision: str) -> Ceilings:
+    """The ceilings of the devices, with matrices of the dtype `precision`."""
+    sizes = SIZES[jax.default_backend() == "cpu"]
+    n, length = sizes.product, sizes.array // 4
+    # Of this scale a product's entries are about as large as its factors', however often one multiplies.
+    factor = jax.random.normal(jax.random.key(0), (n, n), precision) / jnp.sqrt(n).astype(precision)
+    product = _seconds(devices, _multiply, *devices.place((jnp.ones_like(factor), factor)))
+    one_pass = _seconds(devices, _touch, *devices.place((jnp.zeros(length, jnp.float32), ())))
+    return Ceilings(devices.count * 2.0 * n**3 / product, devices.count * 2.0 * 4 * length / one_pass, n)
+
+
+def _multiply(x, factor):
+    return x @ factor, ()
+
+
+def _touch(x, _):
+    return x + 1, ()
+
+
+def _seconds(devices: Devices, function: Callable, x, data) -> float:
+    """Of the fastest call, after one that warms up."""
+    function, durations = devices.compile(function, x, data), []
+    for _ in range(1 + PASSES):
+        start = time.perf_counter()
+        x = jax.block_until_ready(function(x, data)[0])
+        durations.append(time.perf_counter() - start)
+    return min(durations[1:])
