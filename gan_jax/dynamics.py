@@ -16,8 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # by itself it loads none of its parts until they are used, and training uses none
 from jax.flatten_util import ravel_pytree
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
 
 from gan_jax.step import discriminator_loss, generator_loss
 
@@ -40,7 +40,7 @@ class Linearised(NamedTuple):
     """A field at one point of the n parameters of both players."""
 
     value: np.ndarray  # [n]
-    transposed: LinearOperator  # [n, n]: u -> J^T u
+    transposed: "scipy.sparse.linalg.LinearOperator"  # [n, n]: u -> J^T u
 
 
 def vector_field(recipe, devices, state, batches, key):
@@ -96,7 +96,8 @@ def linearise(field, players) -> Linearised:
     pull = jax.jit(lambda pullback, u: ravel_pytree(pullback(unravel(u))[0])[0])
     product = partial(_product, pull, pullback)
     _require_finite(value, "the vector field")
-    return Linearised(value, LinearOperator((len(value), len(value)), matvec=product, dtype=np.float64))
+    shape = len(value), len(value)
+    return Linearised(value, scipy.sparse.linalg.LinearOperator(shape, matvec=product, dtype=np.float64))
 
 
 def _product(pull, pullback, u):
@@ -110,7 +111,7 @@ def _require_finite(array, name):
         raise FloatingPointError(f"{name} is not finite")
 
 
-def leading_eigenvalues(transposed: LinearOperator, which: str, count: int) -> Eigenvalues:
+def leading_eigenvalues(transposed: "scipy.sparse.linalg.LinearOperator", which: str, count: int) -> Eigenvalues:
     """At most `count` eigenvalues of the real matrix behind `transposed`, by implicitly restarted Arnoldi (ARPACK).
 
     Args:
@@ -137,8 +138,10 @@ def _arnoldi(transposed, which, count):
     # A wide space costs memory but no products, and finds what a narrow one does not: the ends are often crowded.
     width = min(n, 4 * count + 20)
     try:
-        return eigs(transposed, count, which=which, v0=start, ncv=width, maxiter=RESTARTS, tol=TOLERANCE)
-    except ArpackNoConvergence as stopped:
+        return scipy.sparse.linalg.eigs(
+            transposed, count, which=which, v0=start, ncv=width, maxiter=RESTARTS, tol=TOLERANCE
+        )
+    except scipy.sparse.linalg.ArpackNoConvergence as stopped:
         return stopped.eigenvalues, stopped.eigenvectors
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scipy
 from ml_collections import ConfigDict
-from scipy.sparse.linalg import ArpackError
 
 from gan_jax import images, recipe
 from gan_jax.devices import example_keys
@@ -46,7 +46,7 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
     try:
         with jax.default_matmul_precision("float32"):  # some devices compute in less unless told
             field, found = _eigenvalues(setup, state, players, batches)
-    except (ArithmeticError, ArpackError) as error:
+    except (ArithmeticError, scipy.sparse.linalg.ArpackError) as error:
         raise InputError(f"{workdir} has no spectrum at step {int(state.step):,}: {error}") from None
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in players]
     scalars = {

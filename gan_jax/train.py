@@ -32,10 +32,10 @@ def train(setup: Setup, workdir: Path) -> bool:
         _stop_signals() as stop_requested,
         closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints,
     ):
-        state = checkpoints.restore(abstract_state(setup))
-        if state is None:
+        if checkpoints.latest_step() is None:
             state = initial_state(setup)
         else:
+            state = checkpoints.restore(abstract_state(setup))
             checkpoints.discard_after(int(state.step))
             print(f"going on from step {int(state.step):,}", file=sys.stderr)
         with closing(Writers(workdir, int(state.step), setup.config.num_steps)) as writers:

@@ -155,6 +155,7 @@ def test_the_density_is_the_mixture_s(name):
 def test_digits_are_rows_of_scikit_learn_s_set_drawn_uniformly(split, first, last):
     source = source_of("digits", split)
     assert source.shape == (8, 8, 1)
+    np.testing.assert_array_equal(source.data[..., 0], load_digits().images[first:last])
     x = draw("digits", split)
     assert x.shape == (N, 8, 8, 1)
     assert x.dtype == np.float32

@@ -9,7 +9,7 @@ THRESHOLD = 0.06  # of all CPUs
 
 
 class Usage(NamedTuple):
-    """Seconds so far, of the clock, of all CPUs together, of this process."""
+    """Seconds so far, of the clock, of all CPUs together, of this process and its children that ended."""
 
     clock: float
     busy: float
@@ -17,10 +17,10 @@ class Usage(NamedTuple):
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Busy CPU seconds of the whole machine (stolen ones too) and of this process, so far."""
+    """Busy CPU seconds so far: of the whole machine (stolen ones too), and of this process with its ended children."""
     times = psutil.cpu_times()
     own = psutil.Process().cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0), own.user + own.system
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0), sum(own[:4])
 
 
 def usage() -> Usage:

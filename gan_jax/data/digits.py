@@ -1,5 +1,8 @@
 """The 8x8 handwritten digits that scikit-learn carries (UCI ML, Alpaydin and Kaynak 1998): nothing is downloaded."""
 
+import importlib.util
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +17,15 @@ def digits(split: str) -> Source:
 
     They are kept as uint8 (0 to 16 in the original) and scaled where they are drawn, uniformly with replacement.
     """
-    from sklearn.datasets import load_digits  # here: it takes a second, which only a run on digits should spend
-
-    images = load_digits().images[SPLITS[split]].astype(np.uint8)[..., None]
+    images = _table()[SPLITS[split], :-1].astype(np.uint8).reshape(-1, 8, 8, 1)
     return Source(shape=images.shape[1:], data=images, draw=_draw, std=float(np.std(images / 8.0)))
+
+
+def _table() -> np.ndarray:
+    """[1797, 65]: the pixels of an image, row by row, and what it is an image of."""
+    # What sklearn.datasets.load_digits reads, without the import of scikit-learn, which takes a second.
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    return np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
 
 
 def _draw(images, keys):
