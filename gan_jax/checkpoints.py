@@ -3,11 +3,11 @@
 import gc
 import sys
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from gan_jax.errors import InputError
 from gan_jax.state import TrainState
@@ -18,19 +18,32 @@ class Checkpoints:
 
     def __init__(self, directory: Path, kept: int | None = None):
         """`kept` None opens the folder for reading only."""
-        self._directory = directory.resolve()
+        self._directory, self._kept = directory.resolve(), kept
         self._fingerprint = jax.jit(fingerprint)
-        options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=kept is not None, read_only=kept is None)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    @cached_property
+    def _manager(self):
+        # Made, and Orbax imported, when there is something to read or write: a first step need not wait for that.
+        import orbax.checkpoint as ocp
+
+        reads_only = self._kept is None
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._kept, create=not reads_only, read_only=reads_only)
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def _is_untouched(self) -> bool:
+        """Whether this object has done nothing yet and found an empty folder, or none."""
+        return "_manager" not in vars(self) and not (self._directory.is_dir() and any(self._directory.iterdir()))
 
     def save(self, state: TrainState) -> None:
         """Saves in the background; the state may be donated as soon as this returns."""
+        import orbax.checkpoint as ocp
+
         payload = {"state": state, "fingerprint": self._fingerprint(state)}
         self._manager.save(int(state.step), args=ocp.args.Composite(payload=ocp.args.StandardSave(payload)))
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, good or not; None without any."""
-        return self._manager.latest_step()
+        return None if self._is_untouched() else self._manager.latest_step()
 
     def restore(self, template: TrainState) -> TrainState | None:
         """The newest checkpoint that is whole; None without any.
@@ -40,7 +53,7 @@ class Checkpoints:
         One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. Raises
         InputError where there are checkpoints and none is whole.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = [] if self._is_untouched() else sorted(self._manager.all_steps(), reverse=True)
         reasons = {}
         for step in steps:
             try:
@@ -69,13 +82,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
-        self._manager.wait_until_finished()
+        if "_manager" in vars(self):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and releases the background threads."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def _restore(self, step: int, template: TrainState) -> TrainState:
+        import orbax.checkpoint as ocp
+
         shape = jax.ShapeDtypeStruct((), jnp.uint32, sharding=template.step.sharding)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),

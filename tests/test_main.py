@@ -612,7 +612,7 @@ def test_every_objective_and_penalty_is_documented():
 def test_a_start_on_digits_imports_nothing_that_training_does_not_use():
     source = (
         "import sys; import gan_jax.main; from gan_jax.data import SOURCES; SOURCES['digits'].make('train'); "
-        "print(sorted({'scipy.special', 'scipy.sparse.linalg', 'sklearn', 'matplotlib'} & sys.modules.keys()))"
+        "print(sorted({'scipy.special', 'scipy.sparse.linalg', 'sklearn', 'matplotlib', 'orbax'} & sys.modules.keys()))"
     )
     result = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

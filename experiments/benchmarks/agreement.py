@@ -24,6 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from gan_jax import devices, recipe, step
 
 BATCH = 8
+# Adam's first step moves a parameter by the rate times the sign of its gradient. Where that is rounding noise the two
+# sides may part, as some 2 % of the widest generator do; a term or a layer that differs parts them by ten times more.
+APART = 0.05
 KINDS = {  # torch's layers and the Flax names of the same
     torch.nn.Linear: ("Dense",),
     torch.nn.Conv2d: ("StridedConv", "Conv"),
@@ -139,7 +142,7 @@ def main() -> int:
     for key in ours:
         print(f"  {key}: jax {theirs[key]:.6f}, torch {ours[key]:.6f}")
     print(f"  updated parameters, apart / moved: G {distances[0]:.1e}, D {distances[1]:.1e}")
-    same = all(np.isclose(theirs[key], ours[key], rtol=1e-3, atol=1e-5) for key in ours) and max(distances) < 0.02
+    same = all(np.isclose(theirs[key], ours[key], rtol=1e-3, atol=1e-5) for key in ours) and max(distances) < APART
     print("  the same GAN" if same else "  NOT THE SAME GAN")
     return 0 if same else 1
 
