@@ -25,7 +25,7 @@ from gan_jax import devices, recipe, step
 
 BATCH = 8
 # Adam's first step moves a parameter by the rate times the sign of its gradient. Where that is rounding noise the two
-# sides may part, as some 2 % of the widest generator do; a term or a layer that differs parts them by ten times more.
+# sides may part, as some 2 % of dcgan64's generator do; a leaky ReLU of slope 0.22 for 0.2 parts them by 13 %.
 APART = 0.05
 KINDS = {  # torch's layers and the Flax names of the same
     torch.nn.Linear: ("Dense",),
