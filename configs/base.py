@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
             "steps_per_call": 100,  # train steps in one compiled call; few where networks convolve on a CPU
             "parallel": "jit",  # jit: a mesh over all devices; pmap: the same step, mapped
             "precision": "float32",  # what networks compute in; parameters, logits and losses are float32
-            "matmul_precision": "default",  # of float32 products on a GPU or TPU: default (fast), high, highest (exact)
+            "matmul_precision": "default",  # of float32 products on a GPU or TPU: default (JAX's), high, highest
             "convolution": "auto",  # how convolutions are written: plain, cpu; auto: by backend
             "data": {
                 "name": "ring8",

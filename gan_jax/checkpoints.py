@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import tempfile
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,9 @@ class Checkpoints:
         """`kept` None opens the folder for reading only."""
         self._directory, self._kept = directory.resolve(), kept
         self._fingerprint = jax.jit(fingerprint)
+        if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
+            self._directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self._directory).close()
 
     @cached_property
     def _manager(self):

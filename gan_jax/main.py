@@ -27,7 +27,7 @@ _NUM_SAMPLES = flags.DEFINE_integer(
     0,
     "sample: so many to samples.npz; evaluate: score so many; spectrum: average the field over so many.",
 )
-_PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 0, "profile: trace so many train steps (0: ten).")
+_PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 10, "profile: trace so many train steps, in whole calls.")
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
 _RUNTIME = flags.DEFINE_enum(
     "runtime",
@@ -71,9 +71,9 @@ def _check_flags() -> None:
         raise InputError(f"--num_samples is {_NUM_SAMPLES.value}; it must be 0 or more")
     if _NUM_SAMPLES.value and _MODE.value in ("train", "profile"):
         raise InputError("--num_samples is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
-    if _PROFILE_STEPS.value < 0:
+    if _PROFILE_STEPS.value < 1:
         raise InputError(f"--profile_steps is {_PROFILE_STEPS.value}; it must be a positive integer")
-    if _PROFILE_STEPS.value and _MODE.value != "profile":
+    if _PROFILE_STEPS.present and _MODE.value != "profile":
         raise InputError("--profile_steps is for --mode=profile; leave it out")
     if _INTERPOLATION.value and _MODE.value != "sample":
         raise InputError("--interpolation is for --mode=sample; leave it out")

@@ -216,10 +216,10 @@ def _check_halvings(player: str, network: str, depth: int, name: str, shape: tup
         raise InputError(f"{player}.network is {network}, which makes images, but {name} is points {shape}; use mlp")
     if depth == 0:
         raise InputError(
-            f"{player}.depth is 0: {network} halves its images at least once; give it 1 or more, or use mlp"
+            f"{player}.depth is 0: {network} halves or doubles its images at least once; give it 1 or more, or use mlp"
         )
     if any(size % 2**depth for size in shape[:2]):
         raise InputError(
-            f"{player}.depth is {depth}: {network} halves its images {depth} times, which {shape[0]}x{shape[1]} "
-            f"({name}) does not allow"
+            f"{player}.depth is {depth}: {network} halves or doubles its images {depth} times, which "
+            f"{shape[0]}x{shape[1]} ({name}) does not allow"
         )

@@ -34,7 +34,7 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
     The players are those of the checkpoint itself, not the averaged generator: that is where the game is. The field is
     the mean over num_samples (0: EXAMPLES) real examples and as many latents, rounded up to whole minibatches of
     config.batch_size, and the same at every checkpoint of a run; time and memory grow with them. It is computed in
-    float32, whatever config.precision says.
+    float32, whatever config.precision and config.matmul_precision say.
 
     `stable_learning_rate_at_most` is the largest h with |1 + h lambda| <= 1 for all eigenvalues found that float32 can
     tell from 0, which is min -2 Re(lambda) / |lambda|^2, or 0.0 where a real part is not negative. An end of the
@@ -78,10 +78,10 @@ def summary(found: dict[str, np.ndarray]) -> dict[str, float | None]:
 
 
 def _in_float32(setup: Setup) -> Setup:
-    """The same setup, or the float32 one of a config in bfloat16, whose products are too coarse for eigenvalues."""
-    if setup.config.precision == "float32":
-        return setup
-    return recipe.build(ConfigDict(setup.config.to_dict() | {"precision": "float32"}), setup.devices)
+    """The same setup, or one with exact products: those in bfloat16 or TF32 are too coarse for eigenvalues."""
+    exact = {"precision": "float32", "matmul_precision": "highest"}
+    config = setup.config.to_dict()
+    return setup if config == config | exact else recipe.build(ConfigDict(config | exact), setup.devices)
 
 
 def _check_program(setup: Setup, batches: int) -> None:

@@ -8,7 +8,14 @@ import pytest
 from jax import lax
 
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, from_linen, winograd
-from gan_jax.networks.convolution import StridedConv, conv, strided_conv, strided_conv_transpose
+from gan_jax.networks.convolution import (
+    StridedConv,
+    conv,
+    conv_mean_pool,
+    strided_conv,
+    strided_conv_transpose,
+    upsample_conv,
+)
 from gan_jax.networks.convolution_forms import FORMS
 from gan_jax.networks.layers import NORMALIZATIONS, Normalize
 
@@ -29,8 +36,8 @@ def players(family, shape, *, depth=2, normalization="none", dtype=jnp.float32):
     }
     if FAMILIES[family].generator.convolves:
         options["form"] = "auto"
-    generator = from_linen(FAMILIES[family].generator(shape=shape, **options))
-    return generator, from_linen(FAMILIES[family].discriminator(**options))
+    generator = from_linen(FAMILIES[family].generator(shape=shape, **options), "default")
+    return generator, from_linen(FAMILIES[family].discriminator(**options), "default")
 
 
 def initialised(network, x, gain=1.5):
@@ -200,7 +207,7 @@ def test_matmul_precision_reaches_every_product_and_its_derivatives(family, prec
     seen = list(products(jax.make_jaxpr(jax.grad(penalty))(params, x).jaxpr))
     wanted = lax.Precision(precision)
     assert len(seen) >= 9
-    assert set(seen) == {(wanted, wanted)}
+    assert set(seen) == {None if precision == "default" else (wanted, wanted)}
 
 
 # The strided convolution.
@@ -286,8 +293,14 @@ def test_gradients_of_both_orders_are_those_of_the_plain_form(shape, layer):
     assert relative_error(ours(x, w), plain(x, w)) < 1e-4
 
 
+@pytest.mark.parametrize("function", [conv_mean_pool, upsample_conv])
+def test_resampling_convolutions_refuse_other_kernels(function):
+    with pytest.raises(ValueError, match="5x5"):
+        function(jnp.zeros((1, 4, 4, 2)), jnp.zeros((5, 5, 2, 3)))
+
+
 @pytest.mark.parametrize("layer", ["conv", "upsample_conv", "conv_mean_pool"])
-@pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 8, 4, 12, 2), (1, 4, 4, 64, 66)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 8, 4, 12, 2), (1, 4, 4, 64, 66), (1, 6, 2, 64, 64)], ids=str)
 def test_convolutions_of_stride_1_and_their_gradients_are_those_of_the_plain_form(shape, layer):
     n, height, width, c, f = shape
     rng = np.random.default_rng(0)
@@ -355,6 +368,8 @@ def test_odd_sizes_are_refused(size):
     x = jnp.zeros((1, *size, 2))
     with pytest.raises(ValueError, match=f"{size[0]}x{size[1]}"):
         strided_conv(x, jnp.zeros((4, 4, 2, 3)))
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]}"):
+        conv_mean_pool(x, jnp.zeros((3, 3, 2, 3)))
     with pytest.raises(ValueError, match="halves"):
         StridedConv(3, use_bias=True, dtype=jnp.float32, form="auto").init(jax.random.key(0), x)
 

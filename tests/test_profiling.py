@@ -34,13 +34,18 @@ def _small():
 # --- FLOPs
 
 
+def built(config, shape):
+    """The Setup of that config on black images or the origin."""
+    source = Source(shape=shape, data=(), draw=lambda _, keys: {"image": jnp.zeros((len(keys), *shape))}, std=1.0)
+    return recipe.build(config, mesh(jax.devices()[:1]), source)
+
+
 def counted(config, shape, steps=1):
     """FLOPs of so many train steps on data of that shape."""
-    source = Source(shape=shape, data=(), draw=lambda _, keys: {"image": jnp.zeros((len(keys), *shape))}, std=1.0)
-    setup = recipe.build(config, mesh(jax.devices()[:1]), source)
+    setup = built(config, shape)
 
     def steps_of(state, data):
-        return step.train_steps(setup.recipe, setup.devices, source.draw, steps, state, data)
+        return step.train_steps(setup.recipe, setup.devices, setup.source.draw, steps, state, data)
 
     return flops.count(steps_of, recipe.abstract_state(setup), ())
 
@@ -51,6 +56,13 @@ def test_flops_of_a_step_are_the_closed_form(name, convolution, precision):
     workload = workloads.make(f"{name}-w8-4", precision)
     workload.config.convolution = convolution
     assert counted(workload.config, workload.shape) == workloads.step_flops(workload)
+
+
+def test_flops_of_a_profile_are_the_closed_form_also_where_fewer_are_needed():
+    workload = workloads.make("dcgan32-w64-4")
+    workload.config.convolution = "cpu"
+    setup = built(workload.config, workload.shape)
+    assert profiling._flops(setup) == workloads.step_flops(workload) > 1.1 * counted(workload.config, workload.shape)
 
 
 def test_flops_count_critic_steps_penalties_and_every_turn_of_a_loop():
@@ -193,7 +205,7 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def profiled(shrunk, tmp_path_factory):
-    """A folder of a run that was profiled twice, the config left out: what was in it before, and the page."""
+    """A folder of a run, with an earlier trace, profiled without its config: what was in it before, and the page."""
     workdir, config = tmp_path_factory.mktemp("run"), shrunk("digits")
     with workdirs.claimed(workdir, config):
         (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -218,7 +230,10 @@ def test_the_page_holds_what_it_must(profiled, shrunk):
     assert page.startswith(f"# Profile of {profiled.workdir.name}\n")
     assert f"jax {jax.__version__}" in row(page, "versions")
     assert row(page, "runtime") == "plain"
-    assert row(page, "config") == "float32, batch 8, 1 + 1 updates a step, steps in a call: 1, jit"  # log_every is 1
+    assert (
+        row(page, "config")
+        == "float32, matmul precision default, batch 8, 1 + 1 updates a step, steps in a call: 1, jit"
+    )  # log_every is 1
     milliseconds = float(re.search(r"\*\*([\d.]+) ms a step\*\*", row(page, "time"))[1])
     examples = float(re.search(r"([\d,]+) real examples/s", row(page, "time"))[1].replace(",", ""))
     assert examples == pytest.approx(8e3 / milliseconds, rel=0.01)

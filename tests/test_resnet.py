@@ -8,7 +8,8 @@ from jax import lax
 
 from gan_jax.networks import FAMILIES, from_linen
 from gan_jax.networks.convolution import conv
-from gan_jax.networks.convolution_forms import FORMS, mean_pool, upsample
+from gan_jax.networks.convolution_forms import FORMS
+from gan_jax.networks.layers import mean_pool, upsample
 from gan_jax.networks.resnet import Block
 
 
@@ -98,7 +99,7 @@ def test_the_papers_sizes():
     discriminator = FAMILIES["resnet"].discriminator(depth=2, **architecture(width=128))
     sizes = []
     for network, x in ((generator, jnp.zeros((1, 128))), (discriminator, jnp.zeros((1, 32, 32, 3)))):
-        params, _ = jax.eval_shape(from_linen(network).init, jax.random.key(0), x)
+        params, _ = jax.eval_shape(from_linen(network, "default").init, jax.random.key(0), x)
         sizes.append(sum(leaf.size for leaf in jax.tree.leaves(params)))
         blocks = [params[name] for name in sorted(params) if name.startswith("Block")]
         assert [len([name for name in block if name.startswith("Conv")]) for block in blocks] in ([3] * 3, [3, 3, 2, 2])
@@ -110,7 +111,7 @@ def test_the_papers_sizes():
 
 def test_initial_weights_are_as_random_as_published():
     network = FAMILIES["resnet"].discriminator(depth=1, **architecture(width=32))
-    params = jax.jit(from_linen(network).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))[0]
+    params = jax.jit(from_linen(network, "default").init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))[0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.ndim == 1:
             assert not leaf.any()

@@ -25,7 +25,12 @@ def _table() -> np.ndarray:
     """[1797, 65]: the pixels of an image, row by row, and what it is an image of."""
     # What sklearn.datasets.load_digits reads, without the import of scikit-learn, which takes a second.
     (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
-    return np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    file = Path(package, "datasets", "data", "digits.csv.gz")
+    if file.exists():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # of a version that keeps it elsewhere
+
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 def _draw(images, keys):

@@ -6,12 +6,16 @@ convolve, so that a new family is one entry below.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
 
 from gan_jax.networks import dcgan, mlp, resnet
+
+# `default` leaves it to JAX, which on a GPU and a TPU rounds the factors of float32 products (to TF32, bfloat16).
+MATMUL_PRECISIONS = ("default", "high", "highest")
 
 
 class Network(NamedTuple):
@@ -36,12 +40,7 @@ FAMILIES = {
 }
 
 
-# Of the products of float32 matrices, where a chip has faster ones: on a GPU and a TPU `default` rounds their factors
-# (TF32, bfloat16), `highest` computes in float32. jax.default_matmul_precision says more.
-MATMUL_PRECISIONS = ("default", "high", "highest")
-
-
-def from_linen(module: nn.Module, matmul_precision: str = "default") -> Network:
+def from_linen(module: nn.Module, matmul_precision: str) -> Network:
     """The pure functions of a Linen module that is called as `module(x, train=bool)`, with products this precise."""
 
     def init(key, x):
@@ -49,8 +48,8 @@ def from_linen(module: nn.Module, matmul_precision: str = "default") -> Network:
         return variables["params"], variables.get("batch_stats", {})
 
     def apply(params: Any, stats: Any, x, train: bool):
-        # What is traced here keeps its precision, and so do its derivatives, wherever they are taken.
-        with jax.default_matmul_precision(matmul_precision):
+        # What is traced here keeps its precision, and so do the derivatives that JAX makes of it.
+        with nullcontext() if matmul_precision == "default" else jax.default_matmul_precision(matmul_precision):
             y, new = module.apply({"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"])
         return y, new.get("batch_stats", {})
 

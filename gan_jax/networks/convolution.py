@@ -31,9 +31,18 @@ def strided_conv(x, w, name: str = "auto"):
     Returns:
       [n, h, w, wide].
     """
-    if x.shape[1] % 2 or x.shape[2] % 2:
-        raise ValueError(f"a strided convolution halves its image, which {x.shape[1]}x{x.shape[2]} does not allow")
+    _check_halves(x)
     return form(name).strided_conv(x, w)
+
+
+def _check_halves(x) -> None:
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"the convolution halves its image, which {x.shape[1]}x{x.shape[2]} does not allow")
+
+
+def _check_is_3x3(w) -> None:
+    if w.shape[:2] != (3, 3):
+        raise ValueError(f"a resampling convolution has a kernel of 3x3, not {w.shape[0]}x{w.shape[1]}")
 
 
 def strided_conv_transpose(y, w, name: str = "auto"):
@@ -56,11 +65,14 @@ def conv(x, w, name: str = "auto"):
 
 def upsample_conv(x, w, name: str = "auto"):
     """`conv` of the image with each pixel four times, for a kernel of 3x3: [n, h, w, c] -> [n, 2 h, 2 w, f]."""
+    _check_is_3x3(w)
     return form(name).upsample_conv(x, w)
 
 
 def conv_mean_pool(x, w, name: str = "auto"):
-    """The mean of each 2x2 block of `conv`, for a kernel of 3x3: [n, 2 h, 2 w, c] -> [n, h, w, f]."""
+    """The mean of each 2x2 block of `conv`, for a kernel of 3x3: [n, 2 h, 2 w, c] -> [n, h, w, f]; no odd sizes."""
+    _check_halves(x)
+    _check_is_3x3(w)
     return form(name).conv_mean_pool(x, w)
 
 

@@ -15,19 +15,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from gan_jax.networks import winograd
+from gan_jax.networks.layers import mean_pool, upsample
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_TRANSPOSED = ("NHWC", "HWOI", "NHWC")  # the channels of the kernel exchanged
 
 
-def _conv(x, w):
+def _strided_conv(x, w):
     return lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
 
 
-def _adjoint(y, w):
+def _strided_adjoint(y, w):
     # The transposed convolution correlates the dilated input with the flipped kernel, its channels exchanged.
     flipped = jnp.flip(w, (0, 1))
     return lax.conv_general_dilated(
-        y, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWOI", "NHWC")
+        y, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_TRANSPOSED
     )
 
 
@@ -36,7 +38,7 @@ _TAPS = ((3, 1), (2, 0))
 _PADDING = ((1, 0), (0, 1))
 
 
-def _adjoint_by_phases(y, w):
+def _strided_adjoint_by_phases(y, w):
     """The adjoint as four 2x2 convolutions, one for each parity of the output's row and column, interleaved."""
     n, height, width, _ = y.shape
     rows = []
@@ -45,8 +47,7 @@ def _adjoint_by_phases(y, w):
         for column in (0, 1):
             kernel = w[jnp.array(_TAPS[row])][:, jnp.array(_TAPS[column])]
             padding = (_PADDING[row], _PADDING[column])
-            layout = ("NHWC", "HWOI", "NHWC")
-            columns.append(lax.conv_general_dilated(y, kernel, (1, 1), padding, dimension_numbers=layout))
+            columns.append(lax.conv_general_dilated(y, kernel, (1, 1), padding, dimension_numbers=_TRANSPOSED))
         rows.append(jnp.stack(columns, axis=3))
     return jnp.stack(rows, axis=2).reshape(n, 2 * height, 2 * width, w.shape[2])
 
@@ -79,7 +80,7 @@ def _patches(x):
 
 
 @partial(jax.jit, static_argnames="c")
-def _overlap_add(patches, c):
+def _patches_adjoint(patches, c):
     """The adjoint of `_patches`: every pixel is the sum of the places where it was seen."""
     n, height, width, _ = patches.shape
     patches = patches.reshape(n, height, width, 2, 2, 4 * c)
@@ -102,8 +103,9 @@ def _as_kernel(matrix, c):
     return matrix.reshape(2, 2, 2, 2, c, f).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, c, f)
 
 
-# Where it is wide, the 2x2 blocks make the convolution one of 2x2 taps and stride 1 over four times the channels, which
-# Winograd's algorithm does with 9/16 of the multiplications. Below this the additions cost more than is saved.
+# Where that side is wide too, the 2x2 blocks make the strided convolution one of 2x2 taps and stride 1 over four times
+# the channels, which Winograd's algorithm does with 9/16 of the multiplications. Below this the additions cost more
+# than is saved.
 WIDE = 64
 
 
@@ -127,33 +129,33 @@ def _pixel_kernel(w):
     return w.reshape(2, 2, 2, 2, c, f).swapaxes(1, 2).reshape(4, 4, c, f)
 
 
-def _is_wide(w, y_shape) -> bool:
+def _strided_suits_winograd(w, y_shape) -> bool:
     """Whether Winograd's algorithm is to make (or to begin from) an output of this shape."""
     return w.shape[2] >= WIDE and winograd.fits(*y_shape[1:3]) and w.dtype == jnp.float32
 
 
-def _fast_conv(x, w):
+def _fast_strided_conv(x, w):
     if w.shape[2] <= THIN:
         return _patches(x) @ _as_matrix(w)
-    if _is_wide(w, (len(x), x.shape[1] // 2, x.shape[2] // 2)):
+    if _strided_suits_winograd(w, (len(x), x.shape[1] // 2, x.shape[2] // 2)):
         return winograd.conv(_blocks(x), _block_kernel(w))
-    return _conv(x, w)
+    return _strided_conv(x, w)
 
 
-def _fast_adjoint(y, w):
+def _fast_strided_adjoint(y, w):
     if w.shape[2] <= THIN:
-        return _overlap_add(y @ _as_matrix(w).T, w.shape[2])
-    if _is_wide(w, y.shape):
+        return _patches_adjoint(y @ _as_matrix(w).T, w.shape[2])
+    if _strided_suits_winograd(w, y.shape):
         return _pixels(winograd.adjoint(y, _block_kernel(w)))
-    return _adjoint_by_phases(y, w)
+    return _strided_adjoint_by_phases(y, w)
 
 
-def _fast_kernel_gradient(x, w, dy):
+def _fast_strided_kernel_gradient(x, w, dy):
     if w.shape[2] <= THIN:
         return _as_kernel(jnp.einsum("nhwp,nhwf->pf", _patches(x), dy), w.shape[2])
-    if _is_wide(w, dy.shape):
+    if _strided_suits_winograd(w, dy.shape):
         return _pixel_kernel(winograd.kernel_gradient(_blocks(x), dy, taps=2))
-    return _kernel_gradient(_conv, x, w, dy)
+    return _kernel_gradient(_strided_conv, x, w, dy)
 
 
 # The convolution of stride 1 and its adjoint, which is one too, of the flipped kernel.
@@ -167,19 +169,19 @@ def _flipped(w):
     return jnp.flip(w, (0, 1)).swapaxes(2, 3)
 
 
-def _suits_winograd(x, w) -> bool:
+def _same_suits_winograd(x, w) -> bool:
     wide = w.shape[:2] == (3, 3) and min(w.shape[2:]) >= WIDE
     return wide and winograd.fits(*x.shape[1:3]) and w.dtype == jnp.float32
 
 
 def _fast_same_conv(x, w):
-    if _suits_winograd(x, w):
+    if _same_suits_winograd(x, w):
         return winograd.conv(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), w)
     return _same_conv(x, w)
 
 
 def _fast_same_adjoint(y, w):
-    if _suits_winograd(y, w):
+    if _same_suits_winograd(y, w):
         return winograd.adjoint(y, w)[:, 1:-1, 1:-1]
     return _same_conv(y, _flipped(w))
 
@@ -190,19 +192,6 @@ def _same_kernel_gradient(x, w, dy):
 
 # A 3x3 convolution whose image is doubled before it, or averaged after it, is a 4x4 one of stride 2: of the kernel that
 # is the sum of the 3x3 one's four shifts by up to a pixel. That needs 2.25 times fewer multiplications.
-
-
-def upsample(x):
-    """Each pixel four times: [n, h, w, c] -> [n, 2 h, 2 w, c]."""
-    n, height, width, c = x.shape
-    blocks = jnp.broadcast_to(x[:, :, None, :, None], (n, height, 2, width, 2, c))
-    return blocks.reshape(n, 2 * height, 2 * width, c)
-
-
-def mean_pool(x):
-    """The mean of each 2x2 block: [n, 2 h, 2 w, c] -> [n, h, w, c]."""
-    n, height, width, c = x.shape
-    return jnp.mean(x.reshape(n, height // 2, 2, width // 2, 2, c), axis=(2, 4))
 
 
 def _shifts(w):
@@ -218,15 +207,15 @@ def _conv_mean_pool(x, w):
 
 
 def _fast_upsample_conv(x, w):
-    return _cpu_conv_transpose(x, _shifts(_flipped(w)))
+    return _cpu_strided_conv_transpose(x, _shifts(_flipped(w)))
 
 
 def _fast_conv_mean_pool(x, w):
-    return _cpu_conv(x, _shifts(w) / 4)
+    return _cpu_strided_conv(x, _shifts(w) / 4)
 
 
 def _pair(conv, adjoint, kernel_gradient):
-    """The two with derivatives of their own: each is the other's input gradient, so every order takes the fast road."""
+    """The two with derivatives of their own: each is the other's input gradient, and so on for the next order."""
     forward, backward = jax.custom_vjp(conv), jax.custom_vjp(adjoint)
     forward.defvjp(
         lambda x, w: (conv(x, w), (x, w)),
@@ -239,7 +228,9 @@ def _pair(conv, adjoint, kernel_gradient):
     return forward, backward
 
 
-_cpu_conv, _cpu_conv_transpose = _pair(_fast_conv, _fast_adjoint, _fast_kernel_gradient)
+_cpu_strided_conv, _cpu_strided_conv_transpose = _pair(
+    _fast_strided_conv, _fast_strided_adjoint, _fast_strided_kernel_gradient
+)
 _cpu_same_conv, _ = _pair(_fast_same_conv, _fast_same_adjoint, _same_kernel_gradient)
 
 
@@ -254,6 +245,8 @@ class Form(NamedTuple):
 
 
 FORMS = {
-    "plain": Form(_conv, _adjoint, _same_conv, _upsample_conv, _conv_mean_pool),
-    "cpu": Form(_cpu_conv, _cpu_conv_transpose, _cpu_same_conv, _fast_upsample_conv, _fast_conv_mean_pool),
+    "plain": Form(_strided_conv, _strided_adjoint, _same_conv, _upsample_conv, _conv_mean_pool),
+    "cpu": Form(
+        _cpu_strided_conv, _cpu_strided_conv_transpose, _cpu_same_conv, _fast_upsample_conv, _fast_conv_mean_pool
+    ),
 }

@@ -28,6 +28,19 @@ def dcgan_scale_init(key, shape, dtype=jnp.float32):
     return 1 + dcgan_init(key, shape, dtype)
 
 
+def upsample(x):
+    """Each pixel four times: [n, h, w, c] -> [n, 2 h, 2 w, c]."""
+    n, height, width, c = x.shape
+    blocks = jnp.broadcast_to(x[:, :, None, :, None], (n, height, 2, width, 2, c))
+    return blocks.reshape(n, 2 * height, 2 * width, c)
+
+
+def mean_pool(x):
+    """The mean of each 2x2 block: [n, 2 h, 2 w, c] -> [n, h, w, c]."""
+    n, height, width, c = x.shape
+    return jnp.mean(x.reshape(n, height // 2, 2, width // 2, 2, c), axis=(2, 4))
+
+
 class Normalize(nn.Module):
     """The normalisation that a config names, before an activation; `none` is the identity.
 

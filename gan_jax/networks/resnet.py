@@ -20,8 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gan_jax.networks.convolution import Conv
-from gan_jax.networks.convolution_forms import mean_pool, upsample
-from gan_jax.networks.layers import ACTIVATIONS, Normalize
+from gan_jax.networks.layers import ACTIVATIONS, Normalize, mean_pool, upsample
 
 PLAIN_BLOCKS = 2  # of the discriminator, after those that halve
 

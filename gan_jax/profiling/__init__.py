@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from ml_collections import ConfigDict
 
 from gan_jax import recipe, step
 from gan_jax.devices import mesh
@@ -19,19 +20,18 @@ from gan_jax.profiling.page import Measured, Memory, Traced
 from gan_jax.recipe import Setup
 from gan_jax.train import compiled_call, next_boundary
 
-STEPS = 10  # traced by default: a trace of many is slow to open
 FEWEST_CALLS, SHORTEST = 5, 1.0  # seconds: what is timed without the tracer
 
 
 def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) -> str:
     """Profiles the call that the training loop makes, from the initial state; returns the page that it writes.
 
-    Writes `profile/`, the trace of `steps` train steps (0: STEPS) rounded up to whole calls, and `profile.md`, each in
+    Writes `profile/`, the trace of `steps` train steps rounded up to whole calls, and `profile.md`, each in
     the place of an earlier one, and nothing else: a run in `workdir` stays as it is.
     """
     data = setup.devices.place(setup.source.data)
     a_call = next_boundary(setup.config, 0)
-    calls = -(-(steps or STEPS) // a_call)
+    calls = -(-steps // a_call)
     state = recipe.initial_state(setup)
     advance, compile_seconds = _compile(setup, a_call, state, data)
     compiled = advance.compiled
@@ -48,7 +48,7 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
         counted_by_xla=(counted.get("flops"), counted.get("bytes accessed")),
         memory=Memory(compiled.memory_analysis(), *peak),
         traced=_traced(advance, state, data, calls, a_call, workdir, program),
-        ceilings=ceilings.measure(setup.devices, setup.config.precision),
+        ceilings=ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision),
     )
     text = page.render(setup, measured, name, runs_with, workdir)
     write_atomically(workdir / "profile.md", text.encode())
@@ -80,7 +80,10 @@ def _no_compilation_cache():
 
 
 def _time(advance: Callable, state, data, calls: int):
-    """The state, and the seconds of each of so many calls or more; as in the loop, none waits for the one before."""
+    """The state, and the seconds of each of so many calls or more.
+
+    Where dispatch is asynchronous, as on an accelerator, none waits for the one before.
+    """
     calls = max(calls, FEWEST_CALLS)
     ends, previous = [], None
     while len(ends) <= calls or ends[-1] - ends[0] < SHORTEST:
@@ -93,8 +96,9 @@ def _time(advance: Callable, state, data, calls: int):
 
 
 def _flops(setup: Setup) -> int:
-    """Of one train step: on one device, since what is to be computed does not depend on how it is shared."""
-    alone = recipe.build(setup.config, mesh(jax.devices()[:1]), setup.source)
+    """Of one train step as a formula has it: on one device, its convolutions direct, however they are computed here."""
+    config = ConfigDict(setup.config.to_dict() | {"convolution": "plain"})
+    alone = recipe.build(config, mesh(jax.devices()[:1]), setup.source)
 
     def one_step(state, data):
         return step.train_steps(alone.recipe, alone.devices, alone.source.draw, 1, state, data)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import jax
@@ -30,13 +31,14 @@ class Ceilings(NamedTuple):
     product: int  # rows and columns of the matrices
 
 
-def measure(devices: Devices, precision: str) -> Ceilings:
-    """The ceilings of the devices, with matrices of the dtype `precision`."""
+def measure(devices: Devices, precision: str, matmul_precision: str) -> Ceilings:
+    """The ceilings of the devices, with matrices of the dtype `precision` and products as precise as the networks'."""
     sizes = SIZES[jax.default_backend() == "cpu"]
     n, length = sizes.product, sizes.array // 4
     # Of this scale a product's entries are about as large as its factors', however often one multiplies.
     factor = jax.random.normal(jax.random.key(0), (n, n), precision) / jnp.sqrt(n).astype(precision)
-    product = _seconds(devices, _multiply, *devices.place((jnp.ones_like(factor), factor)))
+    with nullcontext() if matmul_precision == "default" else jax.default_matmul_precision(matmul_precision):
+        product = _seconds(devices, _multiply, *devices.place((jnp.ones_like(factor), factor)))
     one_pass = _seconds(devices, _touch, *devices.place((jnp.zeros(length, jnp.float32), ())))
     return Ceilings(devices.count * 2.0 * n**3 / product, devices.count * 2.0 * 4 * length / one_pass, n)
 

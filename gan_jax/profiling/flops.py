@@ -16,8 +16,8 @@ def count(function: Callable, *arguments) -> int:
     """2 for each multiply-add of the matrix products and convolutions that the function's results need; nothing else.
 
     A tap on a convolution's padding counts, a tap between the elements of a dilated operand does not: a strided
-    convolution and its gradients cost the same however they are written. A `while_loop`, whose length nobody knows,
-    counts once, a `cond` as its costliest branch.
+    convolution, its adjoint and its gradients cost the same. Winograd's products count as what they are. A
+    `while_loop`, whose length nobody knows, counts once, a `cond` as its costliest branch.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))

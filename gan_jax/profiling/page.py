@@ -19,7 +19,7 @@ from gan_jax.recipe import Setup
 COSTLIEST = 5
 LONGEST = 120  # letters of a place's name
 # Of a place's name: what every operation has, or what only says how a loop is compiled.
-_NOISE = ("while/body/closed_call/", "closed_call/", "shard_map/")
+_NOISE = ("while/body/closed_call/", "closed_call/", "shard_map/", "jit(body)/")
 
 
 class Operation(NamedTuple):
@@ -113,7 +113,8 @@ def _what(setup: Setup, measured: Measured, runs_with: str) -> dict[str, str]:
         "device": _device(setup.devices.count),
         "versions": f"{packages}, Python {platform.python_version()}",
         "runtime": runs_with.replace(str(Path.home()), "~"),
-        "config": f"{config.precision}, batch {config.batch_size}, {config.discriminator.steps} + 1 updates a step, "
+        "config": f"{config.precision}, matmul precision {config.matmul_precision}, batch {config.batch_size}, "
+        f"{config.discriminator.steps} + 1 updates a step, "
         f"steps in a call: {measured.steps}, {config.parallel}",
     }
 
@@ -155,7 +156,7 @@ def _numbers(setup: Setup, measured: Measured) -> dict[str, str]:
         "compilation": f"{measured.compile_seconds:.1f} s, without a cache",
         "work": f"{quantity(measured.flops, 'FLOP')} a step in matrix products and convolutions",
         "traffic": f"{quantity(measured.bytes, 'B')} a step, were nothing kept in caches",
-        "XLA's own count": f"{flops}, {accessed} a call, with the body of each loop once",
+        "XLA's own count": f"{flops}, {accessed} a call on one device, with the body of each loop once",
         "memory": f"{parts}peak of {memory.peak_of} {quantity(memory.peak, 'B')}",
     }
 
