@@ -355,21 +355,3 @@ print(json.dumps([before, resident()]))
 """
     before, after = python(source, XDG_CACHE_HOME=str(tmp_path))
     assert before - after > 80  # of the 100 MB that were freed
-
-
-def test_a_queue_of_calls_does_not_multiply_their_memory(tmp_path):
-    source = """
-import json, resource
-import jax, jax.numpy as jnp
-from gan_jax import runtime
-runtime.{choice}()
-f = jax.jit(lambda x: jnp.sum(jax.lax.sort(jnp.sin(x * jnp.arange(1 << 22)))))
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-float(f(1.0))
-before = peak()
-results = [f(float(i)) for i in range(20)]
-jax.block_until_ready(results)
-print(json.dumps(peak() - before))
-"""
-    assert python(source.format(choice="fast"), XDG_CACHE_HOME=str(tmp_path)) < 40  # one call needs 32 MB

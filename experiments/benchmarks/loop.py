@@ -67,6 +67,9 @@ def main() -> None:
     parser.add_argument("--rows", default=";".join(ROWS), help="by semicolon (%(default)s)")
     parser.add_argument("--runtime", choices=list(runtime.RUNTIMES), default="fast", help="as in gan_jax.main")
     arguments = parser.parse_args()
+    unknown = set(arguments.rows.split(";")) - ROWS.keys()
+    if unknown:
+        parser.error(f"unknown rows {', '.join(sorted(unknown))}; valid: {', '.join(ROWS)}")
     jax.config.update("jax_enable_compilation_cache", False)  # start-up is not timed: the user's cache stays as it is
     print(f"runtime: {runtime.RUNTIMES[arguments.runtime]()}")
     config = command_line.load_config(arguments.config)
