@@ -73,7 +73,7 @@ def _check_flags() -> None:
         raise InputError("--num_samples is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
     if _PROFILE_STEPS.value < 1:
         raise InputError(f"--profile_steps is {_PROFILE_STEPS.value}; it must be a positive integer")
-    if _PROFILE_STEPS.present and _MODE.value != "profile":
+    if _PROFILE_STEPS.value != _PROFILE_STEPS.default and _MODE.value != "profile":
         raise InputError("--profile_steps is for --mode=profile; leave it out")
     if _INTERPOLATION.value and _MODE.value != "sample":
         raise InputError("--interpolation is for --mode=sample; leave it out")

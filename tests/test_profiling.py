@@ -283,7 +283,10 @@ def test_a_profile_of_a_mapped_loop_whose_trace_cannot_be_read(shrunk, tmp_path,
     monkeypatch.setattr(profiling, "busy_seconds", unreadable)
     changes = {"parallel": "pmap", "precision": "bfloat16", "steps_per_call": 2, "log_every": 4, "sample_every": 4}
     page = profile(tmp_path, shrunk("digits", None, changes | {"checkpoint_every": 4}))
-    assert row(page, "config") == "bfloat16, batch 8, 1 + 1 updates a step, steps in a call: 2, pmap"
+    assert (
+        row(page, "config")
+        == "bfloat16, matmul precision default, batch 8, 1 + 1 updates a step, steps in a call: 2, pmap"
+    )
     assert "The costliest operations are not known: of another format.\n" in page
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert workdirs.read_config(tmp_path).parallel == "pmap"
@@ -328,7 +331,7 @@ def test_a_mistake_is_one_line_and_status_2(values, message, profiled, shrunk, m
 
 
 def test_ceilings_are_positive_and_finite():
-    found = ceilings.measure(mesh(), "bfloat16")
+    found = ceilings.measure(mesh(), "bfloat16", "default")
     assert found.product == 64
     assert np.all(np.isfinite(found))
     assert min(found) > 0

@@ -3,7 +3,6 @@
 import importlib
 import json
 import logging
-import os
 import re
 import signal
 import time
@@ -214,7 +213,7 @@ def test_batch_statistics_survive_an_interruption(shrunk, tmp_path):
 def test_a_signal_saves_the_step_that_it_comes_in(config, uninterrupted, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        interrupt(patch, (writers.Writers, "metrics"), 5, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        interrupt(patch, (writers.Writers, "metrics"), 5, lambda *_: signal.raise_signal(signal.SIGTERM))
         assert not start_run(config, tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
     assert steps_saved(tmp_path)[-1] == 10  # where no checkpoint was due
@@ -225,7 +224,7 @@ def test_a_signal_saves_the_step_that_it_comes_in(config, uninterrupted, tmp_pat
 
 
 def test_a_signal_before_the_first_step_saves_the_start(config, tmp_path, monkeypatch):
-    interrupt(monkeypatch, (Checkpoints, "restore"), 1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    interrupt(monkeypatch, (Checkpoints, "latest_step"), 1, lambda *_: signal.raise_signal(signal.SIGTERM))
     assert not start_run(config, tmp_path)
     assert steps_saved(tmp_path) == [0]
     assert lines(tmp_path) == []
@@ -233,8 +232,8 @@ def test_a_signal_before_the_first_step_saves_the_start(config, tmp_path, monkey
 
 def test_a_second_signal_ends_the_run_at_once(config, tmp_path):
     def twice(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # in this thread: another's could come late, and two as one
+        signal.raise_signal(signal.SIGINT)
 
     cut_off(config, tmp_path, (writers.Writers, "metrics"), 5, twice, KeyboardInterrupt)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
