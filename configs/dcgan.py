@@ -2,7 +2,7 @@
 
 python -m gan_jax.main --config=configs/dcgan.py
 
-Seen on 2 CPU cores: 39 s, recognisable and varied digits (docs/pictures/dcgan.png); sliced Wasserstein 0.033, where two
+Seen on 2 CPU cores: 61 s, recognisable and varied digits (docs/pictures/dcgan.png); sliced Wasserstein 0.033, where two
 draws of real digits are 0.025 apart (`--mode=evaluate`).
 """
 
