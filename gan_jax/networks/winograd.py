@@ -4,8 +4,8 @@ In one dimension F(m, r) computes m outputs of a kernel of r taps from m + r - 1
 where the definition has m r: y = A^T [(G w) * (B^T x)] (Winograd 1980; for networks Lavin and Gray, arXiv:1509.09308).
 Applied to rows and columns, each of the (m + r - 1)^2 products becomes one product of matrices over channels. The
 multiplications per output fall to 9/16 for r = 2 and to 4/9 for r = 3; the additions around them are
-not free, so that wide layers gain and thin ones do not. With m = 2 all coefficients are 0, 1, -1 or 1/2, and results
-are as exact as the direct convolution's in float32.
+not free, so that wide layers gain and thin ones do not. With m = 2 all coefficients are 0, 1, -1 or 1/2, and the
+rounding errors are of the size of the direct convolution's in float32.
 
 `x` [n, H, W, c] and `w` [r, r, c, f] give [n, h, w, f] with h = H - r + 1 ("valid"), h and w even: `fits` tells.
 
