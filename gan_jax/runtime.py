@@ -1,4 +1,4 @@
-"""What makes the process fast, set by `main` before JAX's backend starts: XLA flag, allocator, compilation cache.
+"""What makes the process fast, set by `main` before JAX's backend starts: XLA flag, allocator, dispatch, cache.
 
 Importing this module sets nothing, and nothing here overrides what the user has set.
 """

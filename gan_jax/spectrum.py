@@ -81,7 +81,9 @@ def _in_float32(setup: Setup) -> Setup:
     """The same setup, or one with exact products: those in bfloat16 or TF32 are too coarse for eigenvalues."""
     exact = {"precision": "float32", "matmul_precision": "highest"}
     config = setup.config.to_dict()
-    return setup if config == config | exact else recipe.build(ConfigDict(config | exact), setup.devices)
+    if config == config | exact:
+        return setup
+    return recipe.build(ConfigDict(config | exact), setup.devices, setup.source)
 
 
 def _check_program(setup: Setup, batches: int) -> None:

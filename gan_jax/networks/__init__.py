@@ -40,6 +40,11 @@ FAMILIES = {
 }
 
 
+def products(matmul_precision: str):
+    """A context in which float32 products are traced with that one of MATMUL_PRECISIONS."""
+    return nullcontext() if matmul_precision == "default" else jax.default_matmul_precision(matmul_precision)
+
+
 def from_linen(module: nn.Module, matmul_precision: str) -> Network:
     """The pure functions of a Linen module that is called as `module(x, train=bool)`, with products this precise."""
 
@@ -49,7 +54,7 @@ def from_linen(module: nn.Module, matmul_precision: str) -> Network:
 
     def apply(params: Any, stats: Any, x, train: bool):
         # What is traced here keeps its precision, and so do the derivatives that JAX makes of it.
-        with nullcontext() if matmul_precision == "default" else jax.default_matmul_precision(matmul_precision):
+        with products(matmul_precision):
             y, new = module.apply({"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"])
         return y, new.get("batch_stats", {})
 

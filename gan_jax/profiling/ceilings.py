@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gan_jax.devices import Devices
+from gan_jax.networks import products
 
 PASSES = 5  # of which the fastest counts
 
@@ -37,7 +37,7 @@ def measure(devices: Devices, precision: str, matmul_precision: str) -> Ceilings
     n, length = sizes.product, sizes.array // 4
     # Of this scale a product's entries are about as large as its factors', however often one multiplies.
     factor = jax.random.normal(jax.random.key(0), (n, n), precision) / jnp.sqrt(n).astype(precision)
-    with nullcontext() if matmul_precision == "default" else jax.default_matmul_precision(matmul_precision):
+    with products(matmul_precision):
         product = _seconds(devices, _multiply, *devices.place((jnp.ones_like(factor), factor)))
     one_pass = _seconds(devices, _touch, *devices.place((jnp.zeros(length, jnp.float32), ())))
     return Ceilings(devices.count * 2.0 * n**3 / product, devices.count * 2.0 * 4 * length / one_pass, n)
