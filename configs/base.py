@@ -19,10 +19,17 @@ def get_config() -> ConfigDict:
             "precision": "float32",  # what networks compute in; parameters, logits and losses are float32
             "matmul_precision": "default",  # of float32 products on a GPU or TPU: default (JAX's), high, highest
             "convolution": "auto",  # how convolutions are written: plain, cpu; auto: by backend
+            "conditional": False,  # whether both players see the labels
             "data": {
-                "name": "ring8",
+                "name": "ring8",  # a set that comes with gan_jax, folder, arrays, stacked_mnist, or tfds:NAME
                 "split": "train",
-                "dir": "",  # where prepared sets lie; bundled and generated data need none
+                "dir": "",  # of TFDS sets (empty: where TFDS keeps them), of a folder; the file of arrays
+                "image_size": 0,  # the largest centre square, resized to so many pixels; 0: images as they are
+                "channels": 0,  # 1: grey, 3: RGB; 0: as they are, of a folder RGB
+                "flip": False,  # mirrors each image left to right with probability 1/2
+                "corrupt": "stop",  # at an image that cannot be read: stop, or skip it and count
+                "placement": "auto",  # device: all of it there, as uint8; stream: read as one trains; auto: by size
+                "workers": 2,  # threads that decode
             },
             "latent": {"dim": 2, "prior": "normal"},
             "objective": {

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from gan_jax.bits import scramble
 from gan_jax.errors import InputError
 from gan_jax.state import TrainState
 
@@ -122,15 +123,8 @@ def fingerprint(tree) -> jax.Array:
             leaf = jax.random.key_data(leaf)
         words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
         position = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
-        total = 31 * total + jnp.sum(_scramble(words ^ position), dtype=jnp.uint32)
+        total = 31 * total + jnp.sum(scramble(words ^ position), dtype=jnp.uint32)
     return total
-
-
-def _scramble(x):
-    """A bijection of uint32 in which every input bit moves about half of the output's (xor-shift and multiply)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
 
 
 def _summary(error: Exception) -> str:

@@ -6,7 +6,9 @@ knows where in the batch that part begins, and means are taken over the devices.
 example, keyed by its slot in the global batch, so that all of them train on the same numbers.
 """
 
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gan_jax import runtime
 
 AXIS = "data"
+STREAMED = PartitionSpec(None, None, AXIS)  # of a call's minibatches, [steps, k, n, ...]
 
 
 class Program:
@@ -45,8 +48,9 @@ class Devices(NamedTuple):
     maximum: Callable  # tree -> its maximum over the parts
     shard: Callable  # array [n, ...] -> the same, its examples spread over the devices
     part: Callable  # () -> the index of this part
-    compile: Callable  # (f, state, data) -> Program of f(state, data) -> (state, metrics); everything is replicated
-    replicated: NamedSharding  # where state and data are: a copy on every device
+    compile: Callable  # (f, state, data) -> Program of f(state, data) -> (state, metrics), with data where it lies
+    spread: Callable  # minibatches [steps, k, n, ...] of the host -> the same, their examples spread over the devices
+    replicated: NamedSharding  # where state and resident data are: a copy on every device
 
     def place(self, tree):
         """The tree with a copy on every device."""
@@ -55,8 +59,12 @@ class Devices(NamedTuple):
 
 def example_keys(devices: Devices, key, n: int):
     """One key an example: [n] keys, folded from `key` and the example's slot in the global batch."""
-    slots = devices.part() * n + jnp.arange(n)
-    return devices.shard(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
+    return devices.shard(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(example_slots(devices, n)))
+
+
+def example_slots(devices: Devices, n: int):
+    """The places in the global batch of this part's n examples: uint32 [n]."""
+    return jnp.uint32(devices.part() * n) + jnp.arange(n, dtype=jnp.uint32)
 
 
 def mesh(devices: list | None = None) -> Devices:
@@ -64,9 +72,11 @@ def mesh(devices: list | None = None) -> Devices:
     grid = Mesh(np.array(devices or jax.devices()), (AXIS,))
     replicated = NamedSharding(grid, PartitionSpec())
     by_example = NamedSharding(grid, PartitionSpec(AXIS))
+    streamed = NamedSharding(grid, STREAMED)
 
     def compile_(function, state, data):
-        jitted = jax.jit(function, in_shardings=replicated, out_shardings=replicated, donate_argnums=0)
+        of_data = jax.tree.map(lambda x: streamed if _is_spread(x) else replicated, data)
+        jitted = jax.jit(function, in_shardings=(replicated, of_data), out_shardings=replicated, donate_argnums=0)
         return Program(jitted, state, data)
 
     return Devices(
@@ -78,6 +88,7 @@ def mesh(devices: list | None = None) -> Devices:
         shard=lambda x: jax.lax.with_sharding_constraint(x, by_example),
         part=lambda: 0,
         compile=compile_,
+        spread=lambda tree: jax.tree.map(partial(jax.make_array_from_process_local_data, streamed), tree),
         replicated=replicated,
     )
 
@@ -85,14 +96,15 @@ def mesh(devices: list | None = None) -> Devices:
 def pmapped(devices: list | None = None) -> Devices:
     """`pmap` over the devices (all by default): each runs the step on its part, and the step averages."""
     devices = devices or jax.devices()
-    replicated = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    grid = Mesh(np.array(devices), (AXIS,))
+    replicated, streamed = NamedSharding(grid, PartitionSpec()), NamedSharding(grid, STREAMED)
 
     def compile_(function, state, data):
         # pmap wants one argument that is mapped: the index of the part, which `part` reads off the axis anyway.
         mapped = jax.pmap(
             lambda index, state, data: function(state, data),
             axis_name=AXIS,
-            in_axes=(0, None, None),
+            in_axes=(0, None, jax.tree.map(lambda x: STREAMED.index(AXIS) if _is_spread(x) else None, data)),
             out_axes=None,
             devices=devices,
             donate_argnums=1,
@@ -109,8 +121,27 @@ def pmapped(devices: list | None = None) -> Devices:
         shard=lambda x: x,
         part=lambda: jax.lax.axis_index(AXIS),
         compile=compile_,
+        spread=lambda tree: jax.tree.map(lambda x: jax.device_put(_parts(x, len(devices)), streamed), tree),
         replicated=replicated,
     )
+
+
+def _is_spread(x) -> bool:
+    return isinstance(getattr(x, "sharding", None), NamedSharding) and x.sharding.spec == STREAMED
+
+
+def _parts(x: np.ndarray, count: int) -> np.ndarray:
+    """Minibatches [steps, k, n, ...] as [steps, k, count, n / count, ...]."""
+    steps, k, n, *shape = x.shape
+    return x.reshape(steps, k, count, n // count, *shape)
+
+
+def room_for_data() -> int:
+    """Bytes that a resident data set may take of each device: half of an accelerator, a quarter of a CPU's memory."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"] // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 LAYOUTS: dict[str, Callable[..., Any]] = {"jit": mesh, "pmap": pmapped}

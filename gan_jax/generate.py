@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan_jax import images, step
+from gan_jax.data import independent
 from gan_jax.recipe import Setup
 from gan_jax.state import Average, TrainState
 
@@ -15,6 +16,7 @@ BATCH = 250  # examples generated in one call
 COLUMNS = 10  # of a grid
 SHOWN = {"line": 10_000, "plane": 2_000, "grid": COLUMNS**2}  # examples in a picture
 REAL_SHOWN = 2_000
+MOST_ROWS = 20  # of a grid with a class a row
 
 
 class Backdrop(NamedTuple):
@@ -34,19 +36,31 @@ class Generate:
         self._latents = jax.jit(self._draw_latents)
         self._logits = jax.jit(self._discriminate)
 
-    def examples(self, average: Average, key, n: int) -> np.ndarray:
-        """[n, *shape] float32; example i depends on key and i alone, not on n."""
-        starts = range(0, n, BATCH)
-        batches = [self.from_latents(average, self._latents(key, start)) for start in starts]
+    def labels(self, n: int) -> np.ndarray | None:
+        """What n examples of a conditional generator are examples of, int32 [n]: the classes in turn; else None."""
+        return np.arange(n, dtype=np.int32) % len(self._setup.source.classes) if self._conditional else None
+
+    def examples(self, average: Average, key, n: int, labels: np.ndarray | None = None) -> np.ndarray:
+        """[n, *shape] float32; example i depends on key, i and its label alone, not on n.
+
+        A conditional generator makes `labels` [n]; those of `self.labels(n)` where they are not given.
+        """
+        labels = self.labels(n) if labels is None else labels
+        batches = []
+        for start in range(0, n, BATCH):
+            of_batch = None if labels is None else np.resize(labels[start : start + BATCH], BATCH)
+            batches.append(self.from_latents(average, self._latents(key, start), of_batch))
         return np.concatenate(batches)[:n]
 
-    def from_latents(self, average: Average, latents) -> np.ndarray:
-        """The examples at latents [n, d]: [n, *shape] float32."""
-        return np.asarray(self._from_latents(average, latents))
+    def from_latents(self, average: Average, latents, labels: np.ndarray | None = None) -> np.ndarray:
+        """The examples at latents [n, d], for a conditional generator with labels [n]: [n, *shape] float32."""
+        return np.asarray(self._from_latents(average, latents, *(() if labels is None else (labels,))))
 
     def picture(self, state: TrainState) -> np.ndarray:
         """What the run makes of its fixed latents, uint8 [h, w, 1 or 3]: a grid, or samples over the density."""
         kind = self._kind
+        if kind == "grid" and self._conditional:
+            return images.grid(self._a_class_a_row(state), COLUMNS)
         samples = self.examples(state.ema, self._setup.keys.pictures, SHOWN[kind])
         if kind == "grid":
             return images.grid(samples, COLUMNS)
@@ -54,6 +68,17 @@ class Generate:
         logits = np.asarray(self._logits(state.discriminator, points))
         draw = images.line if kind == "line" else images.plane
         return draw(samples, real, density, logits, f"{self._setup.title}, step {int(state.step):,}")
+
+    @property
+    def _conditional(self) -> bool:
+        return self._setup.recipe.conditional
+
+    def _a_class_a_row(self, state: TrainState) -> np.ndarray:
+        """Examples for a grid whose rows are the classes, evenly chosen where there are more than MOST_ROWS."""
+        count = len(self._setup.source.classes)
+        rows = np.unique(np.linspace(0, count - 1, min(count, MOST_ROWS)).round().astype(np.int32))
+        labels = np.repeat(rows, COLUMNS)
+        return self.examples(state.ema, self._setup.keys.pictures, len(labels), labels)
 
     @property
     def _kind(self) -> str:
@@ -64,7 +89,7 @@ class Generate:
     def _backdrop(self) -> Backdrop:
         source = self._setup.source
         keys = jax.random.split(self._setup.keys.backdrop, REAL_SHOWN)
-        real = np.asarray(jax.jit(source.draw)(source.data, keys)["image"])
+        real = np.asarray(independent(source, keys)["image"])
         points = images.line_points(real) if self._kind == "line" else images.plane_points(real)
         return Backdrop(real, points, np.asarray(jax.jit(source.density)(points)))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gan_jax import networks, optimizers, schema
-from gan_jax.data import SOURCES, Source
+from gan_jax.data import Source, Spec, make_source
 from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
 from gan_jax.objectives import LOGISTIC, OBJECTIVES, smooth_labels
@@ -62,7 +62,7 @@ def build(config, devices: Devices | None = None, source: Source | None = None) 
             f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
             f"it must be a multiple of {devices.count}"
         )
-    source = source or _make_source(config)
+    source = source or make_source(Spec(**config.data.to_dict()))
     _check_combinations(config, source)
     recipe = _make_recipe(config, devices, source)
     _check_loop(config, recipe)
@@ -108,11 +108,15 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     generator_class = networks.FAMILIES[config.generator.network].generator
     discriminator_class = networks.FAMILIES[config.discriminator.network].discriminator
     generator = networks.from_linen(
-        generator_class(shape=source.shape, **_architecture(config, generator_class, config.generator), **common),
+        generator_class(
+            shape=source.shape, **_architecture(config, source, generator_class, config.generator), **common
+        ),
         config.matmul_precision,
     )
     discriminator = networks.from_linen(
-        discriminator_class(**_architecture(config, discriminator_class, config.discriminator), **common),
+        discriminator_class(
+            **_architecture(config, source, discriminator_class, config.discriminator), **common
+        ),
         config.matmul_precision,
     )
     return Recipe(
@@ -131,13 +135,18 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         batch_size=config.batch_size,
         discriminator_steps=config.discriminator.steps,
         one_pass=config.discriminator.one_pass,
+        conditional=config.conditional,
         unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
     )
 
 
-def _architecture(config, network_class, player) -> dict:
+def _architecture(config, source: Source, network_class, player) -> dict:
     chosen = {key: player[key] for key in ("width", "depth", "activation", "normalization")}
-    return chosen | {"form": config.convolution} if network_class.convolves else chosen
+    if network_class.convolves:
+        chosen["form"] = config.convolution
+    if network_class.conditions:
+        chosen["classes"] = len(source.classes) if config.conditional else 0
+    return chosen
 
 
 def _make_objective(config):
@@ -167,19 +176,10 @@ def _discriminator_tx(optimizer: dict, updates: int, clip: float, hyperparameter
     )
 
 
-def _make_source(config) -> Source:
-    entry = SOURCES[config.data.name]
-    if config.data.split not in entry.splits:
-        raise InputError(
-            f"config key data.split is {config.data.split!r}; {config.data.name} has {', '.join(entry.splits)}"
-        )
-    if config.data.dir:
-        raise InputError(f"config key data.dir is {config.data.dir!r}; {config.data.name} reads no files: leave it out")
-    return entry.make(config.data.split)
-
-
 def _check_combinations(config, source: Source) -> None:
     """Raises InputError where two keys, each right by itself, do not go together."""
+    if config.conditional:
+        _check_labels(config, source)
     for player in ("generator", "discriminator"):
         if networks.FAMILIES[config[player].network].generator.convolves:
             _check_halvings(player, config[player].network, config[player].depth, config.data.name, source.shape)
@@ -200,6 +200,22 @@ def _check_combinations(config, source: Source) -> None:
             f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
             f"labels to smooth; set it to 0, or objective.name to one of {', '.join(LOGISTIC)}"
         )
+
+
+def _check_labels(config, source: Source) -> None:
+    if len(source.classes) < 2:
+        has = f"a single one, {source.classes[0]}" if source.classes else "none"
+        raise InputError(
+            f"conditional is True, which needs labels of two or more classes, but {config.data.name} has {has}; "
+            "set conditional to False, or data.name to a labelled set"
+        )
+    for player in ("generator", "discriminator"):
+        if not networks.FAMILIES[config[player].network].generator.conditions:
+            able = [name for name, family in networks.FAMILIES.items() if family.generator.conditions]
+            raise InputError(
+                f"conditional is True, but {player}.network is {config[player].network}, which has no use for labels; "
+                f"set it to one of {', '.join(able)}"
+            )
 
 
 def _check_loop(config, recipe: Recipe) -> None:

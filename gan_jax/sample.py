@@ -21,7 +21,8 @@ def sample(setup: Setup, state: TrainState, workdir: Path, num_samples: int, int
     """Writes what was asked for into `workdir` and returns the paths.
 
     Always `samples.png`, the run's fixed latents. With num_samples, `samples.npz`: `samples` [N, *shape] float32,
-    images in [-1, 1] and points in the data's own units. With `interpolation` (images only), `interpolation.png`.
+    images in [-1, 1] and points in the data's own units, and of a conditional run `labels` [N] int32, the classes in
+    turn. With `interpolation` (images only), `interpolation.png`, a class a row where there are classes.
     """
     if interpolation and len(setup.source.shape) != 3:
         raise InputError(f"--interpolation draws images, but {setup.config.data.name} is points; leave it out")
@@ -30,14 +31,18 @@ def sample(setup: Setup, state: TrainState, workdir: Path, num_samples: int, int
     images.write_png(written[0], generate.picture(state))
     if num_samples:
         buffer = io.BytesIO()
-        np.savez(buffer, samples=generate.examples(state.ema, setup.keys.pictures, num_samples))
+        labels = generate.labels(num_samples)
+        arrays = {"samples": generate.examples(state.ema, setup.keys.pictures, num_samples, labels)}
+        np.savez(buffer, **arrays | ({} if labels is None else {"labels": labels}))
         written.append(workdir / "samples.npz")
         write_atomically(written[-1], buffer.getvalue())
     if interpolation:
         ends = setup.recipe.prior(jax.random.split(setup.keys.interpolation, 2 * ROWS))
         path = interpolate(ends, setup.config.latent.prior)
         written.append(workdir / "interpolation.png")
-        images.write_png(written[-1], images.grid(generate.from_latents(state.ema, path), COLUMNS))
+        classes = generate.labels(ROWS)  # one a row, in turn
+        labels = None if classes is None else np.repeat(classes, COLUMNS)
+        images.write_png(written[-1], images.grid(generate.from_latents(state.ema, path, labels), COLUMNS))
     return written
 
 

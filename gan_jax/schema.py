@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from gan_jax.data import SOURCES
+from gan_jax.data import CORRUPT, PLACEMENTS, SOURCES
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS
@@ -46,6 +46,11 @@ def one_of(names: Iterable[str]) -> Rule:
     return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
 
 
+def _names_data(value: str) -> bool:
+    kind, colon, name = value.partition(":")
+    return kind in SOURCES and bool(name if kind == "tfds" else not colon)
+
+
 _NETWORK = {
     "network": one_of(FAMILIES),
     "width": POSITIVE_INT,
@@ -68,9 +73,16 @@ SCHEMA = {
     "precision": one_of(PRECISIONS),
     "matmul_precision": one_of(MATMUL_PRECISIONS),
     "convolution": one_of(("auto", *FORMS)),
-    "data.name": one_of(SOURCES),
+    "conditional": FLAG,
+    "data.name": Rule(str, _names_data, "one of " + ", ".join("tfds:NAME" if name == "tfds" else name for name in SOURCES)),
     "data.split": TEXT,
     "data.dir": TEXT,
+    "data.image_size": COUNT,
+    "data.channels": Rule(int, lambda value: value in (0, 1, 3), "0, 1 or 3"),
+    "data.flip": FLAG,
+    "data.corrupt": one_of(CORRUPT),
+    "data.placement": one_of(PLACEMENTS),
+    "data.workers": POSITIVE_INT,
     "latent.dim": POSITIVE_INT,
     "latent.prior": one_of(PRIORS),
     "objective.name": one_of(OBJECTIVES),

@@ -12,6 +12,7 @@ import scipy
 from ml_collections import ConfigDict
 
 from gan_jax import images, recipe
+from gan_jax.data import independent
 from gan_jax.devices import example_keys
 from gan_jax.dynamics import HEIGHTS, Eigenvalues, leading_eigenvalues, linearise, vector_field
 from gan_jax.errors import InputError
@@ -98,7 +99,7 @@ def _check_program(setup: Setup, batches: int) -> None:
 def _eigenvalues(setup, state, players, batches) -> tuple[np.ndarray, dict[str, Eigenvalues]]:
     n = setup.config.batch_size
     keys = example_keys(setup.devices, setup.keys.reference, batches * n)
-    real = jax.jit(setup.source.draw)(setup.source.data, keys)
+    real = independent(setup.source, keys)
     real = jax.tree.map(lambda x: x.reshape(batches, n, *x.shape[1:]), real)
     field = vector_field(setup.recipe, setup.devices, state, real, setup.keys.evaluation)
     value, transposed = linearise(field, players)

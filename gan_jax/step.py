@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax.devices import Devices, example_keys
+from gan_jax import order
+from gan_jax.devices import Devices, example_keys, example_slots
 from gan_jax.state import Average, Hyperparameters, Player, TrainState
 
 
 class Recipe(NamedTuple):
     """What is being trained: static, made of functions. What depends on hyperparameters is a function of them."""
 
-    generator: Any  # a Network: .init(key, z) and .apply(params, stats, z, train)
+    generator: Any  # a Network: .init(key, z) and .apply(params, stats, z, train); labels follow where conditional
     discriminator: Any  # a Network, x -> logits
     objective: Callable  # Hyperparameters -> Objective
     penalty: Callable  # (critic, keys [n], real, fake) -> [n]
@@ -31,6 +32,7 @@ class Recipe(NamedTuple):
     batch_size: int  # examples of a minibatch, over all devices
     discriminator_steps: int  # k
     one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
+    conditional: bool  # whether both players see the labels
     unroll: bool  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU
 
 
@@ -50,19 +52,19 @@ def step_keys(state: TrainState) -> StepKeys:
 def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tuple[int, ...]) -> TrainState:
     """The state before the first step; `shape` is that of one example. Each network has a key of its own."""
     generator_key, discriminator_key, latent_key, step_key = jax.random.split(key, 4)
-    latents = recipe.prior(jax.random.split(latent_key, 2))
-    generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, latents)
-    examples = jnp.zeros((2, *shape))
+    inputs = recipe.prior(jax.random.split(latent_key, 2)), *_labels(recipe, {"label": jnp.zeros(2, jnp.int32)})
+    generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, *inputs)
+    inputs = jnp.zeros((2, *shape)), *inputs[1:]
     discriminator = _init_player(
-        recipe.discriminator, recipe.discriminator_tx(hyperparameters), discriminator_key, examples
+        recipe.discriminator, recipe.discriminator_tx(hyperparameters), discriminator_key, *inputs
     )
     # Copies, not aliases: the whole state is donated to the next step, and a buffer can be donated only once.
     ema = jax.tree.map(jnp.copy, Average(generator.params, generator.stats))
     return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema)
 
 
-def _init_player(network, tx, key, x) -> Player:
-    params, stats = network.init(key, x)
+def _init_player(network, tx, key, *inputs) -> Player:
+    params, stats = network.init(key, *inputs)
     return Player(params, stats, tx.init(params))
 
 
@@ -73,13 +75,13 @@ def discriminator_loss(recipe: Recipe, devices: Devices, state: TrainState, para
     Returns: (the mean of objective.discriminator(a, b) + penalty_weight * penalty, over this part of the batch,
       (new running statistics, metrics, the largest |logit|)). G's statistics of this pass are dropped.
     """
-    real, hyperparameters = real["image"], state.hyperparameters
+    real, labels, hyperparameters = real["image"], _labels(recipe, real), state.hyperparameters
     objective = recipe.objective(hyperparameters)
     latent_key, penalty_key = jax.random.split(key)
     latents = recipe.prior(example_keys(devices, latent_key, len(real)))
-    fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True)
-    real_logits, fake_logits, stats = _logits(recipe, params, state.discriminator.stats, real, fake)
-    critic = _critic(recipe, params, state.discriminator.stats)
+    fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True, *labels)
+    real_logits, fake_logits, stats = _logits(recipe, params, state.discriminator.stats, real, fake, labels)
+    critic = _critic(recipe, params, state.discriminator.stats, labels)
     penalty = jnp.mean(recipe.penalty(critic, example_keys(devices, penalty_key, len(real)), real, fake))
     loss = jnp.mean(objective.discriminator(real_logits, fake_logits))
     metrics = {
@@ -104,10 +106,10 @@ def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, 
     Returns: (the mean of objective.generator(b, a) over this part of the batch, (new running statistics, metrics, the
       largest |logit| of a fake)). D's statistics of this pass are dropped.
     """
-    real, discriminator = real["image"], state.discriminator
+    real, labels, discriminator = real["image"], _labels(recipe, real), state.discriminator
     latents = recipe.prior(example_keys(devices, key, len(real)))
-    fake, stats = recipe.generator.apply(params, state.generator.stats, latents, True)
-    real_logits, fake_logits, _ = _logits(recipe, discriminator.params, discriminator.stats, real, fake)
+    fake, stats = recipe.generator.apply(params, state.generator.stats, latents, True, *labels)
+    real_logits, fake_logits, _ = _logits(recipe, discriminator.params, discriminator.stats, real, fake, labels)
     loss = jnp.mean(recipe.objective(state.hyperparameters).generator(fake_logits, real_logits))
     return loss, (stats, {"g_loss": loss}, _largest(fake_logits))
 
@@ -152,34 +154,53 @@ def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
     return state.replace(step=state.step + 1), last[1] | generator_metrics | {"max_logit": largest}
 
 
-def train_steps(recipe: Recipe, devices: Devices, draw: Callable, steps: int, state: TrainState, data):
+def train_steps(recipe: Recipe, devices: Devices, source, steps: int, state: TrainState, data):
     """`steps` train steps with their minibatches drawn on the device: (state, metrics, each [steps]).
 
     Args:
-      draw: (data, keys [n]) -> {"image": [n, ...]}, one example a key.
-      data: what `draw` draws from; a pytree of arrays, empty for generated data.
+      source: how minibatches come out of `data`: a `gan_jax.data.Source`, or what has its `draw`, `size`, `streamed`.
+      data: what `draw` draws from, a pytree of arrays, empty for generated data; of a streamed set the call's own
+        minibatches, [steps, k, n, ...].
     """
 
-    def body(state, _):
-        batch = draw_batches(recipe, devices, draw, data, step_keys(state).data)
+    def body(state, rows):
+        batch = draw_batches(recipe, devices, source, state, rows if source.streamed else data)
         return train_step(recipe, devices, state, batch)
 
-    return _loop(body, state, None, steps, recipe.unroll)
+    return _loop(body, state, data if source.streamed else None, steps, recipe.unroll)
 
 
 @jax.named_scope("draw_batches")
-def draw_batches(recipe: Recipe, devices: Devices, draw: Callable, data, key):
-    """k minibatches {"image": [k, n, ...]}, n the examples of this part; batch j is drawn with key folded by j."""
-    n = recipe.batch_size // devices.parts
-    batches = [
-        draw(data, example_keys(devices, jax.random.fold_in(key, j), n)) for j in range(recipe.discriminator_steps)
-    ]
+def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, data):
+    """The k minibatches of the step that `state` is about to take: {"image": [k, n, ...]}, n examples of this part.
+
+    A finite set is met in the order of `order.examples`, each example once an epoch; other data is drawn by keys alone.
+    """
+    key, n = step_keys(state).data, recipe.batch_size // devices.parts
+    batches = []
+    for j in range(recipe.discriminator_steps):
+        indices, rows = None, data
+        if source.streamed:
+            rows = jax.tree.map(lambda x: x[j], data)  # noqa: B023
+        elif source.size:
+            minibatch = state.step.astype(jnp.uint32) * recipe.discriminator_steps + j
+            slots = example_slots(devices, n)
+            indices = order.examples(order_words(state.key), source.size, recipe.batch_size, minibatch, slots)
+        batches.append(source.draw(rows, indices, example_keys(devices, jax.random.fold_in(key, j), n)))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
 
-def sample(recipe: Recipe, average: Average, latents):
-    """The averaged generator at `latents` [n, d], with its running statistics: [n, ...]. Deterministic."""
-    return recipe.generator.apply(average.params, average.stats, latents, False)[0]
+def order_words(key) -> jax.Array:
+    """What the order of a run's examples depends on, uint32 [2], from its `state.key`; steps fold in smaller numbers."""
+    return jax.random.bits(jax.random.fold_in(key, 2**32 - 1), (2,), jnp.uint32)
+
+
+def sample(recipe: Recipe, average: Average, latents, *labels):
+    """The averaged generator at `latents` [n, d], with its running statistics: [n, ...]. Deterministic.
+
+    A conditional one is given `labels`, int32 [n], too.
+    """
+    return recipe.generator.apply(average.params, average.stats, latents, False, *labels)[0]
 
 
 def _loop(body: Callable, state, xs, length: int, unroll: bool):
@@ -193,18 +214,24 @@ def _loop(body: Callable, state, xs, length: int, unroll: bool):
     return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
-def _logits(recipe, params, stats, real, fake):
+def _labels(recipe, batch) -> tuple:
+    """What both networks are called with beside their input: the batch's labels [n], real and fake ones alike."""
+    return (batch["label"],) if recipe.conditional else ()
+
+
+def _logits(recipe, params, stats, real, fake, labels):
     """D's logits on real and fake with its new statistics: two passes, or one over both."""
     if recipe.one_pass:
-        logits, stats = recipe.discriminator.apply(params, stats, jnp.concatenate([real, fake]), True)
+        labels = [jnp.concatenate([each, each]) for each in labels]
+        logits, stats = recipe.discriminator.apply(params, stats, jnp.concatenate([real, fake]), True, *labels)
         return logits[: len(real)], logits[len(real) :], stats
-    real_logits, stats = recipe.discriminator.apply(params, stats, real, True)
-    fake_logits, stats = recipe.discriminator.apply(params, stats, fake, True)
+    real_logits, stats = recipe.discriminator.apply(params, stats, real, True, *labels)
+    fake_logits, stats = recipe.discriminator.apply(params, stats, fake, True, *labels)
     return real_logits, fake_logits, stats
 
 
-def _critic(recipe, params, stats):
-    return lambda x: recipe.discriminator.apply(params, stats, x, True)[0]
+def _critic(recipe, params, stats, labels):
+    return lambda x: recipe.discriminator.apply(params, stats, x, True, *labels)[0]
 
 
 def _largest(*logits):

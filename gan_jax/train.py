@@ -18,6 +18,7 @@ from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import Program
 from gan_jax.errors import DivergedError
 from gan_jax.evaluation import SAMPLES, evaluate
+from gan_jax.feed import Feed, feed
 from gan_jax.generate import Generate
 from gan_jax.recipe import Setup, abstract_state, initial_state
 from gan_jax.state import TrainState
@@ -40,8 +41,11 @@ def train(setup: Setup, workdir: Path) -> bool:
             state = checkpoints.restore(abstract_state(setup))
             checkpoints.discard_after(int(state.step))
             print(f"going on from step {int(state.step):,}", file=sys.stderr)
-        with closing(Writers(workdir, int(state.step), setup.config.num_steps)) as writers:
-            return _Loop(setup, workdir, checkpoints, writers).run(state, stop_requested)
+        with (
+            closing(Writers(workdir, int(state.step), setup.config.num_steps)) as writers,
+            closing(feed(setup, state, partial(next_boundary, setup.config))) as data,
+        ):
+            return _Loop(setup, workdir, checkpoints, writers, data).run(state, stop_requested)
 
 
 class Metrics(struct.PyTreeNode):
@@ -57,17 +61,16 @@ def compiled_call(setup: Setup, steps: int, state: TrainState, data) -> Program:
 
 
 def _train_steps(setup: Setup, steps: int, state: TrainState, data):
-    state, metrics = step.train_steps(setup.recipe, setup.devices, setup.source.draw, steps, state, data)
+    state, metrics = step.train_steps(setup.recipe, setup.devices, setup.source, steps, state, data)
     return state, Metrics(tuple(metrics), jnp.stack(list(metrics.values())))
 
 
 class _Loop:
     """What the loop needs at every boundary, so that the loop itself reads as what it does."""
 
-    def __init__(self, setup: Setup, workdir: Path, checkpoints: Checkpoints, writers: Writers):
+    def __init__(self, setup: Setup, workdir: Path, checkpoints: Checkpoints, writers: Writers, data: Feed):
         self._setup, self._config = setup, setup.config
-        self._workdir, self._checkpoints, self._writers = workdir, checkpoints, writers
-        self._data = setup.devices.place(setup.source.data)
+        self._workdir, self._checkpoints, self._writers, self._data = workdir, checkpoints, writers, data
         self._generate = Generate(setup)
         self._compiled = {}  # by the steps of a call
         self._unseen = []  # (first step, Metrics) of the calls whose numbers nobody has looked at
@@ -85,16 +88,17 @@ class _Loop:
 
     def _advance(self, state: TrainState, now: int) -> tuple[TrainState, int]:
         after = next_boundary(self._config, now)
+        data = self._data.call(now, after)
         if after - now not in self._compiled:
-            self._compiled[after - now] = compiled_call(self._setup, after - now, state, self._data)
-        state, metrics = self._compiled[after - now](state, self._data)
+            self._compiled[after - now] = compiled_call(self._setup, after - now, state, data)
+        state, metrics = self._compiled[after - now](state, data)
         self._unseen.append((now, metrics))
         return state, after
 
     def _at_boundary(self, state: TrainState, now: int) -> None:
         if self._due("log_every", now):
             self._writers.metrics(now, self._look())
-            self._writers.progress(now)
+            self._writers.progress(now, self._data.waited)
         if self._due("sample_every", now):
             self._look()
             picture = self._generate.picture(state)

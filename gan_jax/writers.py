@@ -1,6 +1,7 @@
 """What a run writes about itself: metrics.jsonl, TensorBoard, the progress bar."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,17 @@ class Writers:
         """Goes on after `step` of `num_steps`."""
         self._metrics = MetricsFile(workdir / "metrics.jsonl", step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._clock, self._waited = time.monotonic(), 0.0
         self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
 
-    def progress(self, step: int) -> None:
-        """Moves the bar to `step`."""
+    def progress(self, step: int, waited: float) -> None:
+        """Moves the bar to `step`; `waited`: seconds for which the run has waited for data, whose share is logged."""
         self._bar.update(step - self._bar.n)
+        now = time.monotonic()
+        if waited:
+            share = (waited - self._waited) / (now - self._clock)
+            self._tensorboard.add_scalar("share_waiting_for_data", share, step)
+        self._clock, self._waited = now, waited
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """One set of numbers, to the file and to TensorBoard; the losses also beside the bar."""

@@ -60,7 +60,7 @@ class Jax:
         function = partial(step.train_step, setup.recipe, setup.devices)
         if scan:
             self.batch = setup.devices.place(self.batch["image"][0])
-            function = partial(step.train_steps, setup.recipe, setup.devices, _same_batch, self.per_call)
+            function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, self.per_call)
         self.compile = partial(setup.devices.compile, function)
         self.compiled = None
         self.metrics = {}
@@ -87,10 +87,10 @@ def jax_setup(workload, layout):
     from gan_jax import recipe
     from gan_jax.data import Source
 
-    return recipe.build(workload.config, layout, Source(shape=workload.shape, data=(), draw=_same_batch, std=1.0))
+    return recipe.build(workload.config, layout, Source(shape=workload.shape, draw=_same_batch, std=1.0))
 
 
-def _same_batch(batch, keys):
+def _same_batch(batch, indices, keys):
     return {"image": batch}
 
 

@@ -55,12 +55,12 @@ def against(setup: Setup, fake: Source) -> Setup:
 
 
 def _draw(source: Source, keys):
-    return source.draw(source.data, keys)["image"]
+    return source.draw(source.data, None, keys)["image"]
 
 
 def trainer(setup: Setup, steps: int) -> Callable:
     """state -> (state after `steps` train steps, their metrics, each [steps]): compiled once, donates the state."""
-    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, steps)
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, steps)
     compiled = setup.devices.compile(function, recipe.abstract_state(setup), setup.source.data)
     return lambda state: jax.block_until_ready(compiled(state, setup.source.data))
 

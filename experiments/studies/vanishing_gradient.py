@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.studies import known, report
 from gan_jax import recipe
-from gan_jax.data import Source
+from gan_jax.data import Source, independent
 from gan_jax.data.mixture import mixture
 from gan_jax.recipe import Setup
 from gan_jax.state import TrainState
@@ -52,7 +52,7 @@ def fixed(changes: dict, source: Source) -> tuple[Setup, TrainState]:
 def gap(setup: Setup, state: TrainState) -> float:
     """The distance of the nearest two of EXAMPLES real and as many generated examples, on the line."""
     keys = jax.random.split(jax.random.key(0), EXAMPLES)
-    real = jax.jit(setup.source.draw)(setup.source.data, keys)["image"]
+    real = independent(setup.source, keys)["image"]
     fake, _ = setup.recipe.generator.apply(
         state.generator.params, state.generator.stats, setup.recipe.prior(keys), False
     )

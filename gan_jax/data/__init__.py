@@ -1,15 +1,123 @@
-"""Data sets, by name: each a `Source` whose examples are drawn on the device."""
+"""Data sets, by name: each a `Source`, made from what the `data` group of a config says."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from gan_jax.data import resident
+from gan_jax.data.arrays import Arrays
 from gan_jax.data.digits import SPLITS, digits
+from gan_jax.data.folder import Folder
 from gan_jax.data.mixture import gaussian, grid25, ring8, swiss_roll
-from gan_jax.data.source import Entry, Source
+from gan_jax.data.reading import CORRUPT, Reader
+from gan_jax.data.source import Source, draw_stored, independent, stored_std
+from gan_jax.data.stacked import stacked
+from gan_jax.data.tfds import Tfds
+from gan_jax.devices import room_for_data
+from gan_jax.errors import InputError
 
+PLACEMENTS = ("auto", "device", "stream")
+
+
+class Spec(NamedTuple):
+    """What a config says of its data; `configs/base.py` says what each field means."""
+
+    name: str
+    split: str
+    dir: str
+    image_size: int
+    channels: int
+    flip: bool
+    corrupt: str
+    placement: str
+    workers: int
+
+
+class Entry(NamedTuple):
+    """A kind of data in the registry."""
+
+    make: Callable  # Spec -> Source
+    splits: tuple[str, ...]  # that it has; without any, the set itself says
+    uses: tuple[str, ...] = ()  # which of NEUTRAL it makes use of
+
+
+# Where a kind of data makes no use of a key, it must have this value: a setting that does nothing is a mistake.
+NEUTRAL = {"dir": "", "image_size": 0, "channels": 0, "flip": False, "corrupt": "stop", "placement": "auto"}
+
+
+def make_source(spec: Spec) -> Source:
+    """The data that a config names. Raises InputError, one line, where it does not exist or cannot be read."""
+    kind = spec.name.partition(":")[0]
+    entry = SOURCES[kind]
+    if entry.splits and spec.split not in entry.splits:
+        raise InputError(f"config key data.split is {spec.split!r}; {spec.name} has {', '.join(entry.splits)}")
+    for key, neutral in NEUTRAL.items():
+        if key not in entry.uses and getattr(spec, key) != neutral:
+            raise InputError(
+                f"config key data.{key} is {getattr(spec, key)!r}, of which {spec.name} makes no use: leave it out"
+            )
+    return entry.make(spec)
+
+
+def _folder(spec: Spec) -> Source:
+    records = Folder(_given_dir(spec, "the folder of images"))
+    if spec.corrupt == "stop":
+        records.refuse_non_images()
+    # Where grey and coloured images lie in one folder, all are made coloured.
+    return _stored(Reader(records, spec.image_size, spec.channels or 3, spec.corrupt), spec)
+
+
+def _arrays(spec: Spec) -> Source:
+    records = Arrays(_given_dir(spec, "the .npz or .npy file"))
+    return _stored(Reader(records, spec.image_size, spec.channels, spec.corrupt), spec)
+
+
+def _tfds(spec: Spec) -> Source:
+    records = Tfds(spec.name.removeprefix("tfds:"), spec.split, spec.dir)
+    return _stored(Reader(records, spec.image_size, spec.channels, spec.corrupt), spec)
+
+
+def _stacked_mnist(spec: Spec) -> Source:
+    reader = Reader(Tfds("mnist", spec.split, spec.dir), spec.image_size, 1, spec.corrupt)
+    return stacked(resident.load(reader, spec.workers).data)
+
+
+def _given_dir(spec: Spec, what: str) -> str:
+    if not spec.dir:
+        raise InputError(f"config key data.dir is missing; for data.name={spec.name} it is {what}")
+    return spec.dir
+
+
+def _stored(reader: Reader, spec: Spec) -> Source:
+    """The source of a set that lies on a disk: on the device where it fits there, else streamed."""
+    needed, room = len(reader) * int(np.prod(reader.shape)), room_for_data()
+    if spec.placement == "device" and needed > room:
+        raise InputError(
+            f"{spec.name} needs {needed / 1e9:,.2f} GB on the device, which has room for {room / 1e9:,.2f} GB of data; "
+            "set data.placement to stream, or a smaller data.image_size"
+        )
+    common = {"draw": partial(draw_stored, top=255, flip=spec.flip), "classes": reader.records.classes}
+    if spec.placement == "stream" or needed > room:
+        sampled = reader.rows(np.linspace(0, len(reader) - 1, SAMPLED, dtype=np.int64))["image"]
+        std = stored_std(sampled, top=255)
+        return Source(reader.shape, std=std, size=len(reader), rows=reader.rows, **common)
+    data, std = resident.load(reader, spec.workers)
+    return Source(reader.shape, std=std, size=len(data["image"]), data=data, **common)
+
+
+SAMPLED = 500  # examples that tell the standard deviation of a set that is streamed
+_IMAGES = ("image_size", "channels", "flip", "corrupt", "placement")
+_POINTS = Entry(lambda spec: MIXTURES[spec.name](), ("train",))
+MIXTURES = {"ring8": ring8, "grid25": grid25, "swiss_roll": swiss_roll, "gaussian": gaussian}
 SOURCES = {
-    "digits": Entry(digits, tuple(SPLITS)),
-    "ring8": Entry(ring8, ("train",)),
-    "grid25": Entry(grid25, ("train",)),
-    "swiss_roll": Entry(swiss_roll, ("train",)),
-    "gaussian": Entry(gaussian, ("train",)),
+    "digits": Entry(lambda spec: digits(spec.split, spec.flip), tuple(SPLITS), ("flip",)),
+    **dict.fromkeys(MIXTURES, _POINTS),
+    "folder": Entry(_folder, ("train",), ("dir", *_IMAGES)),
+    "arrays": Entry(_arrays, ("train",), ("dir", *_IMAGES)),
+    "tfds": Entry(_tfds, (), ("dir", *_IMAGES)),
+    "stacked_mnist": Entry(_stacked_mnist, (), ("dir", "image_size", "corrupt")),
 }
 
-__all__ = ["SOURCES", "Source"]
+__all__ = ["CORRUPT", "PLACEMENTS", "SOURCES", "Source", "Spec", "independent", "make_source"]

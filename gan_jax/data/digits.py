@@ -1,24 +1,32 @@
 """The 8x8 handwritten digits that scikit-learn carries (UCI ML, Alpaydin and Kaynak 1998): nothing is downloaded."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gan_jax.data.source import Source
+from gan_jax.data.source import Source, draw_stored, stored_std
 
+TOP = 16  # the brightest level
 SPLITS = {"train": slice(0, 1500), "test": slice(1500, None), "all": slice(None)}
 
 
-def digits(split: str) -> Source:
-    """Images [n, 8, 8, 1] in [-1, 1]: 1,500 of them for "train", the other 297 for "test", 1,797 for "all".
+def digits(split: str, flip: bool) -> Source:
+    """Images [n, 8, 8, 1] in [-1, 1] and their labels: 1,500 for "train", the other 297 for "test", 1,797 for "all".
 
-    They are kept as uint8 (0 to 16 in the original) and scaled where they are drawn, uniformly with replacement.
+    They are kept as uint8, 0 to 16 as in the original, and scaled where they are drawn.
     """
-    images = _table()[SPLITS[split], :-1].astype(np.uint8).reshape(-1, 8, 8, 1)
-    return Source(shape=images.shape[1:], data=images, draw=_draw, std=float(np.std(images / 8.0)))
+    table = _table()[SPLITS[split]].astype(np.uint8)
+    data = {"image": table[:, :-1].reshape(-1, 8, 8, 1), "label": table[:, -1]}
+    return Source(
+        shape=(8, 8, 1),
+        draw=partial(draw_stored, top=TOP, flip=flip),
+        std=stored_std(data["image"], TOP),
+        data=data,
+        size=len(table),
+        classes=tuple("0123456789"),
+    )
 
 
 def _table() -> np.ndarray:
@@ -31,8 +39,3 @@ def _table() -> np.ndarray:
     from sklearn.datasets import load_digits  # of a version that keeps it elsewhere
 
     return np.column_stack(load_digits(return_X_y=True))
-
-
-def _draw(images, keys):
-    rows = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(images)))(keys)
-    return {"image": images[rows].astype(jnp.float32) / 8 - 1}

@@ -11,31 +11,30 @@ import numpy as np
 from gan_jax.data.source import Modes, Source
 
 
-def ring8(split: str) -> Source:
+def ring8() -> Source:
     """Eight Gaussians, sigma 0.01, evenly on the unit circle."""
     angles = 2 * np.pi * np.arange(8) / 8
     return mixture(np.stack([np.cos(angles), np.sin(angles)], axis=1), 0.01)
 
 
-def grid25(split: str) -> Source:
+def grid25() -> Source:
     """Twenty-five Gaussians, sigma 0.05, at {-4, -2, 0, 2, 4}^2."""
     ticks = np.arange(-4.0, 5.0, 2.0)
     return mixture(np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2), 0.05)
 
 
-def gaussian(split: str) -> Source:
+def gaussian() -> Source:
     """One Gaussian on the line, mean 4, sigma 0.5."""
     return mixture(np.array([[4.0]]), 0.5)
 
 
-def swiss_roll(split: str) -> Source:
+def swiss_roll() -> Source:
     """A spiral with Gaussian noise: (t cos t, t sin t) / 7.5 with t uniform on [1.5 pi, 4.5 pi], sigma 0.25 / 7.5."""
     sigma = 0.25 / 7.5
     curve = _spiral(jnp.linspace(1.5 * jnp.pi, 4.5 * jnp.pi, 1000))  # finer than sigma: its mixture is the density
     return Source(
         shape=(2,),
-        data=(),
-        draw=lambda data, keys: {"image": jax.vmap(lambda key: _swiss_roll_point(key, sigma))(keys)},
+        draw=lambda data, indices, keys: {"image": jax.vmap(lambda key: _swiss_roll_point(key, sigma))(keys)},
         std=float(np.sqrt(np.var(curve) + sigma**2)),
         density=lambda x: _mixture_density(x, curve, sigma),
     )
@@ -56,8 +55,7 @@ def mixture(centers: np.ndarray, sigma: float) -> Source:
     constants = jnp.asarray(centers, jnp.float32)
     return Source(
         shape=(centers.shape[1],),
-        data=(),
-        draw=lambda data, keys: {"image": jax.vmap(lambda key: _mixture_point(key, constants, sigma))(keys)},
+        draw=lambda data, indices, keys: {"image": jax.vmap(lambda key: _mixture_point(key, constants, sigma))(keys)},
         std=float(np.sqrt(np.var(centers) + sigma**2)),
         density=lambda x: _mixture_density(x, constants, sigma),
         modes=Modes(centers, sigma),

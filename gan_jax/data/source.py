@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -13,19 +15,64 @@ class Modes(NamedTuple):
     sigma: float  # of each component, in every direction
 
 
-class Entry(NamedTuple):
-    """A data set in the registry: its splits, and what makes its `Source` from the name of one."""
-
-    make: Callable  # split -> Source
-    splits: tuple[str, ...]
-
-
 class Source(NamedTuple):
-    """A data set held on the device, or made there. Which examples a step sees is a function of its keys alone."""
+    """A data set on the device, made there, or streamed to it. What a step sees is a function of its keys and number.
+
+    Three kinds: endless (`size` 0), where `draw` makes fresh examples from keys; resident, where `data` holds all
+    examples and `draw` picks by index; streamed, where the host reads `rows` of chosen examples, which are `draw`'s data.
+    """
 
     shape: tuple[int, ...]  # of one example: (h, w, c) for images in [-1, 1], (d,) for points
-    data: Any  # a pytree of arrays, given to `draw`; empty where examples are generated
-    draw: Callable  # (data, keys [n]) -> {"image": [n, *shape]} float32, independent draws
+    draw: Callable  # (data, indices int32 [n] or None, keys [n]) -> {"image": [n, *shape] float32, "label": int32 [n]}
     std: float  # standard deviation of the data, over all examples and components
+    data: Any = ()  # a pytree of arrays, given to `draw`; empty where examples are generated or streamed
+    size: int = 0  # examples, each met once an epoch; 0: endless
+    classes: tuple[str, ...] = ()  # names of the labels; without any, batches have no "label"
+    rows: Callable | None = None  # indices [n], NumPy -> the data of these examples, in the place of `data`
     density: Callable | None = None  # points [n, d] -> probability density [n], where it is known
     modes: Modes | None = None  # where the data is such a mixture
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the host reads each minibatch."""
+        return self.rows is not None
+
+
+def independent(source: Source, keys) -> dict[str, jax.Array]:
+    """Independent draws from the data, with replacement, one a key: for scores and pictures, not for training.
+
+    Returns: what source.draw does. Example i depends on key i alone.
+    """
+    if not source.size:
+        return jax.jit(source.draw)(source.data, None, keys)
+    indices, keys = jax.jit(_choose, static_argnums=1)(keys, source.size)
+    if source.streamed:
+        return jax.jit(source.draw)(source.rows(np.asarray(indices)), None, keys)
+    return jax.jit(source.draw)(source.data, indices, keys)
+
+
+def _choose(keys, size: int):
+    keys = jax.vmap(jax.random.split)(keys)
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, size))(keys[:, 0]), keys[:, 1]
+
+
+def draw_stored(data, indices, keys, *, top: int, flip: bool):
+    """A `draw` of stored images, uint8 [n, h, w, c]: 0 ... top becomes -1 ... 1.
+
+    Args:
+      flip: mirror each left to right with probability 1/2, by its key.
+    """
+    rows = data if indices is None else jax.tree.map(lambda x: x[indices], data)
+    image = rows["image"].astype(jnp.float32) / (top / 2) - 1
+    if flip:
+        mirrored = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
+        image = jnp.where(mirrored, image[:, :, ::-1], image)
+    return {"image": image} | ({"label": rows["label"].astype(jnp.int32)} if "label" in rows else {})
+
+
+def stored_std(images: np.ndarray, top: int) -> float:
+    """The standard deviation of all components of images uint8 [n, h, w, c], scaled to [-1, 1]."""
+    counts = sum(np.bincount(image.reshape(-1), minlength=256) for image in images)
+    values = np.arange(256) / (top / 2) - 1
+    mean = np.average(values, weights=counts)
+    return float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))

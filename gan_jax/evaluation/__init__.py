@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from gan_jax.data import Source
+from gan_jax.data import Source, independent
 from gan_jax.evaluation.modes import mode_scores
 from gan_jax.evaluation.wasserstein import sliced_wasserstein
 
@@ -19,7 +19,7 @@ def evaluate(source: Source, samples: np.ndarray, key) -> dict[str, float]:
     """
     scores = mode_scores(samples, source.modes) if source.modes else {}
     keys = jax.random.split(key, 2 * len(samples))
-    real = np.asarray(jax.jit(source.draw)(source.data, keys)["image"])
+    real = np.asarray(independent(source, keys)["image"])
     first, second = real[: len(samples)], real[len(samples) :]
     return scores | {
         "sliced_wasserstein": sliced_wasserstein(samples, first),

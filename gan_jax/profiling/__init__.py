@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from gan_jax import recipe, step
 from gan_jax.devices import mesh
+from gan_jax.feed import feed
 from gan_jax.files import write_atomically
 from gan_jax.profiling import ceilings, flops, hlo, page
 from gan_jax.profiling.device_time import busy_seconds
@@ -29,10 +30,11 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     Writes `profile/`, the trace of `steps` train steps rounded up to whole calls, and `profile.md`, each in
     the place of an earlier one, and nothing else: a run in `workdir` stays as it is.
     """
-    data = setup.devices.place(setup.source.data)
     a_call = next_boundary(setup.config, 0)
     calls = -(-steps // a_call)
     state = recipe.initial_state(setup)
+    with closing(feed(setup, state, lambda now: now + a_call)) as first:
+        data = first.call(0, a_call)  # what is profiled is the call: all of them get the first one's data
     advance, compile_seconds = _compile(setup, a_call, state, data)
     compiled = advance.compiled
     state, durations = _time(advance, state, data, calls)
@@ -101,9 +103,13 @@ def _flops(setup: Setup) -> int:
     alone = recipe.build(config, mesh(jax.devices()[:1]), setup.source)
 
     def one_step(state, data):
-        return step.train_steps(alone.recipe, alone.devices, alone.source.draw, 1, state, data)
+        return step.train_steps(alone.recipe, alone.devices, alone.source, 1, state, data)
 
-    return flops.count(one_step, recipe.abstract_state(alone), alone.source.data)
+    data = alone.source.data
+    if alone.source.streamed:
+        rows = alone.source.rows(np.zeros(config.batch_size, np.int64))
+        data = jax.tree.map(lambda x: np.broadcast_to(x, (1, config.discriminator.steps, *x.shape)), rows)
+    return flops.count(one_step, recipe.abstract_state(alone), data)
 
 
 def _peak() -> tuple[int, str]:
