@@ -137,7 +137,8 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
 
 def _architecture(config, network_class, player) -> dict:
     chosen = {key: player[key] for key in ("width", "depth", "activation", "normalization")}
-    return chosen | {"form": config.convolution} if network_class.convolves else chosen
+    chosen |= {"form": config.convolution} if network_class.convolves else {}
+    return chosen | ({"classes": 0} if network_class.conditions else {})
 
 
 def _make_objective(config):
