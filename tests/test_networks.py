@@ -1,4 +1,9 @@
-"""The families' shapes, ranges and dtypes, batch statistics, and the convolutions; residual blocks: test_resnet.py."""
+"""The families' shapes, ranges and dtypes, batch statistics, classes, and the convolutions.
+
+Residual blocks: test_resnet.py.
+"""
+
+from functools import partial
 
 import jax
 import jax.extend
@@ -24,7 +29,7 @@ LATENTS = 6
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def players(family, shape, *, depth=2, normalization="none", dtype=jnp.float32):
+def players(family, shape, *, depth=2, normalization="none", dtype=jnp.float32, classes=0):
     """The generator and the discriminator of a small network."""
     options = {
         "width": 4,
@@ -36,11 +41,13 @@ def players(family, shape, *, depth=2, normalization="none", dtype=jnp.float32):
     }
     if FAMILIES[family].generator.convolves:
         options["form"] = "auto"
+    if FAMILIES[family].generator.conditions:
+        options["classes"] = classes
     generator = from_linen(FAMILIES[family].generator(shape=shape, **options), "default")
     return generator, from_linen(FAMILIES[family].discriminator(**options), "default")
 
 
-def initialised(network, x, gain=1.5):
+def initialised(network, x, label=None, gain=1.5):
     """(params, stats, apply) with kernels of the given gain, made without compiling the network's own init."""
     rng = np.random.default_rng(0)
 
@@ -48,7 +55,7 @@ def initialised(network, x, gain=1.5):
         fan_in = leaf.size // leaf.shape[-1] if leaf.ndim > 1 else 100
         return jnp.asarray(gain * rng.standard_normal(leaf.shape) / np.sqrt(fan_in) + (leaf.ndim == 1), leaf.dtype)
 
-    params, stats = jax.eval_shape(network.init, jax.random.key(0), x)
+    params, stats = jax.eval_shape(network.init, jax.random.key(0), x, label)
     stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), stats)
     return jax.tree.map(draw, params), stats, jax.jit(network.apply, static_argnums=3)
 
@@ -195,8 +202,9 @@ def products(jaxpr):
 @pytest.mark.parametrize("precision", MATMUL_PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_matmul_precision_reaches_every_product_and_its_derivatives(family, precision):
-    options = {"width": 4, "depth": 2, "activation": "relu", "normalization": "none"}
-    options |= {"dtype": jnp.float32, "axis_name": None} | ({} if family == "mlp" else {"form": "plain"})
+    options = {"width": 4, "depth": 2, "activation": "relu", "normalization": "none", "dtype": jnp.float32}
+    options |= {"axis_name": None} | ({} if family == "mlp" else {"form": "plain"})
+    options |= {"classes": 0} if FAMILIES[family].discriminator.conditions else {}
     network, x = from_linen(FAMILIES[family].discriminator(**options), precision), images((8, 8, 3))
     params, _ = jax.eval_shape(network.init, jax.random.key(0), x)
 
@@ -208,6 +216,198 @@ def test_matmul_precision_reaches_every_product_and_its_derivatives(family, prec
     wanted = lax.Precision(precision)
     assert len(seen) >= 9
     assert set(seen) == {None if precision == "default" else (wanted, wanted)}
+
+
+# Classes.
+
+CLASSES = 5
+LABEL = np.array([3, 0, 3, 4], np.int32)  # 1 and 2 are missing
+OTHER = np.array([3, 2, 1, 4], np.int32)
+CONDITIONAL = pytest.mark.parametrize("family", [name for name in FAMILIES if FAMILIES[name].generator.conditions])
+PLAYER = pytest.mark.parametrize("player", [0, 1], ids=["generator", "discriminator"])
+SHAPE = (8, 8, 1)
+
+
+def conditional(family, player, **options):
+    """(network, x): one of the two players and an input of it."""
+    return players(family, SHAPE, classes=CLASSES, **options)[player], (latents(), images(SHAPE))[player]
+
+
+def split(params):
+    """(the parameters that an unconditional network has too, the embedding [classes, features])."""
+    (name,) = {"BesideLatents_0", "Projection_0"}.intersection(params)
+    return {key: value for key, value in params.items() if key != name}, params[name]["Embedding_0"]["embedding"]
+
+
+def with_zero_embedding(params):
+    return {
+        key: jax.tree.map(jnp.zeros_like, value) if key == "Projection_0" else value for key, value in params.items()
+    }
+
+
+def reference(family):
+    """(params, x, kernels [n, features]) -> <kernel, phi(x)> + b, by an unconditional discriminator for each example.
+
+    To the examples of a class y the last layer's kernel is w + e_y, which is another way to write the projection.
+    """
+    apply = players(family, SHAPE)[1].apply
+
+    def logit(params, x, kernel):
+        last = {"kernel": kernel[:, None], "bias": params["Dense_0"]["bias"]}
+        return apply(params | {"Dense_0": last}, {}, x[None], True)[0][0]
+
+    return jax.vmap(logit, in_axes=(None, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("family", "player", "names"),
+    [
+        ("mlp", 0, {"Dense_0", "Hidden_0"}),
+        ("mlp", 1, {"Dense_0", "Hidden_0"}),
+        ("dcgan", 0, {"Dense_0", "Normalize_0", "StridedConvTranspose_0", "Normalize_1", "StridedConvTranspose_1"}),
+        ("dcgan", 1, {"Dense_0", "StridedConv_0", "StridedConv_1", "Normalize_1"}),
+    ],
+)
+def test_classes_add_a_table_and_change_no_other_name(family, player, names):
+    """Without them the parameters are those of before there were any: old checkpoints can be read."""
+    network, x = conditional(family, player, normalization="batch")
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), x, LABEL)
+    assert set(split(params)[0]) == names
+    assert split(params)[1].shape == (CLASSES, 6 if player == 0 else {"mlp": 4, "dcgan": 32}[family])
+    params, _ = jax.eval_shape(players(family, SHAPE, normalization="batch")[player].init, jax.random.key(0), x)
+    assert set(params) == names
+
+
+@CONDITIONAL
+def test_an_embedding_is_at_first_as_random_as_what_it_stands_beside(family):
+    """The latents, N(0, 1), and the last kernel, whose values a seed draws as if there were no classes."""
+    many = 500
+    key, label = jax.random.key(0, impl="rbg"), np.zeros(4, np.int32)  # rbg compiles faster
+    networks = players(family, SHAPE, classes=many)
+    params = [jax.jit(n.init)(key, x, label)[0] for n, x in zip(networks, (latents(), images(SHAPE)), strict=True)]
+    tables = [split(each)[1] for each in params]
+    stds = 1, 0.02 if family == "dcgan" else 1 / np.sqrt(tables[1].shape[1])
+    for table, std in zip(tables, stds, strict=True):
+        assert table.dtype == jnp.float32
+        assert abs(table.std() / std - 1) < 4 / np.sqrt(2 * table.size)  # 4 standard errors
+    unconditional = jax.jit(players(family, SHAPE)[1].init)(key, images(SHAPE))[0]
+    jax.tree.map(np.testing.assert_array_equal, split(params[1])[0], unconditional)
+
+
+@CONDITIONAL
+def test_two_labels_differ_by_the_projection_on_their_difference(family):
+    network, x = conditional(family, 1)
+    params, _, apply = initialised(network, x, LABEL)
+    plain, table = split(params)
+    logits, others = (apply(params, {}, x, True, label)[0] for label in (LABEL, OTHER))
+    plain["Dense_0"]["bias"] = jnp.zeros(1)
+    expected = reference(family)(plain, x, table[LABEL] - table[OTHER])
+    np.testing.assert_allclose(logits - others, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(expected[1:3]).min() > 1e-2
+    np.testing.assert_array_equal(logits[::3], others[::3])  # of which the labels are the same
+
+
+def test_the_features_of_an_mlp_are_its_last_hidden_layer():
+    network, x = conditional("mlp", 1, depth=1)
+    params, _, apply = initialised(network, x, LABEL)
+    hidden, last = params["Hidden_0"]["Dense_0"], params["Dense_0"]
+    features = np.asarray(x).reshape(4, -1) @ hidden["kernel"] + hidden["bias"]
+    features = np.where(features > 0, features, 0.2 * features)
+    expected = np.sum(features * (last["kernel"][:, 0] + split(params)[1][LABEL]), axis=1) + last["bias"]
+    np.testing.assert_allclose(apply(params, {}, x, True, LABEL)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@CONDITIONAL
+def test_an_embedding_of_zero_gives_the_unconditional_logits(family, normalization):
+    network, x = conditional(family, 1, normalization=normalization)
+    params, stats, apply = initialised(network, x, LABEL)
+    unconditional = jax.jit(players(family, SHAPE, normalization=normalization)[1].apply, static_argnums=3)
+    expected, _ = unconditional(split(params)[0], stats, x, True)
+    np.testing.assert_allclose(apply(with_zero_embedding(params), stats, x, True, LABEL)[0], expected, rtol=1e-5)
+    assert np.abs(apply(params, stats, x, True, LABEL)[0] - expected).min() > 1e-3
+
+
+@CONDITIONAL
+def test_a_generator_sees_the_embedding_beside_the_latents(family):
+    network, z = conditional(family, 0)
+    params, _, apply = initialised(network, z, LABEL)
+    plain, table = split(params)
+    fake, others = (apply(params, {}, z, True, label)[0] for label in (LABEL, OTHER))
+    unconditional = players(family, SHAPE)[0].apply
+    expected, _ = unconditional(plain, {}, jnp.concatenate([z, table[LABEL]], axis=1), True)
+    np.testing.assert_allclose(fake, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(fake[::3], others[::3])  # of which the labels are the same
+    assert np.abs(fake - others).max(axis=(1, 2, 3))[1:3].min() > 0.1
+
+
+@PLAYER
+@CONDITIONAL
+def test_a_gradient_reaches_the_rows_of_the_batch_s_labels_and_no_other(family, player):
+    network, x = conditional(family, player)
+    params, _, _ = initialised(network, x, LABEL)
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(network.apply(params, {}, x, True, LABEL)[0]))))(params)
+    rows = np.abs(split(gradient)[1]).max(axis=1)
+    assert rows[LABEL].min() > 1e-4
+    np.testing.assert_array_equal(rows[[1, 2]], 0)
+
+
+@CONDITIONAL
+def test_the_gradient_penalty_of_a_conditional_critic_and_its_gradients_are_those_of_the_reference(family):
+    network, x = conditional(family, 1)
+    params, _, _ = initialised(network, x, LABEL)
+    reference_logits = reference(family)
+
+    def expected_logits(params, x):
+        plain, table = split(params)
+        return reference_logits(plain, x, plain["Dense_0"]["kernel"][:, 0] + table[LABEL])
+
+    def penalty(logits, params):
+        slopes = jax.grad(lambda x: jnp.sum(jnp.sin(logits(params, x))))(x)
+        return jnp.sum((jnp.sqrt(jnp.sum(slopes**2, axis=(1, 2, 3))) - 1) ** 2)
+
+    functions = (lambda params, x: network.apply(params, {}, x, True, LABEL)[0]), expected_logits
+    actual, expected = (jax.jit(jax.value_and_grad(partial(penalty, logits)))(params) for logits in functions)
+    assert relative_error(actual, expected) < 1e-4
+    assert np.abs(split(expected[1])[1][LABEL]).max(axis=1).min() > 1e-3
+
+
+@CONDITIONAL
+def test_conditional_networks_in_bfloat16_give_nearly_the_same_in_float32(family):
+    for player in (0, 1):
+        results = []
+        for dtype in (jnp.float32, jnp.bfloat16):
+            network, x = conditional(family, player, dtype=dtype)
+            params, _, apply = initialised(network, x, LABEL)
+            assert dtypes(params) == {jnp.dtype("float32")}
+            results.append(apply(params, {}, x, True, LABEL)[0])
+        assert dtypes(results) == {jnp.dtype("float32")}
+        assert 0 < np.abs(results[1] - results[0]).max() < 0.1 * np.abs(results[0]).max()
+
+
+@PLAYER
+@CONDITIONAL
+def test_a_label_that_is_missing_or_too_much_is_refused(family, player):
+    network, x = conditional(family, player)
+    unconditional = players(family, SHAPE)[player]
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), x, LABEL)
+    plain, _ = jax.eval_shape(unconditional.init, jax.random.key(0), x)
+    wrong = [
+        (network, params, None, "5 classes is called without a label"),
+        (network, params, LABEL[:1], r"int32 \[1\]; with 4 examples"),
+        (network, params, LABEL.astype(np.float32), r"float32 \[4\]"),
+        (unconditional, plain, LABEL, "without classes"),
+    ]
+    for each, its, label, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda params, each=each, label=label: each.apply(params, {}, x, True, label), its)
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda key, each=each, label=label: each.init(key, x, label), jax.random.key(0))
+
+
+def test_a_family_that_cannot_be_conditional_says_so():
+    with pytest.raises(ValueError, match="resnet, whose networks cannot be conditional"):
+        jax.eval_shape(players("resnet", SHAPE)[1].init, jax.random.key(0), images(SHAPE), LABEL)
 
 
 # The strided convolution.

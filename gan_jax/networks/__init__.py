@@ -1,8 +1,9 @@
 """Generators and discriminators as pairs of pure functions; Flax Linen stays inside this package.
 
 Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., normalization=..., dtype=...,
-axis_name=...)` and every discriminator as the same without `shape`, with the `form` of their convolutions where they
-convolve, so that a new family is one entry below.
+axis_name=...)` and every discriminator as the same without `shape`, with the `form` of their convolutions where the
+class says that they convolve (`convolves`), and with the number of `classes` where it says that they can be conditional
+(`conditions`; 0 makes an unconditional network), so that a new family is one entry below.
 """
 
 from collections.abc import Callable
@@ -21,8 +22,9 @@ MATMUL_PRECISIONS = ("default", "high", "highest")
 class Network(NamedTuple):
     """A network as the step knows it. `params` and `stats` are pytrees of float32 arrays."""
 
-    init: Callable  # (key, x [n, ...]) -> (params, stats)
-    apply: Callable  # (params, stats, x [n, ...], train) -> (y, new stats); stats: batch statistics
+    # label: int32 [n], the class of each example, where the network was built with classes; None where it was not.
+    init: Callable  # (key, x [n, ...], label=None) -> (params, stats)
+    apply: Callable  # (params, stats, x [n, ...], train, label=None) -> (y, new stats); stats: batch statistics
     convolves: bool  # whether it has convolutions, which XLA runs slowly inside a loop on a CPU
 
 
@@ -46,16 +48,29 @@ def products(matmul_precision: str):
 
 
 def from_linen(module: nn.Module, matmul_precision: str) -> Network:
-    """The pure functions of a Linen module that is called as `module(x, train=bool)`, with products this precise."""
+    """The pure functions of a Linen module, with products this precise.
 
-    def init(key, x):
-        variables = module.init(key, x, train=True)
+    The module is called as `module(x, train=bool)` and, where it `conditions`, with `label=` too.
+    """
+
+    def init(key, x, label=None):
+        variables = module.init(key, x, train=True, **_label_of(module, label))
         return variables["params"], variables.get("batch_stats", {})
 
-    def apply(params: Any, stats: Any, x, train: bool):
+    def apply(params: Any, stats: Any, x, train: bool, label=None):
+        variables, keywords = {"params": params, "batch_stats": stats}, _label_of(module, label)
         # What is traced here keeps its precision, and so do the derivatives that JAX makes of it.
         with products(matmul_precision):
-            y, new = module.apply({"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"])
+            y, new = module.apply(variables, x, train=train, mutable=["batch_stats"], **keywords)
         return y, new.get("batch_stats", {})
 
     return Network(init, apply, module.convolves)
+
+
+def _label_of(module: nn.Module, label) -> dict:
+    """The keyword that hands the label on; a module that cannot be conditional knows none."""
+    if module.conditions:
+        return {"label": label}
+    if label is not None:
+        raise ValueError(f"a label is given to {type(module).__module__}, whose networks cannot be conditional")
+    return {}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gan_jax.networks.convolution import StridedConv, StridedConvTranspose
-from gan_jax.networks.layers import ACTIVATIONS, Normalize, dcgan_init, dcgan_scale_init
+from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, dcgan_init, dcgan_scale_init
 
 
 class Generator(nn.Module):
@@ -23,15 +23,18 @@ class Generator(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    classes: int  # 0: unconditional
     form: str  # of the convolutions
     convolves = True
+    conditions = True
 
     @nn.compact
-    def __call__(self, z, train: bool):
-        """z [n, d] -> [n, h, w, c]."""
+    def __call__(self, z, train: bool, label=None):
+        """z [n, d], label int32 [n] or None -> [n, h, w, c]."""
         height, width, channels = self.shape
         height, width, top = height >> self.depth, width >> self.depth, self.width << (self.depth - 1)
-        x = nn.Dense(height * width * top, dtype=self.dtype, kernel_init=dcgan_init, use_bias=self._biased())(z)
+        x = BesideLatents(self.classes, self.dtype)(z, label)
+        x = nn.Dense(height * width * top, dtype=self.dtype, kernel_init=dcgan_init, use_bias=self._biased())(x)
         x = self._activate(x.reshape(-1, height, width, top), train)
         for layer in reversed(range(self.depth - 1)):
             x = StridedConvTranspose(self.width << layer, use_bias=self._biased(), dtype=self.dtype, form=self.form)(x)
@@ -56,12 +59,14 @@ class Discriminator(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    classes: int  # 0: unconditional
     form: str  # of the convolutions
     convolves = True
+    conditions = True
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        """x [n, h, w, c] -> [n]."""
+    def __call__(self, x, train: bool, label=None):
+        """x [n, h, w, c], label int32 [n] or None -> [n]."""
         for layer in range(self.depth):
             normalization = self.normalization if layer else "none"
             biased = normalization == "none"
@@ -69,4 +74,5 @@ class Discriminator(nn.Module):
             x = Normalize(normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
             x = ACTIVATIONS[self.activation](x)
         x = x.reshape(len(x), -1)
-        return nn.Dense(1, dtype=self.dtype, kernel_init=dcgan_init)(x)[:, 0].astype(jnp.float32)
+        logits = nn.Dense(1, dtype=self.dtype, kernel_init=dcgan_init)(x)[:, 0].astype(jnp.float32)
+        return Projection(self.classes, self.dtype, dcgan_init)(logits, x, label)

@@ -1,4 +1,4 @@
-"""What the families share: activations, normalisations, the flat head."""
+"""What the families share: activations, normalisations, initialisers, resampling, and how a class gets in."""
 
 import math
 from functools import partial
@@ -65,3 +65,75 @@ class Normalize(nn.Module):
             axis_name=self.axis_name,
             scale_init=self.scale_init,
         )(x)
+
+
+class Embedding(nn.Module):
+    """A learned vector for each class: labels [n] in 0 .. classes - 1 -> [n, features]; the table is float32.
+
+    The table is multiplied by one-hot vectors, for its gradient is a product then too. That of a gather is a scatter,
+    which on a GPU adds the examples of a class in any order: a run would not give the same bits twice. A label outside
+    the range gets the vector 0.
+    """
+
+    classes: int
+    features: int
+    dtype: Any
+    init: Any  # (key, shape [classes, features], dtype) -> the first table
+
+    @nn.compact
+    def __call__(self, label):
+        """label int32 [n] -> [n, features]."""
+        table = self.param("embedding", self.init, (self.classes, self.features), jnp.float32)
+        return jax.nn.one_hot(label, self.classes, dtype=self.dtype) @ table.astype(self.dtype)
+
+
+class BesideLatents(nn.Module):
+    """How a class gets into a generator: its vector, as long as the latents, beside them (arXiv:1411.1784, figure 1).
+
+    The first vectors are samples of N(0, 1), as latents are: the class then weighs as much in the first layer as they
+    do together, and inputs of variance 1 are what that layer's own initialiser is made for.
+    """
+
+    classes: int  # 0: the latents are left alone
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, z, label):
+        """z [n, d], label int32 [n] or None -> [n, 2 d] or, without classes, z."""
+        check_label(self.classes, label, len(z))
+        if not self.classes:
+            return z
+        embedding = Embedding(self.classes, z.shape[-1], self.dtype, nn.initializers.normal(1.0))
+        return jnp.concatenate([z, embedding(label)], axis=-1)
+
+
+class Projection(nn.Module):
+    """How a class gets into a discriminator: logit = w.phi(x) + b + <embed(y), phi(x)> (arXiv:1802.05637, equation 3).
+
+    `init` is the initialiser of w with [classes, features] for a shape: to the examples of a class y the last layer's
+    kernel is w + embed(y), so that both parts are as random. The sum over features is in float32 for every dtype.
+    """
+
+    classes: int  # 0: the logits are left alone
+    dtype: Any
+    init: Any
+
+    @nn.compact
+    def __call__(self, logits, features, label):
+        """logits w.phi(x) + b, float32 [n]; features phi(x) [n, d]; label int32 [n] or None -> float32 [n]."""
+        check_label(self.classes, label, len(features))
+        if not self.classes:
+            return logits
+        rows = Embedding(self.classes, features.shape[-1], self.dtype, self.init)(label)
+        return logits + jnp.sum(rows.astype(jnp.float32) * features.astype(jnp.float32), axis=-1)
+
+
+def check_label(classes: int, label, n: int) -> None:
+    """Raises ValueError, when it is traced, unless there are labels, integers [n], just where there are classes."""
+    if not classes and label is not None:
+        raise ValueError("a label is given to a network without classes; leave it out, or build it with classes > 0")
+    if classes and label is None:
+        raise ValueError(f"a network of {classes} classes is called without a label; give an integer for each example")
+    if classes and (jnp.shape(label) != (n,) or not jnp.issubdtype(jnp.result_type(label), jnp.integer)):
+        given = f"{jnp.result_type(label)} {list(jnp.shape(label))}"
+        raise ValueError(f"label is {given}; with {n} examples it must be integers [{n}]")

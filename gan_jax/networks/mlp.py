@@ -6,7 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.networks.layers import ACTIVATIONS, Normalize
+from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection
+
+# The initialiser of Dense, variance 1 / fan-in, for a table whose rows are kernels: features come last.
+row_init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
 
 
 class Hidden(nn.Module):
@@ -39,12 +42,15 @@ class Generator(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    classes: int  # 0: unconditional
     convolves = False
+    conditions = True
 
     @nn.compact
-    def __call__(self, z, train: bool):
-        """z [n, d] -> [n, *shape]."""
-        x = Hidden(self.width, self.depth, self.activation, self.normalization, self.dtype, self.axis_name)(z, train)
+    def __call__(self, z, train: bool, label=None):
+        """z [n, d], label int32 [n] or None -> [n, *shape]."""
+        x = BesideLatents(self.classes, self.dtype)(z, label)
+        x = Hidden(self.width, self.depth, self.activation, self.normalization, self.dtype, self.axis_name)(x, train)
         x = nn.Dense(math.prod(self.shape), dtype=self.dtype)(x).astype(jnp.float32)
         x = jnp.tanh(x) if len(self.shape) == 3 else x
         return x.reshape(-1, *self.shape)
@@ -59,11 +65,14 @@ class Discriminator(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    classes: int  # 0: unconditional
     convolves = False
+    conditions = True
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        """x [n, ...] -> [n]."""
+    def __call__(self, x, train: bool, label=None):
+        """x [n, ...], label int32 [n] or None -> [n]."""
         x = x.reshape(len(x), -1)
         x = Hidden(self.width, self.depth, self.activation, self.normalization, self.dtype, self.axis_name)(x, train)
-        return nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)
+        logits = nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)
+        return Projection(self.classes, self.dtype, row_init)(logits, x, label)

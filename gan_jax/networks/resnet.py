@@ -99,6 +99,7 @@ class Generator(nn.Module):
     axis_name: str | None
     form: str  # of the convolutions
     convolves = True
+    conditions = False
 
     @nn.compact
     def __call__(self, z, train: bool):
@@ -131,6 +132,7 @@ class Discriminator(nn.Module):
     axis_name: str | None
     form: str  # of the convolutions
     convolves = True
+    conditions = False
 
     @nn.compact
     def __call__(self, x, train: bool):
