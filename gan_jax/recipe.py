@@ -114,9 +114,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         config.matmul_precision,
     )
     discriminator = networks.from_linen(
-        discriminator_class(
-            **_architecture(config, source, discriminator_class, config.discriminator), **common
-        ),
+        discriminator_class(**_architecture(config, source, discriminator_class, config.discriminator), **common),
         config.matmul_precision,
     )
     return Recipe(

@@ -74,7 +74,7 @@ SCHEMA = {
     "matmul_precision": one_of(MATMUL_PRECISIONS),
     "convolution": one_of(("auto", *FORMS)),
     "conditional": FLAG,
-    "data.name": Rule(str, _names_data, "one of " + ", ".join("tfds:NAME" if name == "tfds" else name for name in SOURCES)),
+    "data.name": Rule(str, _names_data, f"one of {', '.join(SOURCES)}:NAME"),
     "data.split": TEXT,
     "data.dir": TEXT,
     "data.image_size": COUNT,

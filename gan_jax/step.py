@@ -191,7 +191,7 @@ def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, da
 
 
 def order_words(key) -> jax.Array:
-    """What the order of a run's examples depends on, uint32 [2], from its `state.key`; steps fold in smaller numbers."""
+    """What the order of a run's examples depends on, uint32 [2]. `key` is state.key; steps fold in smaller numbers."""
     return jax.random.bits(jax.random.fold_in(key, 2**32 - 1), (2,), jnp.uint32)
 
 

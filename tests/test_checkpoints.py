@@ -31,7 +31,7 @@ def run(shrunk):
     setup = recipe.build(
         shrunk("mixture", "ring8", {f"{player}.width": 64 for player in ("generator", "discriminator")})
     )
-    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1)
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
     compiled = setup.devices.compile(function, recipe.abstract_state(setup), ())
 
     def advance(state, steps=1):

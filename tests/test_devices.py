@@ -87,7 +87,7 @@ def parts(state):
 
 def train(setup, steps=STEPS):
     """The Result of a few compiled steps."""
-    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1)
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
     state, data, series = recipe.initial_state(setup), setup.devices.place(setup.source.data), []
     compiled = setup.devices.compile(function, state, data)
     before = jax.tree.map(np.array, parts(state))
@@ -170,7 +170,7 @@ def test_the_comparison_notices_a_broken_collective(alone, broken):
 def test_every_device_ends_with_the_same_bits(alone, layout):
     setup = build(alone("mixture")[0], LAYOUTS[layout], 4)
     state = recipe.initial_state(setup)
-    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1)
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
     state, _ = setup.devices.compile(function, state, ())(state, ())
     for leaf in jax.tree.leaves((state.generator, state.discriminator, state.ema)):
         assert len(leaf.devices()) == 4
@@ -228,7 +228,7 @@ def test_the_work_of_a_step_is_shared_by_the_devices(shrunk):
     config, flops = shrunk("digits", None, changes), {}
     for count in (1, 2, 4):
         setup = build(config, mesh, count)
-        function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 1)
+        function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
         data = setup.devices.place(setup.source.data)
         compiled = setup.devices.compile(function, recipe.initial_state(setup), data)
         flops[count] = compiled.compiled.cost_analysis()["flops"]  # of one device

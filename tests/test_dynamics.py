@@ -40,7 +40,7 @@ def game(config, m=M):
     setup = recipe.build(config, mesh(jax.devices()[:1]))
     state = recipe.initial_state(setup)
     keys = example_keys(setup.devices, setup.keys.reference, m * config.batch_size)
-    real = jax.jit(setup.source.draw)(setup.source.data, keys)["image"]
+    real = independent(setup.source, keys)["image"]
     batches = {"image": real.reshape(m, config.batch_size, *setup.source.shape)}
     field = dynamics.vector_field(setup.recipe, setup.devices, state, batches, jax.random.key(5))
     return Game(setup, state, batches, field, (state.generator.params, state.discriminator.params))

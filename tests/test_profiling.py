@@ -45,7 +45,7 @@ def counted(config, shape, steps=1):
     setup = built(config, shape)
 
     def steps_of(state, data):
-        return step.train_steps(setup.recipe, setup.devices, setup.source.draw, steps, state, data)
+        return step.train_steps(setup.recipe, setup.devices, setup.source, steps, state, data)
 
     return flops.count(steps_of, recipe.abstract_state(setup), ())
 

@@ -64,9 +64,12 @@ def noise(keys, dim=1):
     return jax.random.key_data(keys)[:, :dim].astype(jnp.float32) / 2.0**31 - 1
 
 
-def draw_noise(data, keys):
+def draw_noise(data, indices, keys):
     """Examples of one component, as a data set's `draw`."""
     return {"image": noise(keys)}
+
+
+NOISE = Source(shape=(1,), draw=draw_noise, std=1.0)
 
 
 def fake_recipe(objective="non_saturating", penalty=penalties.none, batch_size=4, steps=1, **changes):
@@ -113,9 +116,7 @@ def built(config):
 
 
 def batch_of(setup, state):
-    return step.draw_batches(
-        setup.recipe, setup.devices, setup.source.draw, setup.source.data, step.step_keys(state).data
-    )
+    return step.draw_batches(setup.recipe, setup.devices, setup.source, state, setup.source.data)
 
 
 def assert_same_bits(actual, expected):
@@ -154,7 +155,7 @@ def witnessed(request):
     def note(name, x):
         jax.debug.callback(lambda x: seen[name].append(np.asarray(x)), x, ordered=True)
 
-    def draw(data, keys):
+    def draw(data, indices, keys):
         note("data", jax.random.key_data(keys))
         return {"image": noise(keys)}
 
@@ -171,7 +172,7 @@ def witnessed(request):
     fakes = fake_recipe(batch_size=N, steps=K, prior=prior, penalty=penalty, unroll=request.param == "written_out")
     state = fake_state(fakes, numbers(generator_learning_rate=0.0))  # so that fake examples are their latents
     seen["prior"].clear()
-    jax.block_until_ready(jax.jit(partial(step.train_steps, fakes, one_device(), draw, STEPS))(state, ()))
+    jax.block_until_ready(jax.jit(partial(step.train_steps, fakes, one_device(), NOISE._replace(draw=draw), STEPS))(state, ()))
     jax.effects_barrier()
     return seen
 
@@ -493,11 +494,11 @@ def test_one_pass_normalises_over_real_and_fake_together():
 
 def test_many_steps_in_one_call_equal_as_many_calls():
     fakes, devices = fake_recipe(penalty=penalties.r1, steps=2), one_device()
-    at_once, series = jax.jit(partial(step.train_steps, fakes, devices, draw_noise, 3))(fake_state(fakes), ())
+    at_once, series = jax.jit(partial(step.train_steps, fakes, devices, NOISE, 3))(fake_state(fakes), ())
     single = jax.jit(partial(step.train_step, fakes, devices))
     state = fake_state(fakes)
     for i in range(3):
-        batch = step.draw_batches(fakes, devices, draw_noise, (), step.step_keys(state).data)
+        batch = step.draw_batches(fakes, devices, NOISE, state, ())
         state, metrics = single(state, batch)
         assert_close(jax.tree.map(lambda x: x[i], series), metrics)  # noqa: B023
     assert_close(at_once, state)
@@ -507,7 +508,7 @@ def test_many_steps_in_one_call_equal_as_many_calls():
 def test_a_loop_written_out_equals_the_scan():
     fakes = fake_recipe(penalty=penalties.r1, steps=2)
     scanned, written_out = (
-        partial(step.train_steps, fakes._replace(unroll=unroll), one_device(), draw_noise, 2)
+        partial(step.train_steps, fakes._replace(unroll=unroll), one_device(), NOISE, 2)
         for unroll in (False, True)
     )
     state = fake_state(fakes)
@@ -526,7 +527,7 @@ def test_a_recipe_that_convolves_is_written_out_on_a_cpu(shrunk):
 def test_a_compiled_call_moves_nothing_between_host_and_device(layout):
     fakes, devices = fake_recipe(), layout(jax.devices()[:1])
     state = devices.place(fake_state(fakes))
-    compiled = devices.compile(partial(step.train_steps, fakes, devices, draw_noise, 1), state, ())
+    compiled = devices.compile(partial(step.train_steps, fakes, devices, NOISE, 1), state, ())
     state, _ = compiled(state, ())
     with jax.transfer_guard("disallow"):
         state, metrics = compiled(state, ())
@@ -541,7 +542,7 @@ def test_a_step_from_the_compilation_cache_donates_and_gives_the_same_bits(layou
     for _ in range(2):
         before = devices.place(fake_state(fakes))
         hits.clear()
-        compiled = devices.compile(partial(step.train_steps, fakes, devices, draw_noise, 2), before, ())
+        compiled = devices.compile(partial(step.train_steps, fakes, devices, NOISE, 2), before, ())
         after, metrics = compiled(before, ())
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.generator, before.ema)))
         results.append((after.generator, after.discriminator, after.ema, metrics))

@@ -40,7 +40,7 @@ def known_metrics(name, critic):
     made = setup.recipe._replace(discriminator=network)
     state = step.init_state(made, setup.hyperparameters, jax.random.key(0), (1,))
     keys = jax.random.split(jax.random.key(1), EXAMPLES)
-    batch = jax.jit(real.draw)((), keys)
+    batch = jax.jit(real.draw)((), None, keys)
     _, metrics = jax.jit(partial(step.discriminator_step, made, setup.devices))(state, batch, jax.random.key(2))
     return metrics
 

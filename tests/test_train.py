@@ -422,7 +422,7 @@ def test_nothing_is_compiled_again_once_everything_has_happened(name, shrunk, tm
 def test_no_array_moves_between_host_and_device_in_a_step(name, shrunk):
     setup = recipe.build(shrunk(name))
     data = setup.devices.place(setup.source.data)
-    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source.draw, 2)
+    function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 2)
     state = recipe.initial_state(setup)
     compiled = setup.devices.compile(function, state, data)
     state, _ = compiled(state, data)

@@ -1,6 +1,7 @@
 """Examples of one shape from records of any: what decoding once and streaming have in common."""
 
 import sys
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -32,43 +33,53 @@ class Reader:
     @cached_property
     def shape(self) -> tuple[int, int, int]:
         """(h, w, c) of every example."""
-        first = self._good(0)[1]["image"]
-        return (self._image_size or first.shape[0], self._image_size or first.shape[1], self._channels or first.shape[2])
+        height, width, channels = self._first_good()["image"].shape
+        return (self._image_size or height, self._image_size or width, self._channels or channels)
 
     def example(self, i: int) -> dict | None:
-        """{"image": uint8 [*shape], "label": int where there are labels}; None where it is skipped as corrupt.
+        """{"image": uint8 [*shape], "label": int where there are labels}; None where it is corrupt and skipped.
 
-        Raises InputError at a corrupt one that may not be skipped, and at one of another size that is not to be resized.
+        Raises InputError at a corrupt one that may not be skipped, and at one of another size where none is resized.
         """
-        try:
-            example = self.records[i]
-        except BadExampleError as error:
-            if not self._skips:
-                raise InputError(f"{error}; mend or remove it, or set data.corrupt to skip") from error
-            self._tell(i, error)
+        example = self._decoded(i)
+        if example is None:
             return None
-        image = fit(example["image"], self._image_size, self.shape[2] if "shape" in vars(self) else self._channels)
-        if "shape" in vars(self) and image.shape != self.shape:
+        image = fit(example["image"], self._image_size, self.shape[2])
+        if image.shape != self.shape:
             raise InputError(
-                f"{self.records.where(i)} is {_size(image)} and the first example {_size(self.shape)}; "
+                f"{self.records.where(i)} is {_size(image.shape)} and the first example {_size(self.shape)}; "
                 "set data.image_size, to cut and resize them all"
             )
         return example | {"image": image}
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of these examples, [n, ...]; in the place of one that is skipped, the next good one."""
-        examples = [self._good(int(i))[1] for i in indices]
+        examples = [self._next_good(int(i)) for i in indices]
         rows = {"image": np.stack([example["image"] for example in examples])}
         if self.records.classes:
             rows["label"] = np.array([example["label"] for example in examples], np.int32)
         return rows
 
-    def _good(self, start: int) -> tuple[int, dict]:
-        for i in range(start, start + len(self)):
-            example = self.example(i % len(self))
-            if example is not None:
-                return i % len(self), example
-        raise InputError(f"{self.records.where(0)} and all others cannot be read; is this the right place?")
+    def _next_good(self, start: int) -> dict:
+        found = (self.example(i % len(self)) for i in range(start, start + len(self)))
+        return self._any(example for example in found if example is not None)
+
+    def _first_good(self) -> dict:
+        return self._any(example for example in map(self._decoded, range(len(self))) if example is not None)
+
+    def _any(self, examples: Iterator[dict]) -> dict:
+        for example in examples:
+            return example
+        raise InputError(f"none of the {len(self):,} examples can be read; the first is {self.records.where(0)}")
+
+    def _decoded(self, i: int) -> dict | None:
+        try:
+            return self.records[i]
+        except BadExampleError as error:
+            if not self._skips:
+                raise InputError(f"{error}; mend or remove it, or set data.corrupt to skip") from error
+            self._tell(i, error)
+            return None
 
     def _tell(self, i: int, error: BadExampleError) -> None:
         if i not in self._told:
@@ -76,5 +87,5 @@ class Reader:
             print(f"skipped {error} ({len(self._told):,} so far)", file=sys.stderr)
 
 
-def _size(image_or_shape) -> str:
-    return "x".join(map(str, getattr(image_or_shape, "shape", image_or_shape)))
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

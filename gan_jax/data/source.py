@@ -18,8 +18,8 @@ class Modes(NamedTuple):
 class Source(NamedTuple):
     """A data set on the device, made there, or streamed to it. What a step sees is a function of its keys and number.
 
-    Three kinds: endless (`size` 0), where `draw` makes fresh examples from keys; resident, where `data` holds all
-    examples and `draw` picks by index; streamed, where the host reads `rows` of chosen examples, which are `draw`'s data.
+    Three kinds: endless (`size` 0), where `draw` makes fresh examples from keys; resident, where `data` holds all of
+    them and `draw` picks by index; streamed, where the host reads the `rows` of a minibatch, which `draw` then gets.
     """
 
     shape: tuple[int, ...]  # of one example: (h, w, c) for images in [-1, 1], (d,) for points
