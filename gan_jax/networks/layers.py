@@ -78,12 +78,12 @@ class Embedding(nn.Module):
     classes: int
     features: int
     dtype: Any
-    init: Any  # (key, shape [classes, features], dtype) -> the first table
+    table_init: Any  # (key, shape [classes, features], dtype) -> the first table
 
     @nn.compact
     def __call__(self, label):
         """label int32 [n] -> [n, features]."""
-        table = self.param("embedding", self.init, (self.classes, self.features), jnp.float32)
+        table = self.param("embedding", self.table_init, (self.classes, self.features), jnp.float32)
         return jax.nn.one_hot(label, self.classes, dtype=self.dtype) @ table.astype(self.dtype)
 
 
@@ -100,7 +100,7 @@ class BesideLatents(nn.Module):
     @nn.compact
     def __call__(self, z, label):
         """z [n, d], label int32 [n] or None -> [n, 2 d] or, without classes, z."""
-        check_label(self.classes, label, len(z))
+        check_label(self.classes, label, z.shape[0])
         if not self.classes:
             return z
         embedding = Embedding(self.classes, z.shape[-1], self.dtype, nn.initializers.normal(1.0))
@@ -110,21 +110,21 @@ class BesideLatents(nn.Module):
 class Projection(nn.Module):
     """How a class gets into a discriminator: logit = w.phi(x) + b + <embed(y), phi(x)> (arXiv:1802.05637, equation 3).
 
-    `init` is the initialiser of w with [classes, features] for a shape: to the examples of a class y the last layer's
-    kernel is w + embed(y), so that both parts are as random. The sum over features is in float32 for every dtype.
+    `table_init` is the initialiser of w with [classes, features] for a shape: to the examples of a class y the last
+    layer's kernel is w + embed(y), so that both are as random. The sum over features is in float32 for every dtype.
     """
 
     classes: int  # 0: the logits are left alone
     dtype: Any
-    init: Any
+    table_init: Any
 
     @nn.compact
     def __call__(self, logits, features, label):
         """logits w.phi(x) + b, float32 [n]; features phi(x) [n, d]; label int32 [n] or None -> float32 [n]."""
-        check_label(self.classes, label, len(features))
+        check_label(self.classes, label, features.shape[0])
         if not self.classes:
             return logits
-        rows = Embedding(self.classes, features.shape[-1], self.dtype, self.init)(label)
+        rows = Embedding(self.classes, features.shape[-1], self.dtype, self.table_init)(label)
         return logits + jnp.sum(rows.astype(jnp.float32) * features.astype(jnp.float32), axis=-1)
 
 
