@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.sparse.linalg import LinearOperator
 
 from gan_jax import dynamics, objectives, penalties, recipe, spectrum, step
+from gan_jax.data import independent
 from gan_jax.devices import example_keys, mesh
 from gan_jax.errors import InputError
 from gan_jax.images import spectrum as draw_spectrum

@@ -5,10 +5,16 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from gan_jax.data import SOURCES
+from configs import base
+from gan_jax.data import Spec, independent, make_source
 from gan_jax.evaluation import evaluate, mode_scores, sliced_wasserstein
 
-RING, GRID = (SOURCES[name].make("train").modes for name in ("ring8", "grid25"))
+
+def source_of(name):
+    return make_source(Spec(**base.get_config().data.to_dict() | {"name": name}))
+
+
+RING, GRID = (source_of(name).modes for name in ("ring8", "grid25"))
 BOTH = pytest.mark.parametrize("modes", [RING, GRID], ids=["ring8", "grid25"])
 
 
@@ -100,7 +106,7 @@ def test_sliced_wasserstein_refuses_unequal_sets():
 
 @pytest.mark.parametrize("name", ["ring8", "digits"])
 def test_evaluation_of_real_examples_is_near_its_floor_and_of_others_is_not(name):
-    source = SOURCES[name].make("train")
+    source = source_of(name)
     real = np.asarray(independent(source, jax.random.split(jax.random.key(1), 500))["image"])
     scores = evaluate(source, real, jax.random.key(0))
     assert ("modes" in scores) == (name == "ring8")

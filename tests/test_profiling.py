@@ -36,7 +36,7 @@ def _small():
 
 def built(config, shape):
     """The Setup of that config on black images or the origin."""
-    source = Source(shape=shape, data=(), draw=lambda _, keys: {"image": jnp.zeros((len(keys), *shape))}, std=1.0)
+    source = Source(shape=shape, draw=lambda data, indices, keys: {"image": jnp.zeros((len(keys), *shape))}, std=1.0)
     return recipe.build(config, mesh(jax.devices()[:1]), source)
 
 

@@ -12,6 +12,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import objectives, penalties, recipe, step
+from gan_jax.data import Source
 from gan_jax.devices import mesh, pmapped
 from gan_jax.optimizers import scale_by_decayed_rate
 from gan_jax.state import Hyperparameters, TrainState
@@ -85,6 +86,7 @@ def fake_recipe(objective="non_saturating", penalty=penalties.none, batch_size=4
         "batch_size": batch_size,
         "discriminator_steps": steps,
         "one_pass": False,
+        "conditional": False,
         "unroll": False,
     }
     return step.Recipe(**(defaults | changes))
@@ -172,7 +174,9 @@ def witnessed(request):
     fakes = fake_recipe(batch_size=N, steps=K, prior=prior, penalty=penalty, unroll=request.param == "written_out")
     state = fake_state(fakes, numbers(generator_learning_rate=0.0))  # so that fake examples are their latents
     seen["prior"].clear()
-    jax.block_until_ready(jax.jit(partial(step.train_steps, fakes, one_device(), NOISE._replace(draw=draw), STEPS))(state, ()))
+    jax.block_until_ready(
+        jax.jit(partial(step.train_steps, fakes, one_device(), NOISE._replace(draw=draw), STEPS))(state, ())
+    )
     jax.effects_barrier()
     return seen
 
@@ -508,8 +512,7 @@ def test_many_steps_in_one_call_equal_as_many_calls():
 def test_a_loop_written_out_equals_the_scan():
     fakes = fake_recipe(penalty=penalties.r1, steps=2)
     scanned, written_out = (
-        partial(step.train_steps, fakes._replace(unroll=unroll), one_device(), NOISE, 2)
-        for unroll in (False, True)
+        partial(step.train_steps, fakes._replace(unroll=unroll), one_device(), NOISE, 2) for unroll in (False, True)
     )
     state = fake_state(fakes)
     assert [str(jax.make_jaxpr(f)(state, ())).count("scan[") > 0 for f in (scanned, written_out)] == [True, False]

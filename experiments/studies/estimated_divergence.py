@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.studies import known, report
 from gan_jax import theory
-from gan_jax.data import SOURCES
+from gan_jax.data import mixture
 from gan_jax.objectives import LOGISTIC, OBJECTIVES
 from gan_jax.theory.identities import OPTIMA
 
@@ -60,7 +60,7 @@ def _estimated(name: str) -> tuple:
 def run(name: str, steps: int = STEPS) -> np.ndarray:
     """[chunks, 2]: the mean of the metric over each chunk of a run, and the truth, the mean of both ends'."""
     changes = CHANGES | {"objective.name": name, "num_steps": steps} | (known.LIPSCHITZ if name == "wgan" else {})
-    setup = known.setup_on(SOURCES["gaussian"].make("train"), changes)
+    setup = known.setup_on(mixture.gaussian(), changes)
     advance, state = known.trainer(setup, CHUNK), known.affine_generator(setup, *START)
     rows, before = [], true_divergence(name, *START)
     for _ in range(steps // CHUNK):
