@@ -100,7 +100,7 @@ def _stored(reader: Reader, spec: Spec) -> Source:
         )
     common = {"draw": partial(draw_stored, top=255, flip=spec.flip), "classes": reader.records.classes}
     if spec.placement == "stream" or needed > room:
-        sampled = reader.rows(np.linspace(0, len(reader) - 1, SAMPLED, dtype=np.int64))["image"]
+        sampled = reader.rows(np.unique(np.linspace(0, len(reader) - 1, SAMPLED, dtype=np.int64)))["image"]
         std = stored_std(sampled, top=255)
         return Source(reader.shape, std=std, size=len(reader), rows=reader.rows, **common)
     data, std = resident.load(reader, spec.workers)
