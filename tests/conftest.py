@@ -26,6 +26,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# Decoded sets go where they are removed; so would compiled programs, but for the folder above.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gan_jax-tests-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
 sys.path.insert(0, str(ROOT))  # for `configs`, which is not installed
 flags.FLAGS.mark_as_parsed()
 

@@ -31,6 +31,7 @@ RECIPES = {
     "wgan_gp": ("wgan_gp", None, {}),  # two critic steps, interpolates
     "wgan": ("wgan", None, {"discriminator.steps": 1}),  # clipped weights and batch normalisation
     "mle_gan": ("mle_gan", None, {"discriminator.one_pass": True}),  # real and fake normalised together
+    "conditional": ("digits", None, {"conditional": True, "penalty.name": "r1", "penalty.weight": 1.0}),  # labels
     "dragan": ("digits", None, {"penalty.name": "dragan", "penalty.weight": 1.0}),  # noise in every component
 }
 

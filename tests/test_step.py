@@ -345,6 +345,61 @@ def test_a_relativistic_generator_sees_the_real_logits():
     assert_allclose(after.generator.params["c"], [0.5 * np.mean(sigma(difference))], rtol=1e-5)
 
 
+# D(x, y) = w_y x and G(z, y) = z + c_y.
+LABELLED = {
+    "conditional": True,
+    "discriminator": Fake(
+        init=lambda key, x, label: ({"w": jnp.array([1.0, -2.0, 5.0])}, {}),
+        apply=lambda params, stats, x, train, label: (x[:, 0] * params["w"][label], stats),
+    ),
+    "generator": Fake(
+        init=lambda key, z, label: ({"c": jnp.array([0.5, 1.5, 9.0])}, {}),
+        apply=lambda params, stats, z, train, label: (z + params["c"][label][:, None], stats),
+    ),
+}
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_both_players_see_the_label_of_each_example(one_pass):
+    z, x, label = np.array([0.25, -1.0]), np.array([2.0, -3.0]), np.array([1, 0])
+    w, c = np.array([-2.0, 1.0]), np.array([1.5, 0.5])  # of these labels
+    fakes = fake_recipe("wgan", penalties.r1_r2, prior=given(*z[:, None]), one_pass=one_pass, **LABELLED)
+    before = fake_state(fakes, numbers(discriminator_learning_rate=0.1, penalty_weight=0.5))
+    batch = image(*x) | {"label": jnp.array(label)}
+    after, metrics = step.discriminator_step(fakes, one_device(), before, batch, jax.random.key(0))
+    assert_allclose(metrics["d_real"], np.mean(w * x), rtol=1e-6)
+    assert_allclose(metrics["d_fake"], np.mean(w * (z + c)), rtol=1e-6)
+    assert_allclose(metrics["penalty"], np.mean(2 * w**2), rtol=1e-6)  # each gradient is its own label's weight
+    slope = (-x + (z + c) + 0.5 * 4 * w) / 2
+    assert_allclose(after.discriminator.params["w"], [1 - 0.1 * slope[1], -2 - 0.1 * slope[0], 5], rtol=1e-6)
+    before = fake_state(fakes, numbers(generator_learning_rate=0.1))
+    after, _ = step.generator_step(fakes, one_device(), before, batch, jax.random.key(0))
+    assert_allclose(after.generator.params["c"], [0.5 + 0.1 * 1 / 2, 1.5 + 0.1 * -2 / 2, 9], rtol=1e-6)
+
+
+def test_an_unconditional_recipe_leaves_labels_alone():
+    fakes = fake_recipe()
+    labelled = image(1, 2, 3, 4) | {"label": jnp.arange(4)}
+    results = [
+        step.discriminator_step(fakes, one_device(), fake_state(fakes), batch, jax.random.key(0))
+        for batch in (labelled, image(1, 2, 3, 4))
+    ]
+    assert_same_bits(*results)
+
+
+def test_a_finite_set_is_met_in_its_order():
+    fakes = fake_recipe(batch_size=4, steps=3)
+    images = jnp.arange(10.0)[:, None]
+    source = Source((1,), lambda data, indices, keys: {"image": data[indices]}, std=1.0, size=10)
+    state, met = fake_state(fakes), []
+    for i in range(5):
+        batch = step.draw_batches(fakes, one_device(), source, state.replace(step=jnp.int32(i)), images)
+        met.append(np.ravel(batch["image"]))
+    epochs = np.concatenate(met).reshape(6, 10)
+    assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(10), epochs.shape))
+    assert len(np.unique(epochs, axis=0)) == 6
+
+
 def test_the_two_learning_rates_act_separately():
     fakes = fake_recipe()
     run = jax.jit(partial(step.train_step, fakes, one_device()))
