@@ -52,6 +52,18 @@ def shrunk():
     return _shrunk
 
 
+@pytest.fixture(scope="session")
+def tfds_data() -> Path:
+    """The folder of prepared sets, with MNIST and CIFAR-10 in it."""
+    folder = Path(os.environ.get("GAN_JAX_TEST_DATA", ROOT.parent / "shared" / "tfds"))
+    missing = [name for name in ("mnist", "cifar10") if not (folder / name).is_dir()]
+    if missing:
+        pytest.skip(
+            f"no {' and no '.join(missing)} in {folder}: GAN_JAX_TEST_DATA names a folder of prepared TFDS sets"
+        )
+    return folder
+
+
 def _start(*arguments) -> subprocess.Popen:
     command = [sys.executable, "-m", "gan_jax.main", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

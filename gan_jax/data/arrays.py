@@ -1,0 +1,163 @@
+"""Images in a NumPy file: `.npy`, or `.npz` with labels."""
+
+import os
+import threading
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from gan_jax.data.records import BadExampleError, fingerprint, index, one_line, reason
+from gan_jax.errors import InputError
+
+IMAGES = ("image", "images", "samples")
+LABELS = ("label", "labels")
+SHAPES = "images are [n, h, w] or [n, h, w, c] with c = 1 or 3, channels last"
+MAX_CLASSES = 100_000  # beyond it, a label is more likely a mistake than a class
+BLOCK = 1 << 24  # elements looked at together when floats are checked
+# What NumPy raises for a damaged file: no zip, no header, a header that lies about the size, bad compressed data.
+DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError,
+          NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+_opening = threading.Lock()  # of the module: it cannot be pickled with an instance
+
+
+class Arrays:
+    """Images [n, h, w] or [n, h, w, c] of a `.npy` (memory mapped) or `.npz` file (in memory); see `Records`.
+
+    uint8, or floats in [-1, 1], which are rounded to uint8. In a `.npz`: `image`, `images` or `samples`, or the only
+    array; its labels are `label` or `labels`, integers [n].
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        images, labels = _load(self.path)
+        _check_images(self.path, images)
+        self._count = len(images)
+        self.classes = _classes(self.path, labels, self._count)
+        self._arrays = images, labels
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_arrays": None}
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.path.parent, [self.path.name], "arrays")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> dict:
+        i = index(i, self._count)
+        images, labels = self._opened(i)
+        image = _bytes(images[i])
+        image = image[:, :, None] if image.ndim == 2 else image
+        return {"image": image} if labels is None else {"image": image, "label": int(labels[i])}
+
+    def where(self, i: int) -> str:
+        return f"{one_line(self.path)} (example {i} of {self._count})"
+
+    def _opened(self, i: int) -> tuple:
+        """The arrays; loaded again in a process that got this object from another one."""
+        if self._arrays is None:
+            with _opening:
+                if self._arrays is None:
+                    try:
+                        self._arrays = _load(self.path)
+                    except InputError as error:
+                        raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
+        return self._arrays
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    """A copy as uint8 of what is uint8, or floats in [-1, 1]."""
+    if image.dtype == np.uint8:
+        return np.array(image)
+    return np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images as they are stored, and the labels where there are any."""
+    if not path.is_file():
+        raise InputError(f"no file {one_line(path)}; a .npy or .npz file of images is needed")
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return loaded, None
+        with loaded:
+            images, labels = _members(path, loaded.files)
+            return loaded[images], None if labels is None else loaded[labels]
+    except InputError:
+        raise
+    except DAMAGE as error:
+        why = reason(error)
+        if "pickle" in why or "Python objects" in why:
+            raise InputError(f"{one_line(path)} holds pickled Python objects; {SHAPES}, uint8 or float") from error
+        raise InputError(f"{one_line(path)} is no complete .npy or .npz file: {why}") from error
+
+
+def _members(path: Path, names: list[str]) -> tuple[str, str | None]:
+    """Which arrays of a `.npz` are the images and the labels."""
+    labels = [name for name in LABELS if name in names]
+    others = [name for name in names if name not in labels]
+    images = [name for name in IMAGES if name in names] or (others if len(others) == 1 else [])
+    if len(images) != 1 or len(labels) > 1:
+        raise InputError(
+            f"{one_line(path)} holds the arrays {one_line(', '.join(names)) or '(none)'}: one of them is to be "
+            f"{', '.join(IMAGES)}, and at most one {' or '.join(LABELS)}"
+        )
+    return images[0], labels[0] if labels else None
+
+
+def _check_images(path: Path, images: np.ndarray):
+    where, shape = one_line(path), list(images.shape)
+    if images.ndim == 2:
+        raise InputError(f"{where} holds points {shape}; array files are for images: {SHAPES}")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and shape[3] not in (1, 3)):
+        raise InputError(f"{where} holds an array {shape}; {SHAPES}")
+    if 0 in shape:
+        raise InputError(f"{where} holds an array {shape}, which has no example or no pixel")
+    if images.dtype == np.uint8:
+        return
+    if images.dtype.kind != "f":
+        raise InputError(f"{where} is of dtype {images.dtype}; images are uint8 (0 to 255) or floats in [-1, 1]")
+    _check_range(where, *_range(where, images))
+
+
+def _range(where: str, images: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest value; a block at a time, as the file may be larger than the memory."""
+    rows = max(1, BLOCK // images[0].size)
+    low, high = np.inf, -np.inf
+    for start in range(0, len(images), rows):
+        block = images[start : start + rows]
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+        if not np.isfinite(low + high):
+            raise InputError(f"{where} holds values that are not finite, from example {start} on; floats in [-1, 1]")
+    return low, high
+
+
+def _check_range(where: str, low: float, high: float):
+    values = f"{where} holds floats from {low:g} to {high:g}"
+    if low >= 0 and high <= 1:
+        raise InputError(f"{values}, by the look of it in [0, 1]; they are to be in [-1, 1]: store 2 * x - 1")
+    if low >= 0 and high <= 255:
+        raise InputError(f"{values}, by the look of it in [0, 255]; store them as uint8: x.round().astype('uint8')")
+    if low < -1 or high > 1:
+        raise InputError(f"{values}; they are to be in [-1, 1], or uint8")
+
+
+def _classes(path: Path, labels: np.ndarray | None, count: int) -> tuple[str, ...]:
+    """The names of the classes, which are their numbers."""
+    if labels is None:
+        return ()
+    where = one_line(path)
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise InputError(
+            f"{where} holds labels of dtype {labels.dtype} and shape {list(labels.shape)}; "
+            f"they are to be integers [{count}], one for each image"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= MAX_CLASSES:
+        raise InputError(f"{where} holds labels from {low} to {high}; they are to count from 0 to below {MAX_CLASSES}")
+    return tuple(str(label) for label in range(high + 1))

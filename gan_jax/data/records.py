@@ -1,0 +1,137 @@
+"""What a reader of examples is: random access to images as they are stored, in NumPy, on the host.
+
+`gan_jax.data.folder`, `arrays` and `tfds` read what the world keeps images in; `transform.fit` makes them one shape.
+None of these modules imports JAX: they run in worker processes, too.
+"""
+
+import hashlib
+import io
+import operator
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from gan_jax.errors import InputError
+
+ORIENTATION = 0x0112  # the EXIF tag
+# How a complete file ends, though more may follow. Where only this is missing, Pillow does not always notice.
+END = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "WEBP": b""}
+# What Pillow raises for a file that is damaged, by format and by where the damage lies.
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
+
+
+class Records(Protocol):
+    """A data set by index. An instance can be pickled, and read from several threads; files are opened when read."""
+
+    classes: tuple[str, ...]  # what the labels 0, 1, ... mean; () where the set has no labels
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what tells the content apart: names, sizes and times of the files. Nothing is read for it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """{"image": uint8 [h, w, c], "label": int}: c is 1 or 3; "label" only where there are classes.
+
+        Raises BadExampleError where this one cannot be read, and IndexError outside 0 <= i < len.
+        """
+
+    def where(self, i: int) -> str:
+        """The file and the position of example i, counted from 0, for messages: "PATH (example 17 of 200)"."""
+
+
+class BadExampleError(Exception):
+    """One example is damaged; the message is one line: which file and position, and what is wrong with it."""
+
+
+def index(i, count: int) -> int:
+    """`i` as an int, if it is one of 0, ..., count - 1; else an IndexError."""
+    i = operator.index(i)
+    if not 0 <= i < count:
+        raise IndexError(f"no example {i}: there are {count}")
+    return i
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """`text` without line breaks and characters that a terminal or a log in UTF-8 cannot show, at most `limit` long."""
+    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
+    return line if len(line) <= limit else line[:limit] + "..."
+
+
+def reason(error: Exception) -> str:
+    """Why an example could not be read, in one line."""
+    return one_line(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def fingerprint(folder: Path, names: Iterable[str], *options: str) -> str:
+    """SHA-256 over name, size and time of last change (ns) of the files `names` in `folder`, and over the options.
+
+    The folder itself is left out: a set that was moved with its times is the same set.
+    """
+    digest = hashlib.sha256(repr(options).encode())
+    try:
+        for name in names:
+            stat = os.stat(os.path.join(folder, name))
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode() + os.fsencode(name) + b"\0")
+    except OSError as error:
+        raise InputError(f"{one_line(error.filename)} was there and cannot be found again: {reason(error)}") from error
+    return digest.hexdigest()
+
+
+def decode(data: bytes, upright: bool) -> np.ndarray:
+    """A PNG, JPEG or WebP file as uint8 [h, w, c], c = 1 for grey and 3 for RGB; ValueError says why it is none.
+
+    Of an animation, the first frame. `upright`: turned as its EXIF orientation asks, as viewers do. What is transparent
+    is laid over white, as on a page: dropping the alpha instead would show whatever colour an editor left under it.
+    """
+    try:
+        with _reader(data)(io.BytesIO(data)) as image:
+            _refuse_bomb(*image.size)
+            image.load()
+            if END[image.format] not in data:
+                raise ValueError("truncated: it has no end")
+            if upright and image.getexif().get(ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            return _pixels(image)
+    except DAMAGE as error:
+        raise ValueError(reason(error)) from error
+
+
+def _reader(data: bytes):
+    # Image.open would find it, too, but it warns of large images, and a filter for warnings is not safe among threads.
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile
+    raise ValueError("neither PNG nor JPEG nor WebP" if data else "empty")
+
+
+def _refuse_bomb(width: int, height: int):
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(f"{width}x{height} pixels, where at most {limit} are decoded: a decompression bomb?")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [h, w, 1 or 3] of an image of any mode of Pillow's."""
+    if image.mode.startswith("I"):  # 16-bit grey; the high byte, which is what Pillow takes of 16-bit colours
+        return (np.asarray(image) >> 8).astype(np.uint8)[:, :, None]
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    mode = "L" if grey else "RGB"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels[:, :, None] if grey else pixels
