@@ -90,8 +90,8 @@ class Embedding(nn.Module):
 class BesideLatents(nn.Module):
     """How a class gets into a generator: its vector, as long as the latents, beside them (arXiv:1411.1784, figure 1).
 
-    The first vectors are samples of N(0, 1), as latents are: the class then weighs as much in the first layer as they
-    do together, and inputs of variance 1 are what that layer's own initialiser is made for.
+    The first vectors are short, of N(0, 0.1^2). With those of N(0, 1) a DCGAN on MNIST fits one image a class, and then
+    ignores its latents.
     """
 
     classes: int  # 0: the latents are left alone
@@ -103,7 +103,7 @@ class BesideLatents(nn.Module):
         check_label(self.classes, label, z.shape[0])
         if not self.classes:
             return z
-        embedding = Embedding(self.classes, z.shape[-1], self.dtype, nn.initializers.normal(1.0))
+        embedding = Embedding(self.classes, z.shape[-1], self.dtype, nn.initializers.normal(0.1))
         return jnp.concatenate([z, embedding(label)], axis=-1)
 
 
