@@ -41,6 +41,7 @@ class Entry(NamedTuple):
     make: Callable  # Spec -> Source
     splits: tuple[str, ...]  # that it has; without any, the set itself says
     uses: tuple[str, ...] = ()  # which of NEUTRAL it makes use of
+    reader: Callable | None = None  # Spec -> Reader of what lies on the disk, none of which is read yet
 
 
 # Where a kind of data makes no use of a key, it must have this value: a setting that does nothing is a mistake.
@@ -49,8 +50,12 @@ NEUTRAL = {"dir": "", "image_size": 0, "channels": 0, "flip": False, "corrupt": 
 
 def make_source(spec: Spec) -> Source:
     """The data that a config names. Raises InputError, one line, where it does not exist or cannot be read."""
-    kind = spec.name.partition(":")[0]
-    entry = SOURCES[kind]
+    return checked(spec).make(spec)
+
+
+def checked(spec: Spec) -> Entry:
+    """The entry of what a config names. Raises InputError where the config says what it makes no use of."""
+    entry = SOURCES[spec.name.partition(":")[0]]
     if entry.splits and spec.split not in entry.splits:
         raise InputError(f"config key data.split is {spec.split!r}; {spec.name} has {', '.join(entry.splits)}")
     for key, neutral in NEUTRAL.items():
@@ -58,30 +63,33 @@ def make_source(spec: Spec) -> Source:
             raise InputError(
                 f"config key data.{key} is {getattr(spec, key)!r}, of which {spec.name} makes no use: leave it out"
             )
-    return entry.make(spec)
+    return entry
 
 
-def _folder(spec: Spec) -> Source:
+def _folder(spec: Spec) -> Reader:
     records = Folder(_given_dir(spec, "the folder of images"))
     if spec.corrupt == "stop":
         records.refuse_non_images()
     # Where grey and coloured images lie in one folder, all are made coloured.
-    return _stored(Reader(records, spec.image_size, spec.channels or 3, spec.corrupt), spec)
+    return Reader(records, spec.image_size, spec.channels or 3, spec.corrupt)
 
 
-def _arrays(spec: Spec) -> Source:
+def _arrays(spec: Spec) -> Reader:
     records = Arrays(_given_dir(spec, "the .npz or .npy file"))
-    return _stored(Reader(records, spec.image_size, spec.channels, spec.corrupt), spec)
+    return Reader(records, spec.image_size, spec.channels, spec.corrupt)
 
 
-def _tfds(spec: Spec) -> Source:
+def _tfds(spec: Spec) -> Reader:
     records = Tfds(spec.name.removeprefix("tfds:"), spec.split, spec.dir)
-    return _stored(Reader(records, spec.image_size, spec.channels, spec.corrupt), spec)
+    return Reader(records, spec.image_size, spec.channels, spec.corrupt)
+
+
+def _mnist(spec: Spec) -> Reader:
+    return Reader(Tfds("mnist", spec.split, spec.dir), spec.image_size, 1, spec.corrupt)
 
 
 def _stacked_mnist(spec: Spec) -> Source:
-    reader = Reader(Tfds("mnist", spec.split, spec.dir), spec.image_size, 1, spec.corrupt)
-    return stacked(resident.load(reader, spec.workers).data)
+    return stacked(resident.load(_mnist(spec), spec.workers).data)
 
 
 def _given_dir(spec: Spec, what: str) -> str:
@@ -90,8 +98,9 @@ def _given_dir(spec: Spec, what: str) -> str:
     return spec.dir
 
 
-def _stored(reader: Reader, spec: Spec) -> Source:
+def _stored(open_reader: Callable, spec: Spec) -> Source:
     """The source of a set that lies on a disk: on the device where it fits there, else streamed."""
+    reader = open_reader(spec)
     needed, room = len(reader) * int(np.prod(reader.shape)), room_for_data()
     if spec.placement == "device" and needed > room:
         raise InputError(
@@ -114,10 +123,10 @@ MIXTURES = {"ring8": ring8, "grid25": grid25, "swiss_roll": swiss_roll, "gaussia
 SOURCES = {
     "digits": Entry(lambda spec: digits(spec.split, spec.flip), tuple(SPLITS), ("flip",)),
     **dict.fromkeys(MIXTURES, _POINTS),
-    "folder": Entry(_folder, ("train",), ("dir", *_IMAGES)),
-    "arrays": Entry(_arrays, ("train",), ("dir", *_IMAGES)),
-    "tfds": Entry(_tfds, (), ("dir", *_IMAGES)),
-    "stacked_mnist": Entry(_stacked_mnist, (), ("dir", "image_size", "corrupt")),
+    "folder": Entry(partial(_stored, _folder), ("train",), ("dir", *_IMAGES), _folder),
+    "arrays": Entry(partial(_stored, _arrays), ("train",), ("dir", *_IMAGES), _arrays),
+    "tfds": Entry(partial(_stored, _tfds), (), ("dir", *_IMAGES), _tfds),
+    "stacked_mnist": Entry(_stacked_mnist, (), ("dir", "image_size", "corrupt"), _mnist),
 }
 
-__all__ = ["CORRUPT", "PLACEMENTS", "SOURCES", "Source", "Spec", "independent", "make_source"]
+__all__ = ["CORRUPT", "PLACEMENTS", "SOURCES", "Source", "Spec", "checked", "independent", "make_source"]
