@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from gan_jax.data import CORRUPT, PLACEMENTS, SOURCES
+from gan_jax.data import CORRUPT, NAMES, PLACEMENTS, SOURCES
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS
@@ -74,7 +74,7 @@ SCHEMA = {
     "matmul_precision": one_of(MATMUL_PRECISIONS),
     "convolution": one_of(("auto", *FORMS)),
     "conditional": FLAG,
-    "data.name": Rule(str, _names_data, f"one of {', '.join(SOURCES)}:NAME"),
+    "data.name": Rule(str, _names_data, f"one of {', '.join(NAMES)}"),
     "data.split": TEXT,
     "data.dir": TEXT,
     "data.image_size": COUNT,

@@ -279,14 +279,14 @@ def test_classes_add_a_table_and_change_no_other_name(family, player, names):
 
 
 @CONDITIONAL
-def test_an_embedding_is_at_first_as_random_as_what_it_stands_beside(family):
-    """The latents, N(0, 1), and the last kernel, whose values a seed draws as if there were no classes."""
+def test_embeddings_are_at_first_short_and_as_random_as_the_last_kernel(family):
+    """Beside the latents, N(0, 0.1^2); in the projection like the last kernel, whose values a seed draws as if there were no classes."""
     many = 500
     key, label = jax.random.key(0, impl="rbg"), np.zeros(4, np.int32)  # rbg compiles faster
     networks = players(family, SHAPE, classes=many)
     params = [jax.jit(n.init)(key, x, label)[0] for n, x in zip(networks, (latents(), images(SHAPE)), strict=True)]
     tables = [split(each)[1] for each in params]
-    stds = 1, 0.02 if family == "dcgan" else 1 / np.sqrt(tables[1].shape[1])
+    stds = 0.1, 0.02 if family == "dcgan" else 1 / np.sqrt(tables[1].shape[1])
     for table, std in zip(tables, stds, strict=True):
         assert table.dtype == jnp.float32
         assert abs(table.std() / std - 1) < 4 / np.sqrt(2 * table.size)  # 4 standard errors

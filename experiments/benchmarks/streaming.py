@@ -3,16 +3,15 @@
     pip install -e ".[bench,tfds]"
     python experiments/benchmarks/streaming.py --config=configs/dcgan.py:mnist --dir=DIR
 
-The same config is trained with `data.placement` stream and device, in one process and in turns, by the shipped feed and
-compiled call. `waiting` is the share of the time for which the loop stood still for data; `slower by` is the ratio of the
-medians, less 1, which also has what decoding takes from the CPUs on which the step runs. A block counts where other
-processes used less than 6 % of the CPUs meanwhile.
+The same config is trained with `data.placement` stream and device, in one process and in turns, by the shipped feed
+and compiled call. `waiting` is the share of the time for which the loop stood still for data; `slower by` is the ratio
+of the medians, less 1, which also has what decoding takes from the CPUs on which the step runs. A block counts where
+other processes used less than 6 % of the CPUs meanwhile.
 """
 
 import argparse
 import sys
 import time
-from contextlib import closing
 from functools import partial
 from statistics import median
 from typing import NamedTuple
@@ -95,12 +94,10 @@ def main() -> None:
     medians = [median(block.seconds for block in kept(side) or side.blocks) for side in sides]
     for side, seconds in zip(sides, medians, strict=True):
         waiting = median(block.waited for block in kept(side) or side.blocks)
-        noisy = "" if len(kept(side)) >= FEWEST else " NOISY"
-        counts = f"{len(kept(side))} of {len(side.blocks)}{noisy}"
-        print(f"| {side.placement} | {seconds * 1e3:.4g} | {waiting:.2%} | {seconds / medians[1] - 1:+.1%} | {counts} |")
-    for side in sides:
-        with closing(side.feed):
-            pass
+        counts = f"{len(kept(side))} of {len(side.blocks)}" + ("" if len(kept(side)) >= FEWEST else " NOISY")
+        slower = seconds / medians[1] - 1
+        print(f"| {side.placement} | {seconds * 1e3:.4g} | {waiting:.2%} | {slower:+.1%} | {counts} |")
+        side.feed.close()
 
 
 def kept(side: Side) -> list[Block]:

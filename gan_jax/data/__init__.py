@@ -1,5 +1,6 @@
 """Data sets, by name: each a `Source`, made from what the `data` group of a config says."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -101,19 +102,22 @@ def _given_dir(spec: Spec, what: str) -> str:
 def _stored(open_reader: Callable, spec: Spec) -> Source:
     """The source of a set that lies on a disk: on the device where it fits there, else streamed."""
     reader = open_reader(spec)
+    if others := getattr(reader.records, "not_images", ()):  # of a folder, where the config says to skip them
+        print(f"skipped {len(others):,} files that are no images, the first {others[0]}", file=sys.stderr)
     needed, room = len(reader) * int(np.prod(reader.shape)), room_for_data()
     if spec.placement == "device" and needed > room:
         raise InputError(
             f"{spec.name} needs {needed / 1e9:,.2f} GB on the device, which has room for {room / 1e9:,.2f} GB of data; "
             "set data.placement to stream, or a smaller data.image_size"
         )
-    common = {"draw": partial(draw_stored, top=255, flip=spec.flip), "classes": reader.records.classes}
+    common = {"draw": partial(draw_stored, top=255, flip=spec.flip), "classes": reader.classes}
     if spec.placement == "stream" or needed > room:
         sampled = reader.rows(np.unique(np.linspace(0, len(reader) - 1, SAMPLED, dtype=np.int64)))["image"]
         std = stored_std(sampled, top=255)
         return Source(reader.shape, std=std, size=len(reader), rows=reader.rows, **common)
-    data, std = resident.load(reader, spec.workers)
-    return Source(reader.shape, std=std, size=len(data["image"]), data=data, **common)
+    loaded = resident.load(reader, spec.workers)
+    size = len(loaded.data["image"])
+    return Source(reader.shape, std=loaded.std, size=size, data=loaded.data, **common)
 
 
 SAMPLED = 500  # examples that tell the standard deviation of a set that is streamed
@@ -129,4 +133,6 @@ SOURCES = {
     "stacked_mnist": Entry(_stacked_mnist, (), ("dir", "image_size", "corrupt"), _mnist),
 }
 
-__all__ = ["CORRUPT", "PLACEMENTS", "SOURCES", "Source", "Spec", "checked", "independent", "make_source"]
+NAMES = tuple("tfds:NAME" if name == "tfds" else name for name in SOURCES)  # as a config may name them
+
+__all__ = ["CORRUPT", "NAMES", "PLACEMENTS", "SOURCES", "Source", "Spec", "checked", "independent", "make_source"]

@@ -6,14 +6,13 @@ import re
 import sys
 from pathlib import Path
 
-from gan_jax.data import CORRUPT, NEUTRAL, SOURCES, Spec, tfds
+from gan_jax.data import CORRUPT, NAMES, NEUTRAL, SOURCES, Spec, tfds
 from gan_jax.data.look import LOOKED_AT, look
 from gan_jax.errors import InputError
 
 PROGRAM = "python -m gan_jax.data"
 FLAGS = ("split", "dir", "image_size", "channels", "flip", "corrupt")  # keys of the group `data` of a config
 KEY = re.compile(rf"(config key )?\bdata\.(?=({'|'.join(FLAGS)})\b)")
-NAMES = ", ".join("tfds:NAME" if name == "tfds" else name for name in SOURCES)
 ARRAYS = (".npy", ".npz")
 
 
@@ -60,7 +59,9 @@ def _add_show(commands) -> None:
         description=f"Prints what a data set holds, and draws examples of it. {LOOKED_AT} examples are decoded, evenly "
         "spaced, and those of the picture; nothing is cached. The flags are keys of the group data of a config.",
     )
-    show.add_argument("spec", metavar="SPEC", help=f"{NAMES}; or a path: a folder of images, a .npy or .npz file")
+    show.add_argument(
+        "spec", metavar="SPEC", help=f"{', '.join(NAMES)}; or a path: a folder of images, a .npy or .npz file"
+    )
     show.add_argument("--dir", default=NEUTRAL["dir"], help="where TFDS sets lie; the folder; the file of arrays")
     show.add_argument("--split", default="train", help="the part of the set (train)")
     size, channels, corrupt = (NEUTRAL[key] for key in ("image_size", "channels", "corrupt"))
@@ -119,7 +120,7 @@ def _named(spec: str, directory: str) -> tuple[str, str]:
     is_array = path.is_file() and path.suffix.lower() in ARRAYS
     if not (path.is_dir() or is_array):
         raise InputError(
-            f"{spec!r} is neither a data set ({NAMES}) nor the path of a folder of images or of a "
+            f"{spec!r} is neither a data set ({', '.join(NAMES)}) nor the path of a folder of images or of a "
             f"{' or '.join(ARRAYS)} file"
         )
     if directory:

@@ -31,9 +31,14 @@ class Reader:
         return [self.records.fingerprint, self._image_size, self._channels, self._skips]
 
     @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels; none where the set keeps its labels back, as the test splits of some do."""
+        return self.records.classes if self._first.get("label", -1) >= 0 else ()
+
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """(h, w, c) of every example."""
-        height, width, channels = self._first_good()["image"].shape
+        height, width, channels = self._first["image"].shape
         return (self._image_size or height, self._image_size or width, self._channels or channels)
 
     def example(self, i: int) -> dict | None:
@@ -50,13 +55,15 @@ class Reader:
                 f"{self.records.where(i)} is {_size(image.shape)} and the first example {_size(self.shape)}; "
                 "set data.image_size, to cut and resize them all"
             )
+        if self.classes and example["label"] < 0:
+            raise InputError(f"{self.records.where(i)} has no label, and the first example has one")
         return example | {"image": image}
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of these examples, [n, ...]; in the place of one that is skipped, the next good one."""
         examples = [self._next_good(int(i)) for i in indices]
         rows = {"image": np.stack([example["image"] for example in examples])}
-        if self.records.classes:
+        if self.classes:
             rows["label"] = np.array([example["label"] for example in examples], np.int32)
         return rows
 
@@ -64,7 +71,9 @@ class Reader:
         found = (self.example(i % len(self)) for i in range(start, start + len(self)))
         return self._any(example for example in found if example is not None)
 
-    def _first_good(self) -> dict:
+    @cached_property
+    def _first(self) -> dict:
+        """The first example that can be read, as it is stored."""
         return self._any(example for example in map(self._decoded, range(len(self))) if example is not None)
 
     def _any(self, examples: Iterator[dict]) -> dict:

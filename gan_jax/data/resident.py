@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from gan_jax.runtime import cache_folder
 
 FORMAT = 1  # of the files on disk
 CHUNK = 1024  # examples decoded before they are written
+ABANDONED = 24 * 3600  # seconds after which what was begun is not being written any more
 
 
 class Loaded(NamedTuple):
@@ -26,6 +28,7 @@ class Loaded(NamedTuple):
 
     data: dict[str, np.ndarray]  # image: uint8 [n, h, w, c]; label: int32 [n], where there are labels
     std: float  # of the pixels, scaled to [-1, 1]
+    skipped: int  # corrupt examples that are not among them
 
 
 def load(reader: Reader, workers: int) -> Loaded:
@@ -37,15 +40,27 @@ def load(reader: Reader, workers: int) -> Loaded:
     loaded = _read(folder)
     if loaded is None:
         try:
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
-                _write(reader, workers, Path(partial))
-                _move(Path(partial), folder)
+            _decode(reader, workers, folder)
             loaded = _read(folder)
         except OSError as error:
             print(f"the decoded set is not kept: {folder}: {error.strerror or error}", file=sys.stderr)
-            return _in_memory(reader, workers)
-    return loaded
+    elif loaded.skipped:
+        print(f"without {loaded.skipped:,} corrupt examples, skipped when the set was decoded", file=sys.stderr)
+    return loaded or _in_memory(reader, workers)
+
+
+def _decode(reader: Reader, workers: int, folder: Path) -> None:
+    """Writes the decoded set to `folder`, whole or not at all."""
+    parent = folder.parent
+    if not parent.is_absolute():
+        raise OSError("there is no home folder")
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for torn in parent.glob("partial-*"):  # of a process that was killed
+        if time.time() - torn.stat().st_mtime > ABANDONED:
+            shutil.rmtree(torn, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=parent) as partial:
+        _write(reader, workers, Path(partial))
+        _move(Path(partial), folder)
 
 
 def _key(reader: Reader) -> str:
@@ -57,11 +72,9 @@ def _read(folder: Path) -> Loaded | None:
     try:
         about = json.loads((folder / "about.json").read_text())
         data = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in about["arrays"]}
-    except (OSError, ValueError, KeyError):
+        return Loaded(data, about["std"], about["skipped"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if about["skipped"]:
-        print(f"{about['skipped']:,} corrupt examples of the set were skipped when it was decoded", file=sys.stderr)
-    return Loaded(data, about["std"])
 
 
 def _write(reader: Reader, workers: int, folder: Path) -> None:
@@ -81,12 +94,12 @@ def _in_memory(reader: Reader, workers: int) -> Loaded:
     arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _arrays(reader).items()}
     good = _fill(reader, workers, arrays)
     arrays = {name: array[:good] for name, array in arrays.items()}
-    return Loaded(arrays, stored_std(arrays["image"], top=255))
+    return Loaded(arrays, stored_std(arrays["image"], top=255), len(reader) - good)
 
 
 def _arrays(reader: Reader) -> dict:
     n = len(reader)
-    label = {"label": ((n,), np.int32)} if reader.records.classes else {}
+    label = {"label": ((n,), np.int32)} if reader.classes else {}
     return {"image": ((n, *reader.shape), np.uint8)} | label
 
 
