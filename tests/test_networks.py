@@ -280,7 +280,7 @@ def test_classes_add_a_table_and_change_no_other_name(family, player, names):
 
 @CONDITIONAL
 def test_embeddings_are_at_first_short_and_as_random_as_the_last_kernel(family):
-    """Beside the latents, N(0, 0.1^2); in the projection like the last kernel, whose values a seed draws as if there were no classes."""
+    """Beside the latents N(0, 0.1^2); in the projection like the last kernel, which classes leave as it was."""
     many = 500
     key, label = jax.random.key(0, impl="rbg"), np.zeros(4, np.int32)  # rbg compiles faster
     networks = players(family, SHAPE, classes=many)
