@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gan_jax.data import NEUTRAL, SOURCES, Spec, labels, look, make_source, tfds
+from gan_jax.data import NEUTRAL, SOURCES, Spec, look, make_source, tfds
 from gan_jax.data.__main__ import main
 from gan_jax.errors import InputError
 from gan_jax.images import PAD
@@ -19,15 +19,6 @@ from gan_jax.images import PAD
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 48  # pixels: the smallest images that the picture shows as they are
 MNIST = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # of the digits in its 60,000
-
-
-@pytest.fixture(scope="session")
-def tfds_data():
-    """The folder of prepared TFDS sets."""
-    folder = Path(os.environ.get("GAN_JAX_TEST_DATA", ROOT.parent / "shared" / "tfds"))
-    if not (folder / "mnist").is_dir():
-        pytest.skip(f"no prepared mnist in {folder}: set GAN_JAX_TEST_DATA to a folder of TFDS sets")
-    return folder
 
 
 @pytest.fixture
@@ -198,7 +189,7 @@ def test_mnist(shown, tfds_data):
 
 
 def test_a_large_tfds_set_is_counted_in_the_sample_and_says_so(shown, tfds_data, monkeypatch):
-    monkeypatch.setattr(labels, "MOST_BYTES", 10**6)
+    monkeypatch.setattr(tfds, "MOST_BYTES", 10**6)
     lines = shown("tfds:mnist", f"--dir={tfds_data}")
     assert lines["classes"].startswith("10; counts of the 500 looked at: ")
     records = tfds.Tfds("mnist", "train", tfds_data)

@@ -55,6 +55,9 @@ class Arrays:
         image = image[:, :, None] if image.ndim == 2 else image
         return {"image": image} if labels is None else {"image": image, "label": int(labels[i])}
 
+    def labels(self) -> np.ndarray:
+        return np.asarray(self._opened(0)[1])
+
     def where(self, i: int) -> str:
         return f"{one_line(self.path)} (example {i} of {self._count})"
 

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from gan_jax.data.records import BadExampleError, decode, fingerprint, index, one_line, reason
 from gan_jax.errors import InputError
 
@@ -22,10 +24,10 @@ class Folder:
         self.path = Path(path)
         files, top = _listing(self.path)
         names = sorted(name for name, regular in files if regular and name.lower().endswith(ACCEPTED))
-        self._names = tuple(names)
+        self.names = tuple(names)
         images = set(names)
         self.not_images = tuple(sorted(name for name, _ in files if name not in images))
-        self.classes = _classes(self.path, self._names, top)
+        self.classes = _classes(self.path, self.names, top)
         self._labels = {name: label for label, name in enumerate(self.classes)}
 
     def refuse_non_images(self):
@@ -40,13 +42,13 @@ class Folder:
     @property
     def fingerprint(self) -> str:
         """See `Records`; a file is looked up for each image, so keep it."""
-        return fingerprint(self.path, self._names, "folder")
+        return fingerprint(self.path, self.names, "folder")
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, i: int) -> dict:
-        name = self._names[index(i, len(self))]
+        name = self.names[index(i, len(self))]
         try:
             image = decode((self.path / name).read_bytes(), upright=True)
         except (OSError, ValueError) as error:
@@ -55,8 +57,11 @@ class Folder:
             return {"image": image}
         return {"image": image, "label": self._labels[name.partition("/")[0]]}
 
+    def labels(self) -> np.ndarray:
+        return np.array([self._labels[name.partition("/")[0]] for name in self.names])
+
     def where(self, i: int) -> str:
-        return f"{one_line(self.path / self._names[i])} (example {i} of {len(self)})"
+        return f"{one_line(self.path / self.names[i])} (example {i} of {len(self)})"
 
 
 def _listing(path: Path) -> tuple[list[tuple[str, bool]], list[str]]:

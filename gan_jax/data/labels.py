@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gan_jax.data.arrays import Arrays
 from gan_jax.data.folder import Folder
 from gan_jax.data.records import Records, one_line
 from gan_jax.data.source import Source
-from gan_jax.data.tfds import Tfds, _parse, _value
+from gan_jax.data.tfds import Tfds
 
-MOST_BYTES = 10**9  # of a TFDS split that is read for its labels: beside each of them lies its image
 SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # names of no class
 
 
@@ -31,40 +29,11 @@ class Bundled:
     def __getitem__(self, i: int) -> dict:
         return {"image": self._data["image"][i], "label": int(self._data["label"][i])}
 
+    def labels(self) -> np.ndarray:
+        return np.asarray(self._data["label"])
+
     def where(self, i: int) -> str:
         return f"example {i} of {len(self)}"
-
-
-def label_array(records: Records) -> np.ndarray | None:
-    """The label of every example, int [n], -1 where it has none; None where reading them would take too long."""
-    if not records.classes:
-        return np.full(len(records), -1)
-    return READERS[type(records)](records)
-
-
-def _of_folder(records: Folder) -> np.ndarray:
-    return np.array([records._labels[name.partition("/")[0]] for name in records._names])
-
-
-def _of_tfds(records: Tfds) -> np.ndarray | None:
-    if sum((records.folder / file).stat().st_size for file in records._files) > MOST_BYTES:
-        return None
-    return np.array([_of_record(records, i) for i in range(len(records))])
-
-
-def _of_record(records: Tfds, i: int) -> int:
-    try:
-        return records._label(_value(_parse(records._shards.read(i)), "label", "int64_list"))
-    except (RuntimeError, ValueError):  # damaged
-        return -1
-
-
-READERS = {
-    Folder: _of_folder,
-    Arrays: lambda records: np.asarray(records._opened(0)[1]),
-    Tfds: _of_tfds,
-    Bundled: lambda records: np.asarray(records._data["label"]),
-}
 
 
 def counts(names: list[str], labels: np.ndarray, most: int) -> Iterator[str]:
@@ -89,7 +58,7 @@ def level_hint(records: Records) -> str:
         return f"its classes are named {', '.join(classes)}: did you mean {_directory(records, likely)}?"
     if len(classes) == 1:
         return f"its only class is {one_line(classes[0])}: did you mean {_directory(records, classes[0])}?"
-    inner = {name.rpartition("/")[0] for name in records._names if name.count("/") > 1}
+    inner = {name.rpartition("/")[0] for name in records.names if name.count("/") > 1}
     if len(inner) > len(classes):
         first = min(inner)
         return (

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gan_jax.data import Source, Spec, checked, independent
 from gan_jax.data.digits import TOP
-from gan_jax.data.labels import Bundled, counts, label_array, level_hint, place
+from gan_jax.data.labels import Bundled, counts, level_hint, place
 from gan_jax.data.reading import Reader
 from gan_jax.data.records import BadExampleError, one_line
 from gan_jax.data.source import draw_stored
@@ -100,7 +100,8 @@ def _look_at_stored(stored: Stored, out: Path) -> Iterator[str]:
     yield from _shapes(stored, seen, looked, stacks)
     yield from _pixels(stored, seen, looked)
     yield from _faults(stored, bad, looked)
-    labels, known = label_array(reader.records), np.arange(n)
+    labels = reader.records.labels() if reader.records.classes else np.full(n, -1)
+    known = np.arange(n)
     if labels is None:
         labels, known = np.array([example.label for example in seen.values()]), np.array(list(seen))
     yield from _classes(stored, labels, len(known) == n, looked, stacks)

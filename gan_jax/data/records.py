@@ -46,6 +46,12 @@ class Records(Protocol):
         Raises BadExampleError where this one cannot be read, and IndexError outside 0 <= i < len.
         """
 
+    def labels(self) -> np.ndarray | None:
+        """The label of every example where there are classes, int [n], -1 where it has none; no image is decoded.
+
+        None where reading them would take as long as reading all.
+        """
+
     def where(self, i: int) -> str:
         """The file and the position of example i, counted from 0, for messages: "PATH (example 17 of 200)"."""
 

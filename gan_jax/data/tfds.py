@@ -15,6 +15,8 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
+
 from gan_jax.data.records import BadExampleError, decode, fingerprint, index, one_line, reason
 from gan_jax.errors import InputError
 
@@ -23,6 +25,7 @@ TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # what tfds takes wh
 NAME = re.compile(r"(?P<set>[A-Za-z]\w*)(/(?P<config>\w[\w.+=,-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
 VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 INSTALL = 'pip install "gan-jax[tfds]"'
+MOST_BYTES = 10**9  # of a split that is read for its labels: beside each of them lies its image
 MAX_OPEN = 256  # shards of a split open at once: ImageNet has 1,024, as many files as a process may commonly open
 # One record at a time: whatever is read ahead is thrown away by the next seek.
 READER = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buffer_size": 32768}
@@ -66,6 +69,17 @@ class Tfds:
         except (RuntimeError, ValueError) as error:
             raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
         return example
+
+    def labels(self) -> np.ndarray | None:
+        if sum((self.folder / file).stat().st_size for file in self._files) > MOST_BYTES:
+            return None
+        return np.array([self._label_of(i) for i in range(len(self))])
+
+    def _label_of(self, i: int) -> int:
+        try:
+            return self._label(_value(_parse(self._shards.read(i)), "label", "int64_list"))
+        except (RuntimeError, ValueError):  # damaged
+            return -1
 
     def where(self, i: int) -> str:
         return f"{one_line(self.folder)}, {self.split} (example {i} of {len(self)})"
