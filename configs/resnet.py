@@ -2,6 +2,7 @@
 
 python -m gan_jax.main --config=configs/resnet.py
 
+Seen on 2 CPU cores: 221 s, sliced Wasserstein 0.051 (two draws of real digits: 0.024).
 For 32x32 the paper has width 128 and depth 3 in G, 2 in D.
 """
 
