@@ -121,7 +121,7 @@ def pmapped(devices: list | None = None) -> Devices:
         shard=lambda x: x,
         part=lambda: jax.lax.axis_index(AXIS),
         compile=compile_,
-        spread=lambda tree: jax.tree.map(lambda x: jax.device_put(_parts(x, len(devices)), streamed), tree),
+        spread=lambda tree: jax.tree.map(partial(_spread_parts, devices, streamed), tree),
         replicated=replicated,
     )
 
@@ -130,10 +130,11 @@ def _is_spread(x) -> bool:
     return isinstance(getattr(x, "sharding", None), NamedSharding) and x.sharding.spec == STREAMED
 
 
-def _parts(x: np.ndarray, count: int) -> np.ndarray:
-    """Minibatches [steps, k, n, ...] as [steps, k, count, n / count, ...]."""
+def _spread_parts(devices: list, sharding: NamedSharding, x: np.ndarray) -> jax.Array:
+    """This process's minibatches [steps, k, n, ...] as [steps, k, devices, n / devices, ...], a part on each device."""
     steps, k, n, *shape = x.shape
-    return x.reshape(steps, k, count, n // count, *shape)
+    count = sum(device.process_index == jax.process_index() for device in devices)
+    return jax.make_array_from_process_local_data(sharding, x.reshape(steps, k, count, n // count, *shape))
 
 
 def room_for_data() -> int:

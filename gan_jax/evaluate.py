@@ -12,7 +12,7 @@ from gan_jax.state import TrainState
 
 def evaluate_run(setup: Setup, state: TrainState, workdir: Path, num_samples: int) -> dict[str, float]:
     """Scores num_samples (0: the protocol's number) of the averaged generator; returns what it writes."""
-    samples = Generate(setup).examples(state.ema, setup.keys.evaluation, num_samples or SAMPLES)
+    samples = Generate(setup).for_scores(state.ema, setup.keys.evaluation, num_samples or SAMPLES)
     scores = evaluate(setup.source, samples, setup.keys.reference)
     scores = {"step": int(state.step), "num_samples": len(samples)} | scores
     write_atomically(workdir / "evaluation.json", (json.dumps(scores, indent=2) + "\n").encode())

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -35,10 +35,11 @@ class Streamed:
     Grain decodes in threads, some minibatches ahead; one more thread stacks and sends the next call's to the device.
     """
 
-    def __init__(self, setup: Setup, state: TrainState, following: Callable):
-        """`following`: step at which a call begins -> step at which it ends."""
+    def __init__(self, setup: Setup, state: TrainState, following: Callable | None):
+        """`following`: step at which a call begins -> step at which it ends; None: nothing is read ahead of a call."""
         self._setup, self._following = setup, following
-        self._k, self._end = setup.config.discriminator.steps, setup.config.num_steps
+        self._k, self._end = setup.recipe.discriminator_steps, setup.config.num_steps
+        self._closed = False
         self._minibatches = _Minibatches(setup, np.asarray(step.order_words(state.key)))
         self._sender = ThreadPoolExecutor(1)
         self._iterator = None
@@ -53,13 +54,14 @@ class Streamed:
             future = self._sender.submit(self._go_to, now, after)
         data = future.result()
         self.waited += time.perf_counter() - start
-        if after < self._end:
+        if self._following is not None and after < self._end:
             expected = (after, self._following(after))
             self._sent = expected, self._sender.submit(self._send, *expected)
         return data
 
     def close(self) -> None:
-        """Ends the threads; what was read ahead is dropped."""
+        """Ends the threads, after the minibatch at hand; what was read ahead is dropped."""
+        self._closed = True
         self._sender.shutdown(cancel_futures=True)
         self._iterator = None
 
@@ -74,7 +76,11 @@ class Streamed:
         return self._send(now, after)
 
     def _send(self, now: int, after: int):
-        minibatches = [next(self._iterator) for _ in range((after - now) * self._k)]
+        minibatches = []
+        for _ in range((after - now) * self._k):
+            if self._closed:
+                raise CancelledError
+            minibatches.append(next(self._iterator))
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *minibatches)
         stacked = jax.tree.map(lambda x: x.reshape(after - now, self._k, *x.shape[1:]), stacked)
         return jax.block_until_ready(self._setup.devices.spread(stacked))
@@ -85,8 +91,8 @@ class _Minibatches:
 
     def __init__(self, setup: Setup, words: np.ndarray):
         self._words, self._source = words, setup.source
-        self._batch_size = setup.config.batch_size
-        self._count = setup.config.num_steps * setup.config.discriminator.steps
+        self._batch_size = setup.recipe.batch_size
+        self._count = setup.config.num_steps * setup.recipe.discriminator_steps
         self._slots = process_slots(self._batch_size, jax.process_index(), jax.process_count())
 
     def __len__(self) -> int:
@@ -105,6 +111,6 @@ def process_slots(batch_size: int, process: int, count: int) -> np.ndarray:
 Feed = Resident | Streamed
 
 
-def feed(setup: Setup, state: TrainState, following: Callable) -> Feed:
-    """The feed of a run from `state` on; `following` gives the step at which a call that begins at a step ends."""
+def feed(setup: Setup, state: TrainState, following: Callable | None) -> Feed:
+    """The feed of a run from `state` on; see `Streamed` for `following`."""
     return Streamed(setup, state, following) if setup.source.streamed else Resident(setup)

@@ -16,6 +16,7 @@ BATCH = 250  # examples generated in one call
 COLUMNS = 10  # of a grid
 SHOWN = {"line": 10_000, "plane": 2_000, "grid": COLUMNS**2}  # examples in a picture
 REAL_SHOWN = 2_000
+LABELS = 2**32 - 1  # folded into the key of the latents, which are numbered from 0
 MOST_ROWS = 20  # of a grid with a class a row
 
 
@@ -51,6 +52,14 @@ class Generate:
             of_batch = None if labels is None else np.resize(labels[start : start + BATCH], BATCH)
             batches.append(self.from_latents(average, self._latents(key, start), of_batch))
         return np.concatenate(batches)[:n]
+
+    def for_scores(self, average: Average, key, n: int) -> np.ndarray:
+        """`examples` to be compared with the data: their labels are drawn from it, as often as they are there."""
+        labels = None
+        if self._conditional:
+            keys = jax.random.split(jax.random.fold_in(key, LABELS), n)
+            labels = np.asarray(independent(self._setup.source, keys)["label"])
+        return self.examples(average, key, n, labels)
 
     def from_latents(self, average: Average, latents, labels: np.ndarray | None = None) -> np.ndarray:
         """The examples at latents [n, d], for a conditional generator with labels [n]: [n, *shape] float32."""

@@ -114,7 +114,8 @@ def _use_run(runs_with: str) -> None:
     config = workdirs.read_config(workdir)
     if _CONFIG.value is not None:
         workdirs.require_same(workdir, config, _CONFIG.value)
-    setup = recipe.build(config, devices=mesh(jax.devices()[:1]))
+    known = workdirs.known_source(workdir) if _MODE.value == "sample" else None  # which needs no data
+    setup = recipe.build(config, mesh(jax.devices()[:1]), known)
     state = Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(setup))
     if state is None:
         raise InputError(f"{workdir} has no checkpoint yet; train it first")

@@ -207,6 +207,8 @@ def _check_labels(config, source: Source) -> None:
             f"conditional is True, which needs labels of two or more classes, but {config.data.name} has {has}; "
             "set conditional to False, or data.name to a labelled set"
         )
+    if len(source.shape) != 3:
+        raise InputError(f"conditional is True, which is for images, but {config.data.name} is points; set it to False")
     for player in ("generator", "discriminator"):
         if not networks.FAMILIES[config[player].network].generator.conditions:
             able = [name for name, family in networks.FAMILIES.items() if family.generator.conditions]

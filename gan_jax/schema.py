@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from gan_jax.data import CORRUPT, NAMES, PLACEMENTS, SOURCES
+from gan_jax.data import CORRUPT, NAMES, PLACEMENTS, is_name
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS
@@ -46,11 +46,6 @@ def one_of(names: Iterable[str]) -> Rule:
     return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
 
 
-def _names_data(value: str) -> bool:
-    kind, colon, name = value.partition(":")
-    return kind in SOURCES and bool(name if kind == "tfds" else not colon)
-
-
 _NETWORK = {
     "network": one_of(FAMILIES),
     "width": POSITIVE_INT,
@@ -74,7 +69,7 @@ SCHEMA = {
     "matmul_precision": one_of(MATMUL_PRECISIONS),
     "convolution": one_of(("auto", *FORMS)),
     "conditional": FLAG,
-    "data.name": Rule(str, _names_data, f"one of {', '.join(NAMES)}"),
+    "data.name": Rule(str, is_name, f"one of {', '.join(NAMES)}"),
     "data.split": TEXT,
     "data.dir": TEXT,
     "data.image_size": COUNT,

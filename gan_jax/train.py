@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gan_jax import images, step
+from gan_jax import images, step, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import Program
-from gan_jax.errors import DivergedError
+from gan_jax.errors import DivergedError, InputError
 from gan_jax.evaluation import SAMPLES, evaluate
 from gan_jax.feed import Feed, feed
 from gan_jax.generate import Generate
@@ -31,6 +31,7 @@ def train(setup: Setup, workdir: Path) -> bool:
     The state, the metrics and the pictures at each step are functions of the config alone, however often the run was
     interrupted. Raises DivergedError when a metric is not finite, once the last good state is saved.
     """
+    workdirs.settle_data(workdir, setup.source)
     with (
         _stop_signals() as stop_requested,
         closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints,
@@ -81,14 +82,18 @@ class _Loop:
             if stop_requested():
                 self._stop(state, now)
                 return False
-            state, now = self._advance(state, now)
+            try:
+                data = self._data.call(now, next_boundary(self._config, now))
+            except InputError:  # a streamed set has an example that cannot be read
+                self._save(state, now)
+                raise
+            state, now = self._advance(state, now, data)
             self._at_boundary(state, now)
         self._checkpoints.wait()
         return True
 
-    def _advance(self, state: TrainState, now: int) -> tuple[TrainState, int]:
+    def _advance(self, state: TrainState, now: int, data) -> tuple[TrainState, int]:
         after = next_boundary(self._config, now)
-        data = self._data.call(now, after)
         if after - now not in self._compiled:
             self._compiled[after - now] = compiled_call(self._setup, after - now, state, data)
         state, metrics = self._compiled[after - now](state, data)
@@ -118,9 +123,8 @@ class _Loop:
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         keys = self._setup.keys
-        return evaluate(
-            self._setup.source, self._generate.examples(state.ema, keys.evaluation, SAMPLES), keys.reference
-        )
+        samples = self._generate.for_scores(state.ema, keys.evaluation, SAMPLES)
+        return evaluate(self._setup.source, samples, keys.reference)
 
     def _look(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""
@@ -152,14 +156,18 @@ class _Loop:
         state = self._checkpoints.restore(abstract_state(self._setup)) or initial_state(self._setup)
         now = int(state.step)
         while now < wanted:
-            state, now = self._advance(state, now)
+            state, now = self._advance(state, now, self._data.call(now, next_boundary(self._config, now)))
         return state
 
-    def _stop(self, state: TrainState, now: int) -> None:
+    def _save(self, state: TrainState, now: int) -> None:
+        """Saves a state that no cadence asks for, before the run ends."""
         self._look()
         if self._checkpoints.latest_step() != now:
             self._checkpoints.save(state)
         self._checkpoints.wait()
+
+    def _stop(self, state: TrainState, now: int) -> None:
+        self._save(state, now)
         self._writers.say(f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there")
 
 

@@ -3,17 +3,21 @@
 import fcntl
 import itertools
 import json
+import sys
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from gan_jax.data import Source
 from gan_jax.errors import InputError
 from gan_jax.files import write_atomically
 from gan_jax.schema import flatten
 
-CONFIG = "config.json"
+CONFIG, DATA = "config.json", "data.json"
+# Where data lies and how it gets to the device: what may differ between two starts of a run, which compute the same.
+MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
 
 
 def fresh(config_name: str) -> Path:
@@ -48,8 +52,8 @@ def claimed(workdir: Path, config: ConfigDict):
 
 def _settle(workdir: Path, config: ConfigDict) -> None:
     if (workdir / CONFIG).exists():
-        return require_same(workdir, read_config(workdir), config)
-    if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
+        require_same(workdir, read_config(workdir), config)
+    elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
     write_atomically(workdir / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
@@ -71,11 +75,49 @@ def read_config(workdir: Path) -> ConfigDict:
 def require_same(workdir: Path, old: ConfigDict, new: ConfigDict) -> None:
     """Raises InputError, naming the keys, where the run's config `old` differs from `new`."""
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
-    changed = [key for key in old | new if old.get(key) != new.get(key)]
+    changed = [key for key in old | new if key not in MAY_DIFFER and old.get(key) != new.get(key)]
     if changed:
         shown = ", ".join(f"{key} is {_shown(old, key)} there, {_shown(new, key)} here" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(f"workdir {workdir} holds a run of another config ({shown}{more}); choose another --workdir")
+
+
+def settle_data(workdir: Path, source: Source) -> None:
+    """Notes what a run is trained on, and holds its later starts to it.
+
+    Raises InputError where the data has another shape, size or classes than it had; of other changes a line is printed.
+    """
+    path, new = workdir / DATA, {name: getattr(source, name) for name in ("shape", "size", "classes", "identity")}
+    new = json.loads(json.dumps(new))
+    old = _read_json(path)
+    if old is not None:
+        changed = [name for name in ("shape", "size", "classes") if old.get(name) != new[name]]
+        if changed:
+            was, is_now = (len(each["classes"]) if changed == ["classes"] else each[changed[0]] for each in (old, new))
+            raise InputError(
+                f"the data is not what the run in {workdir} began with: its {changed[0]} was {was} and is {is_now}; "
+                "put it back, or choose another --workdir"
+            )
+        if old.get("identity") != new["identity"]:
+            print("the files of the data, or their times, have changed since the run began", file=sys.stderr)
+    write_atomically(path, (json.dumps(new) + "\n").encode())
+
+
+def known_source(workdir: Path) -> Source | None:
+    """A source of the shape and the classes of the run's images, without any: all that sampling needs."""
+    about = _read_json(workdir / DATA)
+    if about is None or len(about["shape"]) != 3:
+        return None
+    return Source(tuple(about["shape"]), draw=None, std=1.0, size=about["size"], classes=tuple(about["classes"]))
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; remove it to begin it anew") from error
 
 
 def _shown(values: dict, key: str) -> str:

@@ -13,7 +13,7 @@ from gan_jax.data.digits import SPLITS, digits
 from gan_jax.data.folder import Folder
 from gan_jax.data.mixture import gaussian, grid25, ring8, swiss_roll
 from gan_jax.data.reading import CORRUPT, Reader
-from gan_jax.data.source import Source, draw_stored, independent, stored_std
+from gan_jax.data.source import Source, draw_stored, independent
 from gan_jax.data.stacked import stacked
 from gan_jax.data.tfds import Tfds
 from gan_jax.devices import room_for_data
@@ -54,8 +54,16 @@ def make_source(spec: Spec) -> Source:
     return checked(spec).make(spec)
 
 
+def is_name(name: str) -> bool:
+    """Whether a config may name this data."""
+    kind, colon, rest = name.partition(":")
+    return kind in SOURCES and bool(rest if kind == "tfds" else not colon)
+
+
 def checked(spec: Spec) -> Entry:
     """The entry of what a config names. Raises InputError where the config says what it makes no use of."""
+    if not is_name(spec.name):
+        raise InputError(f"there is no data named {spec.name!r}; valid: {', '.join(NAMES)}")
     entry = SOURCES[spec.name.partition(":")[0]]
     if entry.splits and spec.split not in entry.splits:
         raise InputError(f"config key data.split is {spec.split!r}; {spec.name} has {', '.join(entry.splits)}")
@@ -111,16 +119,14 @@ def _stored(open_reader: Callable, spec: Spec) -> Source:
             "set data.placement to stream, or a smaller data.image_size"
         )
     common = {"draw": partial(draw_stored, top=255, flip=spec.flip), "classes": reader.classes}
+    common["identity"] = reader.identity
     if spec.placement == "stream" or needed > room:
-        sampled = reader.rows(np.unique(np.linspace(0, len(reader) - 1, SAMPLED, dtype=np.int64)))["image"]
-        std = stored_std(sampled, top=255)
-        return Source(reader.shape, std=std, size=len(reader), rows=reader.rows, **common)
+        return Source(reader.shape, std=reader.std, size=len(reader), rows=reader.rows, **common)
     loaded = resident.load(reader, spec.workers)
     size = len(loaded.data["image"])
     return Source(reader.shape, std=loaded.std, size=size, data=loaded.data, **common)
 
 
-SAMPLED = 500  # examples that tell the standard deviation of a set that is streamed
 _IMAGES = ("image_size", "channels", "flip", "corrupt", "placement")
 _POINTS = Entry(lambda spec: MIXTURES[spec.name](), ("train",))
 MIXTURES = {"ring8": ring8, "grid25": grid25, "swiss_roll": swiss_roll, "gaussian": gaussian}
@@ -135,4 +141,15 @@ SOURCES = {
 
 NAMES = tuple("tfds:NAME" if name == "tfds" else name for name in SOURCES)  # as a config may name them
 
-__all__ = ["CORRUPT", "NAMES", "PLACEMENTS", "SOURCES", "Source", "Spec", "checked", "independent", "make_source"]
+__all__ = [
+    "CORRUPT",
+    "NAMES",
+    "PLACEMENTS",
+    "SOURCES",
+    "Source",
+    "Spec",
+    "checked",
+    "independent",
+    "is_name",
+    "make_source",
+]

@@ -6,13 +6,13 @@ import re
 import sys
 from pathlib import Path
 
-from gan_jax.data import CORRUPT, NAMES, NEUTRAL, SOURCES, Spec, tfds
+from gan_jax.data import CORRUPT, NAMES, NEUTRAL, Spec, is_name, tfds
 from gan_jax.data.look import LOOKED_AT, look
 from gan_jax.errors import InputError
 
 PROGRAM = "python -m gan_jax.data"
 FLAGS = ("split", "dir", "image_size", "channels", "flip", "corrupt")  # keys of the group `data` of a config
-KEY = re.compile(rf"(config key )?\bdata\.(?=({'|'.join(FLAGS)})\b)")
+KEY = re.compile(rf"(config key |(?<=set ))data\.(?=({'|'.join(FLAGS)})\b)")  # as messages name it
 ARRAYS = (".npy", ".npz")
 
 
@@ -113,8 +113,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _named(spec: str, directory: str) -> tuple[str, str]:
     """(data.name, data.dir) of what SPEC and --dir say."""
-    kind, colon, name = spec.partition(":")
-    if kind in SOURCES and (name if kind == "tfds" else not colon):
+    if is_name(spec):
         return spec, directory
     path = Path(spec)
     is_array = path.is_file() and path.suffix.lower() in ARRAYS

@@ -1,5 +1,7 @@
 """Examples of one shape from records of any: what decoding once and streaming have in common."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from functools import cached_property
@@ -7,9 +9,12 @@ from functools import cached_property
 import numpy as np
 
 from gan_jax.data.records import BadExampleError, Records
+from gan_jax.data.source import stored_std
 from gan_jax.data.transform import fit
 from gan_jax.errors import InputError
 
+FORMAT = 1  # of what decoding gives; another number makes all cached sets stale
+SAMPLED = 1_000  # examples that tell the standard deviation
 CORRUPT = ("stop", "skip")  # what to do at an example that cannot be read
 
 
@@ -25,10 +30,11 @@ class Reader:
     def __len__(self) -> int:
         return len(self.records)
 
-    @property
-    def identity(self) -> list:
-        """What decides every byte of the decoded set."""
-        return [self.records.fingerprint, self._image_size, self._channels, self._skips]
+    @cached_property
+    def identity(self) -> str:
+        """A hash of what decides every byte of the decoded set."""
+        parts = [FORMAT, self.records.fingerprint, self._image_size, self._channels, self._skips]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -40,6 +46,12 @@ class Reader:
         """(h, w, c) of every example."""
         height, width, channels = self._first["image"].shape
         return (self._image_size or height, self._image_size or width, self._channels or channels)
+
+    @cached_property
+    def std(self) -> float:
+        """The standard deviation of the pixels, scaled to [-1, 1], of SAMPLED examples evenly spaced over the set."""
+        sample = np.unique(np.linspace(0, len(self) - 1, SAMPLED, dtype=np.int64))
+        return stored_std(self.rows(sample)["image"], top=255)
 
     def example(self, i: int) -> dict | None:
         """{"image": uint8 [*shape], "label": int where there are labels}; None where it is corrupt and skipped.

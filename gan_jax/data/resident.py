@@ -1,13 +1,14 @@
 """A set that fits on the device: decoded once, kept on disk, read back in a moment."""
 
-import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gan_jax.data.reading import Reader
-from gan_jax.data.source import stored_std
 from gan_jax.runtime import cache_folder
 
-FORMAT = 1  # of the files on disk
 CHUNK = 1024  # examples decoded before they are written
 ABANDONED = 24 * 3600  # seconds after which what was begun is not being written any more
 
@@ -36,7 +35,7 @@ def load(reader: Reader, workers: int) -> Loaded:
 
     Where the cache cannot be written, a line on stderr says so, and the set is held in memory.
     """
-    folder = cache_folder() / "data" / _key(reader)
+    folder = cache_folder() / "data" / reader.identity
     loaded = _read(folder)
     if loaded is None:
         try:
@@ -63,10 +62,6 @@ def _decode(reader: Reader, workers: int, folder: Path) -> None:
         _move(Path(partial), folder)
 
 
-def _key(reader: Reader) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, *reader.identity]).encode()).hexdigest()[:32]
-
-
 def _read(folder: Path) -> Loaded | None:
     """What is there; None where it is not whole."""
     try:
@@ -78,63 +73,57 @@ def _read(folder: Path) -> Loaded | None:
 
 
 def _write(reader: Reader, workers: int, folder: Path) -> None:
-    arrays = {}
-    for name, (shape, dtype) in _arrays(reader).items():
-        arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
-    good = _fill(reader, workers, arrays)
-    if good < len(reader):
-        arrays = {name: _shortened(folder / f"{name}.npy", good) for name in arrays}
-    about = {"arrays": list(arrays), "skipped": len(reader) - good, "std": stored_std(arrays["image"], top=255)}
-    for array in arrays.values():
-        array.flush()
+    """Writes the arrays chunk by chunk. Not through a mapping: where the disk is full, that would end the process."""
+    names, good = _arrays(reader), 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in names}
+        for name, file in files.items():
+            _write_header(file, *names[name], len(reader))
+        for chunk in _chunks(reader, workers):
+            for name, file in files.items():
+                file.write(chunk[name].tobytes())
+            good += len(chunk["image"])
+            os.utime(folder)  # it is not abandoned
+        for name, file in files.items():
+            file.seek(0)
+            _write_header(file, *names[name], good)
+    about = {"arrays": list(names), "skipped": len(reader) - good, "std": reader.std}
     (folder / "about.json").write_text(json.dumps(about))
 
 
+def _write_header(file, shape: tuple[int, ...], dtype, count: int) -> None:
+    # NumPy leaves room in it for another count.
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
 def _in_memory(reader: Reader, workers: int) -> Loaded:
-    arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _arrays(reader).items()}
-    good = _fill(reader, workers, arrays)
-    arrays = {name: array[:good] for name, array in arrays.items()}
-    return Loaded(arrays, stored_std(arrays["image"], top=255), len(reader) - good)
+    chunks = list(_chunks(reader, workers))
+    data = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in _arrays(reader)}
+    return Loaded(data, reader.std, len(reader) - len(data["image"]))
 
 
 def _arrays(reader: Reader) -> dict:
-    n = len(reader)
-    label = {"label": ((n,), np.int32)} if reader.classes else {}
-    return {"image": ((n, *reader.shape), np.uint8)} | label
+    """Shape of an example and dtype, by name."""
+    return {"image": (reader.shape, np.uint8)} | ({"label": ((), np.int32)} if reader.classes else {})
 
 
-def _fill(reader: Reader, workers: int, arrays: dict) -> int:
-    """Writes the good examples into the front of the arrays; returns how many."""
-    good = 0
+def _chunks(reader: Reader, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The good examples in order, some at a time, with a progress bar."""
+    arrays = _arrays(reader)
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(reader), unit="image", desc="decoding") as bar:
         for start in range(0, len(reader), CHUNK):
-            chunk = range(start, min(start + CHUNK, len(reader)))
-            for example in pool.map(reader.example, chunk):
-                if example is not None:
-                    for name, array in arrays.items():
-                        array[good] = example[name]
-                    good += 1
-            bar.update(len(chunk))
-    return good
-
-
-def _shortened(path: Path, length: int) -> np.ndarray:
-    """The array file, with only its first examples."""
-    whole = np.load(path, mmap_mode="r")
-    new = path.with_suffix(".short")
-    short = np.lib.format.open_memmap(new, "w+", whole.dtype, (length, *whole.shape[1:]))
-    for start in range(0, length, CHUNK):
-        short[start : start + CHUNK] = whole[start : min(start + CHUNK, length)]
-    os.replace(new, path)
-    return short
+            indices = range(start, min(start + CHUNK, len(reader)))
+            examples = [example for example in pool.map(reader.example, indices) if example is not None]
+            if examples:
+                yield {name: np.array([each[name] for each in examples], dtype) for name, (_, dtype) in arrays.items()}
+            bar.update(len(indices))
 
 
 def _move(new: Path, folder: Path) -> None:
     """Puts a finished folder in its place, unless another process was there first."""
-    try:
+    if folder.exists() and _read(folder) is None:  # torn, by a machine that went down
+        folder.rename(new.with_name(f"{new.name}-torn"))
+    with suppress(OSError):  # another process has just put its own there
         new.rename(folder)
-    except OSError:
-        if _read(folder) is None:  # torn, by a machine that went down
-            shutil.rmtree(folder)
-            new.rename(folder)
     new.mkdir(exist_ok=True)  # for the one who made it, to remove

@@ -1,6 +1,7 @@
 """What a data set looks like to the rest of the program."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ class Source(NamedTuple):
     data: Any = ()  # a pytree of arrays, given to `draw`; empty where examples are generated or streamed
     size: int = 0  # examples, each met once an epoch; 0: endless
     classes: tuple[str, ...] = ()  # names of the labels; without any, batches have no "label"
+    identity: str = ""  # of the files that a set was read from, and of what was done to them
     rows: Callable | None = None  # indices [n], NumPy -> the data of these examples, in the place of `data`
     density: Callable | None = None  # points [n, d] -> probability density [n], where it is known
     modes: Modes | None = None  # where the data is such a mixture
@@ -46,9 +48,13 @@ def independent(source: Source, keys) -> dict[str, jax.Array]:
     if not source.size:
         return jax.jit(source.draw)(source.data, None, keys)
     indices, keys = jax.jit(_choose, static_argnums=1)(keys, source.size)
-    if source.streamed:
-        return jax.jit(source.draw)(source.rows(np.asarray(indices)), None, keys)
-    return jax.jit(source.draw)(source.data, indices, keys)
+    # Picked here, on the host: a resident set lies on the device once already, and is not sent there again.
+    rows = source.rows if source.streamed else partial(_rows, source.data)
+    return jax.jit(source.draw)(rows(np.asarray(indices)), None, keys)
+
+
+def _rows(data, indices: np.ndarray):
+    return jax.tree.map(lambda x: x[indices], data)
 
 
 def _choose(keys, size: int):

@@ -33,7 +33,7 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     a_call = next_boundary(setup.config, 0)
     calls = -(-steps // a_call)
     state = recipe.initial_state(setup)
-    with closing(feed(setup, state, lambda now: now + a_call)) as first:
+    with closing(feed(setup, state, None)) as first:
         data = first.call(0, a_call)  # what is profiled is the call: all of them get the first one's data
     advance, compile_seconds = _compile(setup, a_call, state, data)
     compiled = advance.compiled
