@@ -2,23 +2,31 @@
 
 import json
 import re
+import subprocess
+import sys
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import base
-from gan_jax import recipe
+from gan_jax import order, recipe, step, workdirs
 from gan_jax.data import Spec, independent, make_source, resident
 from gan_jax.data.arrays import Arrays
 from gan_jax.data.reading import Reader
 from gan_jax.data.records import BadExampleError
+from gan_jax.devices import mesh, pmapped
 from gan_jax.errors import InputError
 from gan_jax.feed import Streamed, feed
+from gan_jax.generate import Generate
 from gan_jax.train import next_boundary, train
+from gan_jax.writers import Writers
 
+ROOT = Path(__file__).resolve().parents[1]
 COUNT, CLASSES = 21, 3
 
 
@@ -50,17 +58,101 @@ def config_of(shrunk, array_file, placement, **changes):
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_a_streamed_run_gives_the_bits_of_a_resident_one(shrunk, array_file, tmp_path, parallel):
+def test_a_streamed_run_gives_the_bits_of_a_resident_one(shrunk, array_file, tmp_path, monkeypatch, parallel):
+    monkeypatch.setattr("gan_jax.data.reading.SAMPLED", 5)  # of which the scale of DRAGAN's noise comes
     changes = {"data.flip": True, "conditional": True, "parallel": parallel, "discriminator.steps": 2}
+    changes |= {"penalty.name": "dragan", "penalty.weight": 1.0, "log_every": 3}  # calls of two steps, and of one
     for placement in ("device", "stream"):
         setup = recipe.build(config_of(shrunk, array_file, placement, **changes))
         assert setup.source.streamed == (placement == "stream")
         assert train(setup, tmp_path / placement)
     metrics, others = ((tmp_path / each / "metrics.jsonl").read_text() for each in ("device", "stream"))
     assert metrics == others
-    assert len(metrics.splitlines()) == 9
+    assert len(metrics.splitlines()) == 3
     pictures = [(tmp_path / each / "samples" / "00000009.png").read_bytes() for each in ("device", "stream")]
     assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("placement", ["device", "stream"])
+def test_a_run_that_is_interrupted_goes_on_over_its_data_to_the_same_bits(
+    shrunk, array_file, tmp_path, monkeypatch, placement
+):
+    config = config_of(shrunk, array_file, placement, **{"conditional": True})
+    setup = recipe.build(config)
+    assert train(setup, tmp_path / "whole")
+    calls = []
+    monkeypatch.setattr(Writers, "progress", lambda *_: calls.append(1) or (1 / 0 if len(calls) == 5 else None))
+    with pytest.raises(ZeroDivisionError):
+        train(setup, tmp_path / "parts")
+    monkeypatch.undo()
+    assert train(recipe.build(config), tmp_path / "parts")
+    whole, parts = ((tmp_path / each / "metrics.jsonl").read_text() for each in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_a_run_is_held_to_the_data_that_it_began_with(shrunk, array_file, tmp_path, capsys):
+    config = config_of(shrunk, array_file, "device", num_steps=2)
+    source = recipe.build(config).source
+    workdirs.settle_data(tmp_path, source)
+    workdirs.settle_data(tmp_path, source)
+    assert capsys.readouterr().err == ""
+    workdirs.settle_data(tmp_path, source._replace(identity="another"))
+    assert "have changed since the run began" in capsys.readouterr().err
+    for name, other in (("size", 20), ("classes", ("a", "b")), ("shape", (8, 8, 1))):
+        with pytest.raises(InputError, match=f"its {name} was .*put it back"):
+            workdirs.settle_data(tmp_path, source._replace(**{name: other}))
+
+
+def test_an_unreadable_example_in_a_stream_saves_the_run_first(shrunk, array_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("gan_jax.data.Arrays", Damaged)
+    monkeypatch.setattr(Damaged, "bad", ())
+    setup = recipe.build(config_of(shrunk, array_file, "stream", num_steps=12, checkpoint_every=12, log_every=12))
+    words = np.asarray(step.order_words(recipe.initial_state(setup).key))
+    late = order.examples(words, COUNT, 4, 4, np.arange(4, dtype=np.uint32))  # of the fifth minibatch
+    monkeypatch.setattr(Damaged, "bad", (int(late[0]),))
+    with pytest.raises(InputError, match="torn"):
+        train(setup, tmp_path / "run")
+    (saved,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert 0 < saved <= 4
+
+
+def test_scores_of_a_conditional_generator_have_the_data_s_labels(shrunk, tmp_path):
+    path = tmp_path / "images.npz"
+    labels = np.arange(100) >= 90
+    np.savez(path, image=np.zeros((100, 4, 4, 1), np.uint8), label=labels.astype(int))
+    setup = recipe.build(config_of(shrunk, path, "device", conditional=True))
+    generator = setup.recipe.generator._replace(
+        apply=lambda params, stats, z, train, label: (jnp.ones((len(z), 4, 4, 1)) * label[:, None, None, None], stats)
+    )
+    setup = setup._replace(recipe=setup.recipe._replace(generator=generator))
+    made = Generate(setup).for_scores(recipe.initial_state(setup).ema, jax.random.key(0), 1000)[:, 0, 0, 0]
+    assert abs(made.mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / 1000)
+
+
+@pytest.mark.parametrize("layout", [mesh, pmapped])
+def test_minibatches_are_spread_by_example(layout):
+    devices = layout()
+    batch = np.arange(2 * 3 * 8 * 5).reshape(2, 3, 8, 5)
+    spread = devices.spread({"image": batch})["image"]
+    np.testing.assert_array_equal(np.asarray(spread).reshape(batch.shape), batch)
+    parts = {shard.data.size for shard in spread.addressable_shards}
+    assert parts == {batch.size // devices.count}
+
+
+def test_a_full_disk_leaves_the_set_in_memory(shrunk, array_file, cache, capsys):
+    # A limit on the size of files stands for it: both are an OSError of the write.
+    code = (
+        "import resource, signal, sys; sys.path.insert(0, '.'); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))\n"
+        "from gan_jax.data import resident; from gan_jax.data.arrays import Arrays\n"
+        "from gan_jax.data.reading import Reader\n"
+        f"loaded = resident.load(Reader(Arrays({str(array_file)!r}), 0, 0, 'stop'), 1)\n"
+        "print(loaded.data['image'][:, 0, 0, 0].tolist())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout == f"{list(range(COUNT))}\n"
+    assert "the decoded set is not kept" in result.stderr
+    assert list(cache.iterdir()) == []
 
 
 def streamed(setup, state):

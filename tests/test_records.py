@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gan_jax.data import arrays, tfds
+from gan_jax.data import arrays
 from gan_jax.data.arrays import Arrays
 from gan_jax.data.folder import Folder
 from gan_jax.data.records import BadExampleError
@@ -180,8 +180,7 @@ def test_a_pickle_holds_no_data_and_reads_the_same(make, tmp_path):
 
 
 @EVERY
-def test_threads_read_what_one_does(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds, "MAX_OPEN", 1)  # so that shards are closed and opened all the time
+def test_threads_read_what_one_does(make, tmp_path):
     records = make(tmp_path)
     expected = list(records)
     records = pickle.loads(pickle.dumps(records))  # one that has yet to open its files
@@ -602,7 +601,7 @@ def test_configs_and_the_default_directory(tmp_path, monkeypatch):
     refused(lambda: Tfds("resized/8x8", "train", ""), "64x64", "prepare resized/8x8")
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    refused(lambda: Tfds("mnist", "train", ""), tmp_path / "tensorflow_datasets", "gan-jax[prepare]", "prepare mnist")
+    refused(lambda: Tfds("mnist", "train", ""), tmp_path / "tensorflow_datasets", ".[prepare]", "prepare mnist")
 
 
 @pytest.mark.parametrize("name", ["", "../tiny", "tiny:latest", "a/b/c", "tiny/..", "/etc", "tiny\n"])
@@ -665,13 +664,15 @@ def test_damaged_shards(tmp_path):
     home = write_tfds(tmp_path, NOISE)
     path = home / "tiny-train.array_record-00001-of-00002"
     data = path.read_bytes()
-    for length in (0, 100, 65536, len(data) - 1):
+    for length, what in ((0, "64KB"), (100, "64KB"), (65536, "is its file complete"), (len(data) - 1, "")):
         path.write_bytes(data[:length])
         records = Tfds("tiny", "train", tmp_path)
+        bad(records, 5, what)
         np.testing.assert_array_equal(records[0]["image"], NOISE[0])
-        refused(lambda records=records: records[5], path, "no complete ArrayRecord file")
     shutil.copy(home / "tiny-train.array_record-00000-of-00002", path)
-    refused(lambda: Tfds("tiny", "train", tmp_path)[5], path, "5 records", "counts 7")
+    bad(Tfds("tiny", "train", tmp_path), 11, "6 out of bound 5")
+    path.unlink()
+    bad(pickle.loads(pickle.dumps(records)), 5, path, "No such file")  # one that has yet to open its files
     rng = np.random.default_rng(0)
     for _ in range(40):
         flipped = bytearray(data)
@@ -682,6 +683,35 @@ def test_damaged_shards(tmp_path):
         for i in range(5, 12):
             image = fine_or_one_line(lambda records=records, i=i: records[i]["image"])
             assert image is None or (image == NOISE[i]).all()
+
+
+def test_a_set_that_tfds_cannot_open_is_one_line(tmp_path):
+    home = write_tfds(tmp_path, NOISE, features={"image": {"pythonClassName": "no\nclass", "image": {}}})
+    refused(lambda: Tfds("tiny", "train", tmp_path)[0], "tfds cannot open", home)
+
+
+FEW_FILES = """
+import resource, sys
+from gan_jax.data.tfds import Tfds
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+assert len(list(Tfds("tiny", "train", sys.argv[1]))) == 100
+"""
+
+
+def test_there_may_be_more_shards_than_a_process_may_open_files(tmp_path):
+    write_tfds(tmp_path, [NOISE[0]] * 100, shards=(1,) * 100)
+    done = subprocess.run([sys.executable, "-c", FEW_FILES, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_other_features_are_left_alone(tmp_path):
+    home = write_tfds(tmp_path, NOISE, [i % 3 for i in range(12)])
+    features = json.loads((home / "features.json").read_text())
+    of = features["featuresDict"]["features"]
+    of["mask"] = of["image"]  # which no record has
+    of["nested"] = features | {"featuresDict": {"features": {"mask": of["image"]}}}
+    (home / "features.json").write_text(json.dumps(features))
+    assert set(Tfds("tiny", "train", tmp_path)[4]) == {"image", "label"}
 
 
 def test_records_that_hold_something_else(tmp_path):
@@ -698,7 +728,7 @@ def test_records_that_hold_something_else(tmp_path):
     bad(records, 2, "label 5, of 3 classes")
     write_tfds(tmp_path / "c", NOISE)
     (tmp_path / "c/tiny/1.0.0/features.json").write_text(features)
-    bad(Tfds("tiny", "train", tmp_path / "c"), 0, "0 values of label")
+    bad(Tfds("tiny", "train", tmp_path / "c"), 0, "no label")
 
 
 def test_without_the_packages_the_line_says_what_to_install(tmp_path, monkeypatch):
@@ -706,7 +736,7 @@ def test_without_the_packages_the_line_says_what_to_install(tmp_path, monkeypatc
     there = importlib.util.find_spec
     absent = {"array_record", "tensorflow_datasets"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else there(name))
-    refused(lambda: Tfds("tiny", "train", tmp_path), "array_record", 'pip install "gan-jax[tfds]"')
+    refused(lambda: Tfds("tiny", "train", tmp_path), "array_record", 'pip install -e ".[tfds]"')
 
 
 OFFLINE = """
@@ -732,7 +762,7 @@ def test_reading_needs_neither_the_network_nor_tensorflow(tmp_path):
 def test_preparing_without_tensorflow_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     where = tmp_path / "imagenet_resized" / "64x64" / "VERSION"
-    refused(lambda: prepare("imagenet_resized/64x64", tmp_path), "pip install 'gan-jax[prepare]'", where)
+    refused(lambda: prepare("imagenet_resized/64x64", tmp_path), "pip install -e '.[prepare]'", where)
     refused(lambda: prepare("a b", tmp_path), "SET/CONFIG")
 
 

@@ -10,8 +10,11 @@ other processes used less than 6 % of the CPUs meanwhile.
 """
 
 import argparse
+import os
 import sys
+import tempfile
 import time
+import unittest.mock
 from functools import partial
 from statistics import median
 from typing import NamedTuple
@@ -21,6 +24,7 @@ import numpy as np
 import quiet
 
 from gan_jax import command_line, recipe, runtime
+from gan_jax.data import Spec, make_source
 from gan_jax.feed import feed
 from gan_jax.train import compiled_call, next_boundary
 
@@ -81,6 +85,7 @@ def main() -> None:
     config.data.dir = arguments.dir
     # Nothing but the steps: no boundary of the loop may cut a call short.
     config.update(log_every=10**9, sample_every=0, checkpoint_every=10**9, num_steps=10**9)
+    print("the resident set: decoded in {:.1f} s, read back from the cache in {:.2f} s".format(*loads(config)))
     sides = [Side(config, placement) for placement in ("stream", "device")]
     print(f"reading and decoding an example by itself: {read_alone(sides[0].setup.source):.0f} us\n")
     end = time.perf_counter() + 2 * PATIENCE * arguments.seconds
@@ -98,6 +103,17 @@ def main() -> None:
         slower = seconds / medians[1] - 1
         print(f"| {side.placement} | {seconds * 1e3:.4g} | {waiting:.2%} | {slower:+.1%} | {counts} |")
         side.feed.close()
+
+
+def loads(config) -> list[float]:
+    """Seconds to have the resident set, with an empty cache (a temporary one; the user's is not touched) and a full."""
+    durations = []
+    with tempfile.TemporaryDirectory() as folder, unittest.mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        for _ in range(2):
+            start = time.perf_counter()
+            make_source(Spec(**config.data.to_dict() | {"placement": "device"}))
+            durations.append(time.perf_counter() - start)
+    return durations
 
 
 def kept(side: Side) -> list[Block]:

@@ -69,7 +69,7 @@ def level_hint(records: Records) -> str:
 
 
 def _directory(records: Folder, inner: str) -> str:
-    return f"--dir={one_line(records.path / inner)}"
+    return one_line(records.path / inner)
 
 
 def place(records: Records) -> Path | None:

@@ -1,18 +1,14 @@
 """Image sets that TensorFlow Datasets prepared as ArrayRecord files, read without TensorFlow; and preparing them.
 
-The folder's JSON files are read here: what a set holds, and what is missing from it, is known before anything slow is
-imported. The records are read by `array_record` itself: `tfds.data_source` spends 200 us on a record of MNIST before
-its image is decoded, because it asks for records in lists; one at a time, the same reader takes 7 us.
+`tfds` reads them. What a set holds, and what is missing from it, is known from its JSON files before anything slow is
+imported. Of a record, only the image and the label are made arrays: all of CelebA's 51 features take ten times as long.
 """
 
-import bisect
 import importlib.util
-import itertools
 import json
 import os
 import re
 import threading
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +17,11 @@ from gan_jax.data.records import BadExampleError, decode, fingerprint, index, on
 from gan_jax.errors import InputError
 
 FORMAT = "array_record"
-TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # what tfds takes where dataset_info.json names none
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # the default of tfds for the names of the files
 NAME = re.compile(r"(?P<set>[A-Za-z]\w*)(/(?P<config>\w[\w.+=,-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
 VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
-INSTALL = 'pip install "gan-jax[tfds]"'
 MOST_BYTES = 10**9  # of a split that is read for its labels: beside each of them lies its image
-MAX_OPEN = 256  # shards of a split open at once: ImageNet has 1,024, as many files as a process may commonly open
-# One record at a time: whatever is read ahead is thrown away by the next seek.
-READER = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buffer_size": 32768}
+_OPENING = threading.Lock()
 
 
 class Tfds:
@@ -42,139 +35,95 @@ class Tfds:
         _refuse_missing_packages()
         self.name, self.split = name, split
         self.folder = _folder(name, _root(directory))
-        features = _features(self.folder, name)
-        lengths, files = _shards(self.folder, name, split)
-        self.classes = _class_names(self.folder, features)
-        self._files = tuple(files)
-        self._shards = _Shards([self.folder / file for file in files], lengths)
+        self.classes = _classes(self.folder, name)
+        self._length = _length(self.folder, name, split)
+        self._opened = None
 
     @property
     def fingerprint(self) -> str:
-        others = ("dataset_info.json", "features.json", "label.labels.txt")
-        present = [file for file in others if (self.folder / file).exists()]
-        return fingerprint(self.folder, (*present, *self._files), "tfds", self.name.partition(":")[0], self.split)
+        """Of all splits, and formats: which files are those of one is for tfds to know."""
+        files = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+        return fingerprint(self.folder, files, "tfds", self.name.partition(":")[0], self.split)
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return self._length
 
     def __getitem__(self, i: int) -> dict:
         i = index(i, len(self))
+        source, features, decoders = self._open()
         try:
-            features = _parse(self._shards.read(i))
-            example = {"image": decode(_value(features, "image", "bytes_list"), upright=False)}
-            if self.classes:
-                example["label"] = self._label(_value(features, "label", "int64_list"))
-        except InputError:  # of the whole file, which it names
-            raise
-        except (RuntimeError, ValueError) as error:
+            return self._example(features.deserialize_example_np(source[i], decoders=decoders))
+        except Exception as error:  # whatever array_record, protobuf and tfds raise
             raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
-        return example
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_opened": None}
 
     def labels(self) -> np.ndarray | None:
-        if sum((self.folder / file).stat().st_size for file in self._files) > MOST_BYTES:
-            return None
-        return np.array([self._label_of(i) for i in range(len(self))])
+        from tensorflow_datasets.features import FeaturesDict
 
-    def _label_of(self, i: int) -> int:
-        try:
-            return self._label(_value(_parse(self._shards.read(i)), "label", "int64_list"))
-        except (RuntimeError, ValueError):  # damaged
-            return -1
+        source, features, _ = self._open()
+        label = FeaturesDict({"label": features["label"]})
+        if sum(path.stat().st_size for path in self.folder.glob(f"*-{self.split}.*")) > MOST_BYTES:
+            return None
+        return np.array([_label_of(source, label, i) for i in range(len(self))])
 
     def where(self, i: int) -> str:
         return f"{one_line(self.folder)}, {self.split} (example {i} of {len(self)})"
 
-    def _label(self, label: int) -> int:
-        if not -1 <= label < len(self.classes):
-            raise ValueError(f"label {label}, of {len(self.classes)} classes")
-        return label
+    def _example(self, stored: dict) -> dict:
+        missing = [name for name, value in stored.items() if value is None]
+        if missing:  # all are where a file was cut off
+            raise ValueError(f"the record has no {' and no '.join(missing)}; is its file complete?")
+        example = {"image": decode(stored["image"], upright=False)}
+        if self.classes:
+            example["label"] = stored["label"]
+            if not -1 <= example["label"] < len(self.classes):
+                raise ValueError(f"label {example['label']}, of {len(self.classes)} classes")
+        return example
+
+    def _open(self) -> tuple:
+        """The records as bytes, by index and safe among threads; their features; how not to decode the image."""
+        with _OPENING:
+            if self._opened is None:
+                try:
+                    self._opened = _opened(self.folder, self.split, ("image", "label") if self.classes else ("image",))
+                except Exception as error:  # whatever tfds raises
+                    raise InputError(f"tfds cannot open {one_line(self.folder)}: {reason(error)}") from error
+            return self._opened
 
 
-class _Shards:
-    """The records of ArrayRecord files, one after the other: bytes. Files are opened when they are first read."""
-
-    def __init__(self, paths: list[Path], lengths: list[int]):
-        self.paths, self.lengths = paths, lengths
-        self.ends = list(itertools.accumulate(lengths))
-        self._open()
-
-    def _open(self):
-        self._readers = OrderedDict()  # the least recently used first
-        self._opening = threading.Lock()
-        self._reading = [threading.Lock() for _ in self.paths]  # a reader has one position
-
-    def __getstate__(self) -> dict:
-        return {"paths": self.paths, "lengths": self.lengths, "ends": self.ends}
-
-    def __setstate__(self, state: dict):
-        self.__dict__.update(state)
-        self._open()
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def read(self, i: int) -> bytes:
-        """Record i; a RuntimeError says what is wrong with it, an InputError with all of its file."""
-        shard = bisect.bisect_right(self.ends, i)
-        with self._reading[shard]:
-            reader = self._reader(shard)
-            try:
-                reader.seek(i - self.ends[shard] + self.lengths[shard])
-                return reader.read()
-            except RuntimeError:
-                # It never recovers from a damaged record, while those around it can be read.
-                with self._opening:
-                    self._readers.pop(shard, None)
-                raise
-
-    def _reader(self, shard: int):
-        with self._opening:
-            reader = self._readers.pop(shard, None) or _opened(self.paths[shard], self.lengths[shard])
-            self._readers[shard] = reader
-            # One that another thread is reading now is closed when that has done with it.
-            while len(self._readers) > MAX_OPEN:
-                self._readers.popitem(last=False)
-            return reader
-
-
-def _opened(path: Path, length: int):
-    """A reader of the file at `path`, which is to hold `length` records."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    what = f"{one_line(path)} is no complete ArrayRecord file"
+def _label_of(source, features, i: int) -> int:
     try:
-        reader = ArrayRecordReader(str(path), **READER)
-        count = reader.num_records() if reader.ok() else None
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{what}: {reason(error)}; copy or prepare the set again") from error
-    if count != length:
-        found = "damaged or cut off" if count is None else f"{count} records where dataset_info.json counts {length}"
-        raise InputError(f"{what}: {found}; copy or prepare the set again")
-    return reader
+        return features.deserialize_example_np(source[i])["label"]
+    except Exception:  # noqa: BLE001  whatever array_record, protobuf and tfds raise where it is damaged
+        return -1
 
 
-def _parse(record: bytes):
-    """The features of a `tf.train.Example`: a map by name."""
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2  # a third of a second, the first time
+def _opened(folder: Path, split: str, names: tuple[str, ...]) -> tuple:
+    import tensorflow_datasets as tfds  # half a second, the first time
 
-    try:
-        return tf_example_pb2.Example.FromString(record).features.feature
-    except DecodeError as error:
-        raise ValueError("the record is no tf.train.Example") from error
+    builder = tfds.builder_from_directory(folder)
+    _allow_open_files(builder.info.splits[split].num_shards)
+    source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    features = tfds.features.FeaturesDict({name: builder.info.features[name] for name in names})
+    return source, features, {"image": tfds.decode.SkipDecoding()}
 
 
-def _value(features, name: str, kind: str):
-    values = getattr(features[name], kind).value if name in features else ()
-    if len(values) != 1:
-        raise ValueError(f"the record has {len(values)} values of {name}, where 1 is needed")
-    return values[0]
+def _allow_open_files(count: int):
+    """tfds keeps every shard open, and ImageNet's 1,024 are as many files as a process may commonly have."""
+    import resource  # not on Windows, where there is no array_record either
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        soft += count
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def _refuse_missing_packages():
     missing = [name for name in ("tensorflow_datasets", "array_record") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"a TFDS set needs {' and '.join(missing)}, not installed here: {INSTALL}")
+        raise InputError(f'a TFDS set needs {" and ".join(missing)}, not installed here: pip install -e ".[tfds]"')
 
 
 def _root(directory: str | os.PathLike) -> Path:
@@ -189,10 +138,8 @@ def _parts(name: str) -> re.Match:
 
 
 def _advice(name: str) -> str:
-    return (
-        "prepare it where TensorFlow is installed: "
-        f"pip install 'gan-jax[prepare]' && python -m gan_jax.data prepare {name}"
-    )
+    what = f"pip install -e '.[prepare]' && python -m gan_jax.data prepare {name}"
+    return f"prepare it where TensorFlow is installed: {what}"
 
 
 def _folder(name: str, root: Path) -> Path:
@@ -205,16 +152,12 @@ def _folder(name: str, root: Path) -> Path:
         parent = folder.parent if folder.parent.is_dir() else root
         raise InputError(f"no {name}: no folder {one_line(folder)}; in {_contents(parent)}; {_advice(name)}")
     versions = [version for version in _subfolders(folder) if VERSION.fullmatch(version)]
-    version = parts["version"] or max(versions, key=_number, default=None)
+    version = parts["version"] or max(versions, key=lambda text: [*map(int, text.split("."))], default=None)
     if version not in versions:
         wanted = f"version {version}" if version else "version"
         hint = "" if versions or not _subfolders(folder) else ", which may be configs: name one as SET/CONFIG"
         raise InputError(f"no {wanted} of {name}: in {_contents(folder)}{hint}; {_advice(name)}")
     return folder / version
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -228,61 +171,43 @@ def _contents(folder: Path) -> str:
     return f"{one_line(folder)} there is {one_line(', '.join(_subfolders(folder))) or 'nothing'}"
 
 
-def _json(folder: Path, file: str, name: str) -> dict:
+def _json(folder: Path, file: str, name: str):
     path = folder / file
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{one_line(folder)} is no prepared TFDS set: it has no {file}; {_advice(name)}") from None
+        return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {one_line(path)}: {reason(error)}; {_advice(name)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{one_line(path)} is no JSON object; {_advice(name)}")
-    return content
 
 
-def _features(folder: Path, name: str) -> dict:
-    """The set's features by name, one of which is "image"."""
+def _classes(folder: Path, name: str) -> tuple[str, ...]:
+    """As tfds has them: the lines of label.labels.txt, or numbers; () where `label` is no class. There is an image."""
+    where, labels = one_line(folder / "features.json"), folder / "label.labels.txt"
     try:
         features = dict(_json(folder, "features.json", name)["featuresDict"]["features"])
-        image = features.get("image", {}).get("image")
-        dtype = (image or {}).get("dtype", "uint8")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{one_line(folder / 'features.json')} lists no features of a known form") from error
-    if image is None or dtype not in ("uint8", "uint16"):
-        listed = one_line(", ".join(sorted(features)))
-        found = "no encoded image" if image is None else f"an image of {dtype}"
-        raise InputError(
-            f"{name} has {found} as its feature 'image'; its features are {listed}; a set with 8- or 16-bit images is "
-            "needed"
-        )
-    return features
-
-
-def _class_names(folder: Path, features: dict) -> tuple[str, ...]:
-    """As tfds has them: the lines of label.labels.txt, or numbers; () where `label` is no class."""
-    try:
+        dtype = features.get("image", {}).get("image", {"dtype": "no encoded image"}).get("dtype", "uint8")
         count = int(features.get("label", {}).get("classLabel", {}).get("numClasses", 0))
-        file = folder / "label.labels.txt"
-        if not file.exists():
-            return tuple(map(str, range(count)))
-        names = tuple(line.strip() for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
-    except (OSError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"cannot read the classes of {one_line(folder)}: {reason(error)}") from error
+        lines = labels.read_text(encoding="utf-8").split("\n") if labels.exists() else map(str, range(count))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where} lists no features of a known form: {reason(error)}") from error
+    if dtype not in ("uint8", "uint16"):
+        listed = one_line(", ".join(sorted(features)))
+        raise InputError(f"{name} has as its 'image' {dtype}, of the features {listed}; it is to be of 8 or 16 bit")
+    names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != count:
-        raise InputError(f"{one_line(file)} names {len(names)} classes where features.json counts {count}")
+        raise InputError(f"{one_line(labels)} names {len(names)} classes where features.json counts {count}")
     return names
 
 
-def _shards(folder: Path, name: str, split: str) -> tuple[list[int], list[str]]:
-    """How many records each file of the split holds, and its name; all of the files exist."""
+def _length(folder: Path, name: str, split: str) -> int:
+    """How many examples the split has. Its files exist, if they have the names that tfds gives by default."""
     info, where = _json(folder, "dataset_info.json", name), one_line(folder / "dataset_info.json")
     try:
         formats = {info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", ())}
         splits = {entry["name"]: entry for entry in info["splits"]}
         lengths = [int(length) for length in splits.get(split, {}).get("shardLengths", ())]
-        files = _file_names(info["name"], splits[split], len(lengths)) if lengths else []
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        default = splits.get(split, {}).get("filepathTemplate") in (None, "", TEMPLATE)
+        stem = f"{info['name']}-{split}.{FORMAT}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where} describes no data set of a known form: {reason(error)}") from error
     if FORMAT not in formats:
         raise InputError(
@@ -293,23 +218,14 @@ def _shards(folder: Path, name: str, split: str) -> tuple[list[int], list[str]]:
         raise InputError(f"{name} has no split {one_line(split)!r}; it has {one_line(', '.join(splits))}")
     if sum(lengths) == 0:
         raise InputError(f"the split {split} of {name} has no example, by {where}")
-    missing = [file for file in files if not (folder / file).is_file()]
+    files = [folder / f"{stem}-{shard:05}-of-{len(lengths):05}" for shard in range(len(lengths) if default else 0)]
+    missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(
-            f"{one_line(folder / missing[0])} is missing, and of the {len(files)} files of {split} {len(missing)} are; "
+            f"{one_line(missing[0])} is missing, and of the {len(files)} files of {split} {len(missing)} are; "
             f"copy them, or {_advice(name)}"
         )
-    return lengths, files
-
-
-def _file_names(dataset: str, split: dict, count: int) -> list[str]:
-    """The files of a split by the template of tfds (`tfds.core.ShardedFileTemplate`)."""
-    width = max(5, len(str(count)))
-    total = f"{count:0{width}}"
-    template = split.get("filepathTemplate") or TEMPLATE
-    known = {"DATASET": dataset, "SPLIT": split["name"], "FILEFORMAT": FORMAT, "NUM_SHARDS": total}
-    numbers = [f"{shard:0{width}}" for shard in range(count)]
-    return [template.format(**known, SHARD_INDEX=n, SHARD_X_OF_Y=f"{n}-of-{total}") for n in numbers]
+    return sum(lengths)
 
 
 def prepare(name: str, directory: str | os.PathLike) -> Path:
@@ -324,7 +240,7 @@ def prepare(name: str, directory: str | os.PathLike) -> Path:
     except ImportError as error:
         folder = root / parts["set"] / (parts["config"] or "") / (parts["version"] or "VERSION")
         raise InputError(
-            f"preparing {name} needs TensorFlow ({reason(error)}): pip install 'gan-jax[prepare]'; or copy its folder, "
+            f"preparing {name} needs TensorFlow ({reason(error)}): pip install -e '.[prepare]'; or copy its folder, "
             f"prepared elsewhere with file_format='array_record', to {one_line(folder)}"
         ) from error
     try:
