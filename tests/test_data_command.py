@@ -217,16 +217,16 @@ def test_a_folder_of_splits_is_told_from_one_of_classes(shown, tmp_path, classes
     named = sorted(classes)
     likely = next(name for name in named if name.lower().startswith("train"))
     hint = shown("folder", f"--dir={tmp_path / 'set'}")["hint"]
-    assert hint == f"its classes are named {', '.join(named)}: did you mean --dir={tmp_path / 'set' / likely}?"
+    assert hint == f"its classes are named {', '.join(named)}: did you mean {tmp_path / 'set' / likely}?"
 
 
 def test_a_folder_above_its_classes_is_told(shown, tmp_path):
     for seed in range(6):
         write(tmp_path / "one", f"images/{seed}.png", image(seed))
         write(tmp_path / "deep", f"{'ab'[seed % 2]}/{'xyz'[seed % 3]}/{seed}.png", image(seed))
-    assert shown(tmp_path / "one")["hint"] == f"its only class is images: did you mean --dir={tmp_path / 'one/images'}?"
+    assert shown(tmp_path / "one")["hint"] == f"its only class is images: did you mean {tmp_path / 'one/images'}?"
     assert shown(tmp_path / "deep")["hint"] == (
-        f"its images lie in 6 subfolders of its 2 classes, such as a/x: did you mean --dir={tmp_path / 'deep/a'}?"
+        f"its images lie in 6 subfolders of its 2 classes, such as a/x: did you mean {tmp_path / 'deep/a'}?"
     )
     assert "all images lie in the folder itself" in shown(tmp_path / "one" / "images")["classes"]
 

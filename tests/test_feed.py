@@ -94,6 +94,7 @@ def test_a_run_is_held_to_the_data_that_it_began_with(shrunk, array_file, tmp_pa
     config = config_of(shrunk, array_file, "device", num_steps=2)
     source = recipe.build(config).source
     workdirs.settle_data(tmp_path, source)
+    capsys.readouterr()
     workdirs.settle_data(tmp_path, source)
     assert capsys.readouterr().err == ""
     workdirs.settle_data(tmp_path, source._replace(identity="another"))

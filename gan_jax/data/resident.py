@@ -123,7 +123,8 @@ def _chunks(reader: Reader, workers: int) -> Iterator[dict[str, np.ndarray]]:
 def _move(new: Path, folder: Path) -> None:
     """Puts a finished folder in its place, unless another process was there first."""
     if folder.exists() and _read(folder) is None:  # torn, by a machine that went down
-        folder.rename(new.with_name(f"{new.name}-torn"))
+        torn = folder.rename(new.with_name(f"{new.name}-torn"))  # first: another process may be at it, too
+        shutil.rmtree(torn)
     with suppress(OSError):  # another process has just put its own there
         new.rename(folder)
     new.mkdir(exist_ok=True)  # for the one who made it, to remove

@@ -60,10 +60,10 @@ class Tfds:
         return self.__dict__ | {"_opened": None}
 
     def labels(self) -> np.ndarray | None:
-        from tensorflow_datasets.features import FeaturesDict
+        import tensorflow_datasets as tfds
 
         source, features, _ = self._open()
-        label = FeaturesDict({"label": features["label"]})
+        label = tfds.features.FeaturesDict({"label": features["label"]})
         if sum(path.stat().st_size for path in self.folder.glob(f"*-{self.split}.*")) > MOST_BYTES:
             return None
         return np.array([_label_of(source, label, i) for i in range(len(self))])
