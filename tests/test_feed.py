@@ -237,13 +237,15 @@ def test_other_content_or_options_are_decoded_anew(shrunk, array_file, cache):
     assert len(list(cache.iterdir())) == 4
 
 
-@pytest.mark.parametrize("damage", ["torn", "no json", "missing"])
+@pytest.mark.parametrize("damage", ["torn", "empty", "no json", "missing"])
 def test_a_torn_cache_is_decoded_again(shrunk, array_file, cache, damage):
     config = config_of(shrunk, array_file, "device")
     expected = np.array(recipe.build(config).source.data["image"])
     (folder,) = cache.iterdir()
     if damage == "torn":
         (folder / "image.npy").write_bytes((folder / "image.npy").read_bytes()[:-5])
+    elif damage == "empty":
+        (folder / "image.npy").write_bytes(b"")
     elif damage == "no json":
         (folder / "about.json").write_text("{")
     else:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import types
 import warnings
 import zipfile
@@ -813,3 +814,39 @@ def test_colour_and_grey():
     np.testing.assert_array_equal(fit(grey, 6, 3), np.repeat(grey, 3, axis=2))
     assert fit(NOISE[0], 5, 1).shape == (5, 5, 1)
     assert fit(NOISE[0, :, :, :1], 5, 3).shape == (5, 5, 3)
+
+
+# --- found by those who tried to break it ------------------------------------------------------------------------
+
+
+def test_a_member_of_an_npz_without_its_header_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.npz", "w") as file:
+        file.writestr("image.npy", b"junk")
+    with pytest.raises(InputError, match="is no complete"):
+        Arrays(tmp_path / "images.npz")
+
+
+def test_a_link_to_itself_is_no_image_and_no_error_of_the_folder(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    folder = Folder(tmp_path)
+    assert len(folder) == 1
+    assert folder.not_images == ("b.png",)
+
+
+def test_sets_of_equal_names_sizes_and_times_are_told_apart(tmp_path):
+    prints = []
+    for name, value in (("a", 1), ("b", 2)):
+        path = tmp_path / name / "train.npy"
+        path.parent.mkdir()
+        np.save(path, np.full((3, 4, 4, 1), value, np.uint8))
+        os.utime(path, (0, 0))  # as archives do that are made reproducible
+        prints.append(Arrays(path).fingerprint)
+        time.sleep(0.02)
+    assert prints[0] != prints[1]
+
+
+def test_no_message_holds_what_a_terminal_would_act_on(tmp_path):
+    (tmp_path / "\x1b[31mred").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "\x1b[31mred" / "a.png")
+    assert Folder(tmp_path).where(0).isprintable()

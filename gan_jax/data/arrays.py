@@ -31,7 +31,7 @@ class Arrays:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         images, labels = _load(self.path)
         _check_images(self.path, images)
         self._count = len(images)
@@ -90,7 +90,10 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             return loaded, None
         with loaded:
             images, labels = _members(path, loaded.files)
-            return loaded[images], None if labels is None else loaded[labels]
+            arrays = loaded[images], None if labels is None else loaded[labels]
+            if any(isinstance(array, bytes) for array in arrays):  # NumPy's answer to a member without its header
+                raise ValueError("a member is no array")
+            return arrays
     except InputError:
         raise
     except DAMAGE as error:

@@ -21,7 +21,7 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         files, top = _listing(self.path)
         names = sorted(name for name, regular in files if regular and name.lower().endswith(ACCEPTED))
         self.names = tuple(names)
@@ -78,8 +78,8 @@ def _listing(path: Path) -> tuple[list[tuple[str, bool]], list[str]]:
                     if entry.name.startswith(".") or entry.name.lower() in IGNORED:
                         continue
                     name = prefix + entry.name
-                    if not entry.is_dir():
-                        files.append((name, entry.is_file()))  # a broken link or a pipe is not
+                    if not _leads_to_folder(entry):
+                        files.append((name, os.path.isfile(entry.path)))  # a broken link or a pipe is not
                     elif (real := os.path.realpath(entry.path)) not in above:  # else a link that runs in a circle
                         pending.append((f"{name}/", (*above, real)))
                         if not prefix:
@@ -87,6 +87,13 @@ def _listing(path: Path) -> tuple[list[tuple[str, bool]], list[str]]:
     except OSError as error:
         raise InputError(f"cannot list {one_line(error.filename)}: {reason(error)}") from error
     return files, top
+
+
+def _leads_to_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _classes(path: Path, names: tuple[str, ...], top: list[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What a reader of examples is: random access to images as they are stored, in NumPy, on the host.
 
 `gan_jax.data.folder`, `arrays` and `tfds` read what the world keeps images in; `transform.fit` makes them one shape.
-None of these modules imports JAX: they run in worker processes, too.
+None of these modules uses JAX. They are read from several threads at once.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import io
 import operator
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from gan_jax.errors import InputError
 
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # Pillow's, of a block that is then left alone
 ORIENTATION = 0x0112  # the EXIF tag
 # How a complete file ends, though more may follow. Where only this is missing, Pillow does not always notice.
 END = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "WEBP": b""}
@@ -71,6 +73,7 @@ def index(i, count: int) -> int:
 def one_line(text: object, limit: int = 300) -> str:
     """`text` without line breaks and characters that a terminal or a log in UTF-8 cannot show, at most `limit` long."""
     line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return line if len(line) <= limit else line[:limit] + "..."
 
 
@@ -80,15 +83,16 @@ def reason(error: Exception) -> str:
 
 
 def fingerprint(folder: Path, names: Iterable[str], *options: str) -> str:
-    """SHA-256 over name, size and time of last change (ns) of the files `names` in `folder`, and over the options.
+    """SHA-256 over name, size and times of last change (ns) of the files `names` in `folder`, and over the options.
 
-    The folder itself is left out: a set that was moved with its times is the same set.
+    The folder itself is left out: a set that was moved is the same set. Of the two times, an archive that is unpacked
+    sets one, and nobody the other.
     """
     digest = hashlib.sha256(repr(options).encode())
     try:
         for name in names:
             stat = os.stat(os.path.join(folder, name))
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode() + os.fsencode(name) + b"\0")
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} ".encode() + os.fsencode(name) + b"\0")
     except OSError as error:
         raise InputError(f"{one_line(error.filename)} was there and cannot be found again: {reason(error)}") from error
     return digest.hexdigest()

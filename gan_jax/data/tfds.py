@@ -127,7 +127,7 @@ def _refuse_missing_packages():
 
 
 def _root(directory: str | os.PathLike) -> Path:
-    return Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def _parts(name: str) -> re.Match:
