@@ -10,7 +10,8 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from configs import base
-from gan_jax.data import Spec, independent, make_source
+from gan_jax.data import NEUTRAL, SOURCES, Spec, independent, make_source
+from gan_jax.errors import InputError
 
 N = 20_000
 SE = 4  # standard errors that a statistic of a fixed draw may be off: one test in 16,000 would fail by chance
@@ -184,3 +185,23 @@ def test_a_draw_is_a_function_of_its_own_key(name):
     np.testing.assert_array_equal(mixed[:5], whole[:5])  # not of the other keys
     assert np.all(np.any(np.asarray(mixed != whole).reshape(12, -1)[5:], axis=1))
     np.testing.assert_allclose(independent(source, keys[::-1])["image"], whole[::-1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in SOURCES.items() if entry.reader is None])
+def test_what_needs_no_files_can_be_made_with_each_of_its_splits(name):
+    for split in SOURCES[name].splits:
+        source = source_of(name, split)
+        drawn = independent(source, jax.random.split(jax.random.key(0), 2))
+        assert drawn["image"].shape == (2, *source.shape)
+        assert drawn["image"].dtype == jnp.float32
+        assert ("label" in drawn) == bool(source.classes)
+        assert source.std > 0
+
+
+def test_what_a_set_without_use_for_a_key_needs_is_the_default():
+    assert {key: base.get_config().data[key] for key in NEUTRAL} == NEUTRAL
+
+
+def test_a_name_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(InputError, match="no data named 'mnist'; valid: digits, .*tfds:NAME"):
+        source_of("mnist")
