@@ -203,5 +203,5 @@ def test_what_a_set_without_use_for_a_key_needs_is_the_default():
 
 
 def test_a_name_that_does_not_exist_is_refused_with_those_that_do():
-    with pytest.raises(InputError, match="no data named 'mnist'; valid: digits, .*tfds:NAME"):
+    with pytest.raises(InputError, match=r"no data named 'mnist'; valid: digits, .*tfds:NAME"):
         source_of("mnist")
