@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gan_jax.data import NEUTRAL, SOURCES, Spec, look, make_source, tfds
+from gan_jax import look
+from gan_jax.data import NEUTRAL, SOURCES, Spec, make_source, tfds
 from gan_jax.data.__main__ import main
 from gan_jax.errors import InputError
 from gan_jax.images import PAD

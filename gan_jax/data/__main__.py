@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from gan_jax.data import CORRUPT, NAMES, NEUTRAL, Spec, is_name, tfds
-from gan_jax.data.look import LOOKED_AT, look
 from gan_jax.errors import InputError
+from gan_jax.look import LOOKED_AT, look
 
 PROGRAM = "python -m gan_jax.data"
 FLAGS = ("split", "dir", "image_size", "channels", "flip", "corrupt")  # keys of the group `data` of a config

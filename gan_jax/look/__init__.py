@@ -14,7 +14,6 @@ from PIL import Image
 
 from gan_jax.data import Source, Spec, checked, independent
 from gan_jax.data.digits import TOP
-from gan_jax.data.labels import Bundled, counts, level_hint, place
 from gan_jax.data.reading import Reader
 from gan_jax.data.records import BadExampleError, one_line
 from gan_jax.data.source import draw_stored
@@ -23,6 +22,7 @@ from gan_jax.data.transform import fit
 from gan_jax.devices import room_for_data
 from gan_jax.errors import InputError
 from gan_jax.images import grid, write_png
+from gan_jax.look.labels import Bundled, counts, level_hint, place
 
 LOOKED_AT = 500  # examples decoded, evenly spaced; as many draws where they are generated
 COLUMNS, ROWS = 10, 10  # of a picture of a set without classes
