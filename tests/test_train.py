@@ -86,7 +86,7 @@ def stands_in(request, variant):
         folder = request.getfixturevalue("tmp_path_factory").mktemp("images")
         for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (9, 20, 30, 3), dtype=np.uint8)):
             Image.fromarray(pixels).save(folder / f"{i}.png")
-        return {"data.name": "folder", "data.dir": str(folder)}
+        return {"data.name": "folder", "data.dir": str(folder), "data.image_size": 16}  # compiles faster
     return {}
 
 
