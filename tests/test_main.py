@@ -195,7 +195,10 @@ def parse(monkeypatch, *argv):
         ("bach_size=8", r"^unknown config key bach_size; did you mean batch_size\? valid keys: seed, num_steps, batch"),
         ("generator.widht=8", r"^unknown config key generator\.widht; did you mean generator\.width\? valid keys: gen"),
         ("zzz=8", r"^unknown config key zzz; valid keys: seed, "),
-        ("data=ring8", r"^config key data is a group; set one of data\.name, data\.split, data\.dir$"),
+        (
+            "data=ring8",
+            r"^config key data is a group; set one of data\.name, data\.split, data\.dir, data\.image_size, data\.channels, data\.flip, data\.corrupt, data\.placement, data\.workers$",
+        ),
         ("generator.optimizer=adam", r"^config key generator\.optimizer is a group; set one of .*optimizer\.b1"),
     ],
 )

@@ -611,7 +611,7 @@ def test_a_step_from_the_compilation_cache_donates_and_gives_the_same_bits(layou
 def test_bfloat16_keeps_parameters_and_losses_in_float32_and_stays_close(shrunk):
     changes, results = SGD | RATES | WIDE | {"latent.dim": 2}, {}
     setup, before = built(shrunk("digits", None, changes))
-    batch = {"image": jnp.asarray(setup.source.data[None, :16] / 8 - 1, jnp.float32)}
+    batch = {"image": jnp.asarray(setup.source.data["image"][None, :16] / 8 - 1, jnp.float32)}
     for precision in ("float32", "bfloat16"):
         made = recipe.build(shrunk("digits", None, changes | {"precision": precision})).recipe
         run = partial(step.train_step, made._replace(prior=partial(noise, dim=2)), setup.devices)
