@@ -197,7 +197,7 @@ def parse(monkeypatch, *argv):
         ("zzz=8", r"^unknown config key zzz; valid keys: seed, "),
         (
             "data=ring8",
-            r"^config key data is a group; set one of data\.name, data\.split, data\.dir, data\.image_size, data\.channels, data\.flip, data\.corrupt, data\.placement, data\.workers$",
+            r"^config key data is a group; set one of data\.name, data\.split, data\.dir, data\.image_size, ",
         ),
         ("generator.optimizer=adam", r"^config key generator\.optimizer is a group; set one of .*optimizer\.b1"),
     ],
@@ -247,7 +247,7 @@ def players(**changes):
         ({"generator.network": "unet"}, r"generator\.network is 'unet'; it must be one of mlp, dcgan, resnet"),
         ({"data.name": "mnist"}, r"data\.name is 'mnist'; it must be one of digits, ring8, grid25, "),
         ({"data.split": "valid"}, r"data\.split is 'valid'; digits has train, test, all"),
-        ({"data.dir": "/data"}, r"data\.dir is '/data'; of which digits makes no use: leave it out"),
+        ({"data.dir": "/data"}, r"data\.dir is '/data', of which digits makes no use: leave it out"),
         ({"generator.optimizer.name": "lion"}, r"optimizer\.name is 'lion'; it must be one of adam, rmsprop, sgd"),
         ({"latent.prior": "cauchy"}, r"latent\.prior is 'cauchy'; it must be one of normal, uniform"),
         ({"parallel": "tpu"}, r"parallel is 'tpu'; it must be one of jit, pmap"),
