@@ -7,9 +7,9 @@ python -m gan_jax.main --config=configs/dcgan.py:stacked_mnist  # three digits a
 python -m gan_jax.main --config=configs/dcgan.py:folder --config.data.dir=PATH  # any images, cut to 64x64x3
 
 Seen on 2 CPU cores: 84 s beside other work, varied digits (docs/pictures/dcgan.png); sliced Wasserstein 0.029, where
-two draws of real digits are 0.024 apart (`--mode=evaluate`). Conditional MNIST: 9 min beside other work, ten rows of ten
-digits (docs/pictures/mnist.png). The others want an accelerator, and were not run to their end. docs/data.md says where
-their data comes from; on an accelerator add --config.steps_per_call=100: only on a CPU is 1 the right number.
+two draws of real digits are 0.024 apart (`--mode=evaluate`). Conditional MNIST: 9 min beside other work, ten rows of
+ten digits (docs/pictures/mnist.png). The others want an accelerator, and were not run to their end. docs/data.md says
+where their data comes from; on an accelerator add --config.steps_per_call=100: only on a CPU is 1 the right number.
 """
 
 from configs import base
