@@ -164,6 +164,7 @@ def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
         batch_size=4,
         discriminator_steps=1,
         one_pass=False,
+        conditional=False,
         unroll=False,
     )
     numbers = dict.fromkeys(step.Hyperparameters.__dataclass_fields__, 0.0) | {"penalty_weight": weight}
