@@ -110,7 +110,8 @@ def _given_dir(spec: Spec, what: str) -> str:
 def _stored(open_reader: Callable, spec: Spec) -> Source:
     """The source of a set that lies on a disk: on the device where it fits there, else streamed."""
     reader = open_reader(spec)
-    if others := getattr(reader.records, "not_images", ()):  # of a folder, where the config says to skip them
+    others = reader.records.not_images if isinstance(reader.records, Folder) else ()
+    if others:
         print(f"skipped {len(others):,} files that are no images, the first {others[0]}", file=sys.stderr)
     needed, room = len(reader) * int(np.prod(reader.shape)), room_for_data()
     if spec.placement == "device" and needed > room:

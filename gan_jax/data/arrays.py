@@ -1,7 +1,6 @@
 """Images in a NumPy file: `.npy`, or `.npz` with labels."""
 
 import os
-import threading
 import tokenize
 import zipfile
 import zlib
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gan_jax.data.records import BadExampleError, fingerprint, index, one_line, reason
+from gan_jax.data.records import fingerprint, index, one_line, reason
 from gan_jax.errors import InputError
 
 IMAGES = ("image", "images", "samples")
@@ -20,7 +19,6 @@ BLOCK = 1 << 24  # elements looked at together when floats are checked
 # What NumPy raises for a damaged file: no zip, no header, a header that lies about the size, bad compressed data.
 DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError,
           NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
-_opening = threading.Lock()  # of the module: it cannot be pickled with an instance
 
 
 class Arrays:
@@ -32,45 +30,28 @@ class Arrays:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(os.path.expanduser(path))
-        images, labels = _load(self.path)
-        _check_images(self.path, images)
-        self._count = len(images)
-        self.classes = _classes(self.path, labels, self._count)
-        self._arrays = images, labels
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_arrays": None}
+        self._images, self._labels = _load(self.path)
+        _check_images(self.path, self._images)
+        self.classes = _classes(self.path, self._labels, len(self))
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.path.parent, [self.path.name], "arrays")
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._images)
 
     def __getitem__(self, i: int) -> dict:
-        i = index(i, self._count)
-        images, labels = self._opened(i)
-        image = _bytes(images[i])
+        i = index(i, len(self))
+        image = _bytes(self._images[i])
         image = image[:, :, None] if image.ndim == 2 else image
-        return {"image": image} if labels is None else {"image": image, "label": int(labels[i])}
+        return {"image": image} if self._labels is None else {"image": image, "label": int(self._labels[i])}
 
     def labels(self) -> np.ndarray:
-        return np.asarray(self._opened(0)[1])
+        return np.asarray(self._labels)
 
     def where(self, i: int) -> str:
-        return f"{one_line(self.path)} (example {i} of {self._count})"
-
-    def _opened(self, i: int) -> tuple:
-        """The arrays; loaded again in a process that got this object from another one."""
-        if self._arrays is None:
-            with _opening:
-                if self._arrays is None:
-                    try:
-                        self._arrays = _load(self.path)
-                    except InputError as error:
-                        raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
-        return self._arrays
+        return f"{one_line(self.path)} (example {i} of {len(self)})"
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOF
 
 
 class Records(Protocol):
-    """A data set by index. An instance can be pickled, and read from several threads; files are opened when read."""
+    """A data set by index. An instance is read from several threads at once."""
 
     classes: tuple[str, ...]  # what the labels 0, 1, ... mean; () where the set has no labels
 

@@ -56,9 +56,6 @@ class Tfds:
         except Exception as error:  # whatever array_record, protobuf and tfds raise
             raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_opened": None}
-
     def labels(self) -> np.ndarray | None:
         import tensorflow_datasets as tfds
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gan_jax.data import Source, Spec, checked, independent
 from gan_jax.data.digits import TOP
+from gan_jax.data.folder import Folder
 from gan_jax.data.reading import Reader
 from gan_jax.data.records import BadExampleError, one_line
 from gan_jax.data.source import draw_stored
@@ -174,7 +175,8 @@ def _pixels(stored: Stored, seen: dict[int, Seen], looked: str) -> Iterator[str]
 
 def _faults(stored: Stored, bad: list[BadExampleError], looked: str) -> Iterator[str]:
     yield _line("unreadable", f"{len(bad):,} {looked}" + (f"; the first: {bad[0]}" if bad else ""))
-    others = getattr(stored.reader.records, "not_images", ())  # a folder's
+    records = stored.reader.records
+    others = records.not_images if isinstance(records, Folder) else ()
     if stored.spec.name == "folder":
         yield _line("other", f"{len(others):,} files that are no images" + (f": {_named(others)}" if others else ""))
     if (bad or others) and stored.spec.corrupt == "stop":
