@@ -9,9 +9,13 @@ every log_every steps as the loop does. So both sides have one process, one runt
 kind, and start-up is in neither. The cut is in the middle of a cadence, when what a checkpoint writes in the background
 is on disk, unless a cadence is a single call.
 
-Blocks of the two sides alternate; one counts where other processes used less than 6 % of the CPUs meanwhile. Where a
-side has fewer than three such blocks when patience ends, the line says NOISY and shows the fastest of all blocks: that
-is no measurement. The rows are a run each, with the config's cadences and without some of them.
+Blocks of the two sides alternate, and each of the loop is compared with the bare one after it: `adds` is the median of
+these ratios, less 1, with their quartiles, so that a machine which slowly changes its speed does no harm. A pair counts
+where other processes used less than 6 % of the CPUs in both blocks. Where there are fewer than three such pairs when
+patience ends, the line says NOISY and is of all pairs: that is no measurement. `between calls` is the same for the time
+that Python spends between two compiled calls, and far less noisy: all that is added where a call returns when it is
+done, as on a CPU under `--runtime=fast`, but for what background threads take from the step. The rows are a run each,
+with the config's cadences and without some of them.
 """
 
 import argparse
@@ -36,7 +40,7 @@ from gan_jax.devices import LAYOUTS
 from gan_jax.train import next_boundary, train
 
 NEVER = 10**9  # steps
-FEWEST = 3  # quiet blocks of each side
+FEWEST = 3  # quiet pairs of blocks
 PATIENCE = 4  # times --seconds, for each side
 CADENCES = ("log_every", "sample_every", "checkpoint_every", "evaluate_every")
 ROWS = {  # the cadences that stay; without metrics there would be nothing to wait for
@@ -57,6 +61,14 @@ class Block(NamedTuple):
     seconds: float  # per step
     duration: float
     others: float  # share of the CPUs that other processes used
+    between: float  # seconds per step that are not spent in compiled calls
+
+
+class Pair(NamedTuple):
+    """A block of the loop, and the bare one right after it."""
+
+    loop: Block
+    bare: Block
 
 
 def main() -> None:
@@ -74,11 +86,12 @@ def main() -> None:
     print(f"runtime: {runtime.RUNTIMES[arguments.runtime]()}")
     config = command_line.load_config(arguments.config)
     print(f"{arguments.config}; log, pictures, checkpoints, scores every {[config[name] for name in CADENCES]} steps\n")
-    print("| the loop with | ms a step | spread | bare, ms | spread | adds | quiet blocks |\n" + "|---" * 7 + "|")
+    print("| the loop with | ms a step | bare, ms | adds | quartiles | between calls | quiet pairs |")
+    print("|---" * 7 + "|")
     for name in arguments.rows.split(";"):
         changes = {cadence: NEVER for cadence in CADENCES if cadence not in ROWS[name]}
         clock = measure(ConfigDict(config.to_dict() | changes), arguments.seconds)
-        print(row(name, clock.loop, clock.bare), flush=True)
+        print(row(name, clock.pairs), flush=True)
 
 
 def measure(config: ConfigDict, seconds: float) -> "Clock":
@@ -101,7 +114,7 @@ class Clock:
     """What the loop calls instead of its compiled programs: it times the loop, and gives the bare side its turns."""
 
     def __init__(self, config: ConfigDict, compile_: Callable, seconds: float):
-        self.loop, self.bare = [], []
+        self.pairs: list[Pair] = []
         self._config, self._compile, self._seconds = config, compile_, seconds
         self._programs = {}  # by the steps of a call
         self._now = 0
@@ -110,6 +123,7 @@ class Clock:
         while self._cut < self._whole // 2:
             self._cut = next_boundary(config, self._cut)
         self._start = None  # (step, usage) at which the loop's block began
+        self._inside = 0.0  # seconds in compiled calls since then
         self._end = None  # of patience
 
     def compile(self, function: Callable, state, data) -> Callable:
@@ -123,7 +137,13 @@ class Clock:
         if self._now > self._whole and self._now % self._whole == self._cut % self._whole:
             self._cadence_is_over(state, data)
         self._now += steps
-        return self._programs[steps](state, data)
+        return self._timed(self._programs[steps], state, data)
+
+    def _timed(self, program: Callable, state, data):
+        start = time.perf_counter()
+        result = program(state, data)
+        self._inside += time.perf_counter() - start
+        return result
 
     def _cadence_is_over(self, state, data) -> None:
         jax.block_until_ready(state)
@@ -134,57 +154,58 @@ class Clock:
             first, before = self._start
             if after.clock - before.clock < max(0.3, self._seconds / 10):
                 return
-            self.loop.append(block(self._now - first, before, after))
-            self._take_bare_turn(self._now - first, state, data)
+            loop = block(self._now - first, before, after, self._inside)
+            self.pairs.append(Pair(loop, self._bare_turn(self._now - first, state, data)))
             self._stop_when_done()
+        self._inside = 0.0
         self._start = self._now, quiet.usage()
 
-    def _take_bare_turn(self, wanted: int, state, data) -> None:
+    def _bare_turn(self, wanted: int, state, data) -> Block:
         steps = max(self._programs)
         program = self._programs[steps]
         state = jax.block_until_ready(jax.tree.map(jnp.copy, state))  # the program takes its buffers
         done = unseen = 0
-        before = quiet.usage()
+        self._inside, before = 0.0, quiet.usage()
         while done < wanted:
-            state, metrics = program(state, data)
+            state, metrics = self._timed(program, state, data)
             done, unseen = done + steps, unseen + steps
             if unseen >= self._config.log_every:
                 jax.block_until_ready(metrics)
                 unseen = 0
         jax.block_until_ready(state)
-        self.bare.append(block(done, before, quiet.usage()))
+        return block(done, before, quiet.usage(), self._inside)
 
     def _stop_when_done(self) -> None:
-        kept = [quiet_blocks(blocks) for blocks in (self.loop, self.bare)]
-        print(f"quiet blocks: loop {len(kept[0])}, bare {len(kept[1])}", file=sys.__stderr__, flush=True)
-        done = all(len(each) >= FEWEST and sum(b.duration for b in each) >= 0.9 * self._seconds for each in kept)
+        kept = quiet_pairs(self.pairs)
+        print(f"quiet pairs: {len(kept)} of {len(self.pairs)}", file=sys.__stderr__, flush=True)
+        done = len(kept) >= FEWEST and sum(pair.loop.duration for pair in kept) >= 0.9 * self._seconds
         if done or time.perf_counter() > self._end:
             raise Enough
 
 
-def block(steps: int, before: quiet.Usage, after: quiet.Usage) -> Block:
+def block(steps: int, before: quiet.Usage, after: quiet.Usage, inside: float) -> Block:
     """What lies between two looks at the counters."""
     duration = after.clock - before.clock
-    return Block(duration / steps, duration, quiet.others(before, after))
+    return Block(duration / steps, duration, quiet.others(before, after), (duration - inside) / steps)
 
 
-def quiet_blocks(blocks: list[Block]) -> list[Block]:
+def quiet_pairs(pairs: list[Pair]) -> list[Pair]:
     """Those that nobody disturbed."""
-    return [each for each in blocks if each.others < quiet.THRESHOLD]
+    return [pair for pair in pairs if max(pair.loop.others, pair.bare.others) < quiet.THRESHOLD]
 
 
-def row(name: str, loop: list[Block], bare: list[Block]) -> str:
-    """A line of the table: medians of the quiet blocks, or NOISY and the fastest of all."""
-    kept = [quiet_blocks(blocks) for blocks in (loop, bare)]
-    noisy = any(len(each) < FEWEST for each in kept)
-    cells = []
-    for blocks in (loop, bare) if noisy else kept:
-        seconds = [each.seconds for each in blocks]
-        low, middle, high = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-        cells.append((min(seconds) if noisy else median(seconds), (high - low) / middle))
-    shown = " | ".join(f"{seconds * 1e3:.4g} | {spread:.1%}" for seconds, spread in cells)
-    counts = ", ".join(f"{len(q)} of {len(blocks)}" for q, blocks in zip(kept, (loop, bare), strict=True))
-    return f"| {name} | {shown} | {cells[0][0] / cells[1][0] - 1:+.1%}{' NOISY' if noisy else ''} | {counts} |"
+def row(name: str, pairs: list[Pair]) -> str:
+    """A line of the table, of the quiet pairs; NOISY and of all where they are too few."""
+    kept = quiet_pairs(pairs)
+    noisy = len(kept) < FEWEST
+    counts = f"{len(kept)} of {len(pairs)}"
+    kept = pairs if noisy else kept
+    loop, bare = (median(getattr(pair, side).seconds for pair in kept) * 1e3 for side in Pair._fields)
+    ratios = [pair.loop.seconds / pair.bare.seconds - 1 for pair in kept]
+    low, middle, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    between = median((pair.loop.between - pair.bare.between) / pair.bare.seconds for pair in kept)
+    adds = f"{middle:+.1%}{' NOISY' if noisy else ''} | {low:+.1%} to {high:+.1%}"
+    return f"| {name} | {loop:.4g} | {bare:.4g} | {adds} | {between:+.1%} | {counts} |"
 
 
 if __name__ == "__main__":
