@@ -1,5 +1,7 @@
 """Scores of samples whose quality is known."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from scipy.optimize import linear_sum_assignment
 
 from configs import base
 from gan_jax.data import Spec, independent, make_source
+from gan_jax.errors import InputError
 from gan_jax.evaluation import evaluate, mode_scores, sliced_wasserstein
+from gan_jax.evaluation.modes import label_scores
 
 
 def source_of(name):
@@ -67,6 +71,40 @@ def test_only_samples_within_three_sigma_count(sigmas, found):
     assert scores["modes"] == found
     assert scores["high_quality"] == found / 8
     assert scores["reverse_kl"] == pytest.approx(0)  # counted to the nearest center, however far
+
+
+def test_labels_of_a_perfect_generator_are_near_their_floor():
+    n, classes = 26_000, 1000
+    scores = label_scores(np.random.default_rng(0).integers(classes, size=n), classes)
+    assert scores["modes"] == scores["modes_total"] == classes  # each is missed with chance e^-26
+    # (m - 1)/2n, and the next order of a uniform distribution, (m^2 - 1)/12n^2: 0.01921 + 0.00012.
+    assert scores["reverse_kl_floor"] == pytest.approx(0.01934, abs=1e-5)
+    # 2 n KL is about chi^2 with classes - 1 degrees of freedom.
+    assert abs(scores["reverse_kl"] - scores["reverse_kl_floor"]) < 4 * np.sqrt(2 * (classes - 1)) / (2 * n)
+
+
+@pytest.mark.parametrize(("n", "classes"), [(1, 5), (4, 3), (6, 2)])
+def test_the_floor_of_labels_is_the_mean_over_all_outcomes(n, classes):
+    outcomes = np.array(list(itertools.product(range(classes), repeat=n)))
+    scores = [label_scores(labels, classes) for labels in outcomes]
+    mean = np.mean([each["reverse_kl"] for each in scores])
+    assert scores[0]["reverse_kl_floor"] == pytest.approx(mean, rel=1e-10)
+
+
+def test_labels_of_a_generator_that_misses_classes():
+    assert label_scores(np.full(50, 3), 1000)["reverse_kl"] == pytest.approx(np.log(1000))
+    scores = label_scores(np.array([0] * 6 + [7] * 2, np.uint8), 8)
+    assert (scores["modes"], scores["modes_total"]) == (2, 8)
+    assert scores["reverse_kl"] == pytest.approx(np.log(8) + 0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [([0, 5], "0 to 4"), ([-1, 2], "from -1 to 2"), ([0.0, 1.0], "integers"), ([], "integers"), ([[1, 2]], "shape")],
+)
+def test_labels_must_be_classes(labels, words):
+    with pytest.raises(InputError, match=words):
+        label_scores(np.array(labels), 5)
 
 
 @pytest.mark.parametrize("dimensions", [2, 5, 64])

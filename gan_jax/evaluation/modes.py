@@ -4,6 +4,7 @@ import numpy as np
 import scipy  # by itself it loads none of its parts until they are used, and training uses none
 
 from gan_jax.data.source import Modes
+from gan_jax.errors import InputError
 
 
 def mode_scores(samples: np.ndarray, modes: Modes) -> dict[str, float]:
@@ -29,3 +30,37 @@ def mode_scores(samples: np.ndarray, modes: Modes) -> dict[str, float]:
         "reverse_kl": float(np.sum(found * np.log(found * total))),
         "reverse_kl_floor": (total - 1) / (2 * len(samples)),
     }
+
+
+def label_scores(labels: np.ndarray, classes: int) -> dict[str, float]:
+    """How well samples that a classifier gave labels int [n], 0 ... classes - 1, cover equally likely classes.
+
+    The protocol of PacGAN for stacked MNIST, with 26,000 samples and 1,000 classes (arXiv:1712.04086, section 4.2).
+
+    Returns:
+      modes, modes_total: classes with at least one sample, and how many there are.
+      reverse_kl: KL in nats from the shares of the samples to uniform.
+      reverse_kl_floor: its expected value for a perfect generator and classifier, exactly: m E[c/n log(c m/n)] with
+        the count c of a class binomial.
+
+    Raises InputError for labels that are none of the classes, or none at all.
+    """
+    if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"labels are {labels.dtype} of shape {labels.shape}: they should be integers of shape [n]")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"labels from {labels.min()} to {labels.max()}: they should be classes, 0 to {classes - 1}")
+    n = len(labels)
+    shares = np.bincount(labels, minlength=classes) / n
+    counts = np.arange(n + 1)
+    chances = scipy.stats.binom.pmf(counts, n, 1 / classes)
+    return {
+        "modes": int(np.count_nonzero(shares)),
+        "modes_total": classes,
+        "reverse_kl": float(_divergence(shares, classes).sum()),
+        "reverse_kl_floor": float(classes * chances @ _divergence(counts / n, classes)),
+    }
+
+
+def _divergence(shares: np.ndarray, total: int) -> np.ndarray:
+    """What each share adds to the KL to uniform over `total`, in nats."""
+    return scipy.special.rel_entr(shares, 1 / total)

@@ -1,0 +1,124 @@
+"""Scores by nearest neighbours in feature space: precision, recall, density, coverage, and memorised examples.
+
+Distances are Euclidean, in float64. Neighbours are found by products of matrices, and the distances to them then taken
+from the differences: those of equal points are exactly 0.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.metrics import pairwise_distances_argmin, pairwise_distances_chunked
+from sklearn.neighbors import NearestNeighbors
+
+from gan_jax.errors import InputError
+from gan_jax.evaluation.arrays import check_features
+
+ROUNDING = 1e-12  # of a squared distance from a product of matrices, in units of the largest squared norm
+BLOCK = 256  # MiB of distances at once
+
+
+class PrecisionRecall(NamedTuple):
+    """Per example, what the scores are the means of: rows for a bootstrap."""
+
+    precision: np.ndarray  # bool [n]: is this fake example in the ball of a real one
+    recall: np.ndarray  # bool [m]: is this real example in the ball of a fake one
+
+
+class DensityCoverage(NamedTuple):
+    """Per example, what the scores are the means of: rows for a bootstrap."""
+
+    density: np.ndarray  # float64 [n]: balls of real examples around this fake one, divided by k
+    coverage: np.ndarray  # bool [m]: is any fake example in the ball of this real one
+
+
+def neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
+    """The distances [n, k], ascending, from each of features [n, d] to its k nearest others.
+
+    Raises InputError unless 1 <= k < n, and for NaN or infinity.
+    """
+    check_features(1, the=features)
+    if not 1 <= k < len(features):
+        raise InputError(f"k is {k}, of {len(features)} examples: it should be at least 1 and below their number")
+    x = features.astype(np.float64)
+    x -= x.mean(axis=0)  # the smaller the norms, the smaller the rounding
+    found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x).kneighbors(return_distance=False)
+    distances = [np.linalg.norm(x - x[column], axis=1) for column in found.T]
+    return np.sort(np.stack(distances, axis=1), axis=1)
+
+
+def precision_recall(
+    real: np.ndarray, fake: np.ndarray, k: int = 3, *, real_distances: np.ndarray | None = None
+) -> PrecisionRecall:
+    """Improved precision and recall (arXiv:1904.06991) of features real [m, d], fake [n, d].
+
+    The ball of an example reaches to its k-th nearest other of its own kind, that one included: a point outside by no
+    more than rounding is inside.
+
+    Args:
+      real_distances: neighbour_distances(real, k or more), where they are known already.
+
+    Raises InputError as neighbour_distances does, and for different dimensions.
+    """
+    check_features(1, real=real, fake=fake)
+    of_real = _squared_radii(real, k, real_distances)
+    of_fake = _squared_radii(fake, k, None)[:, None]
+    precision, recall = np.zeros(len(fake), bool), np.zeros(len(real), bool)
+    for rows, squared in _blocks(fake, real):
+        precision[rows] = (squared <= of_real).any(axis=1)
+        recall |= (squared <= of_fake[rows]).any(axis=0)
+    return PrecisionRecall(precision, recall)
+
+
+def density_coverage(
+    real: np.ndarray, fake: np.ndarray, k: int = 5, *, real_distances: np.ndarray | None = None
+) -> DensityCoverage:
+    """Density and coverage (arXiv:2002.09797) of features real [m, d], fake [n, d].
+
+    Of equal distributions the expected density is 1, and that of coverage, for large m = n, 1 - 2^-k. Balls, arguments
+    and errors are those of precision_recall.
+    """
+    check_features(1, real=real, fake=fake)
+    of_real = _squared_radii(real, k, real_distances)
+    density, coverage = np.zeros(len(fake)), np.zeros(len(real), bool)
+    for rows, squared in _blocks(fake, real):
+        inside = squared <= of_real
+        density[rows] = inside.sum(axis=1) / k
+        coverage |= inside.any(axis=0)
+    return DensityCoverage(density, coverage)
+
+
+def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distance float64 [n] from each of queries [n, d] to the nearest of references [m, d], and its index int [n].
+
+    Of two references whose distances agree to rounding, either may be named. Raises InputError for different
+    dimensions, NaN or infinity.
+    """
+    check_features(1, queries=queries, references=references)
+    center = references.mean(axis=0, dtype=np.float64)
+    queries, references = queries - center, references - center
+    indices = pairwise_distances_argmin(queries, references)
+    return np.linalg.norm(queries - references[indices], axis=1), indices
+
+
+def _squared_radii(features: np.ndarray, k: int, distances: np.ndarray | None) -> np.ndarray:
+    if distances is None:
+        distances = neighbour_distances(features, k)
+    if len(distances) != len(features) or not 1 <= k <= distances.shape[1]:
+        raise InputError(
+            f"distances of shape {distances.shape} for {len(features)} examples and k = {k}:"
+            f" they should be those of neighbour_distances with this k or more"
+        )
+    return np.square(distances[:, k - 1])
+
+
+def _blocks(fake: np.ndarray, real: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows of the squared distances [n, m], less their rounding."""
+    center = real.mean(axis=0, dtype=np.float64)
+    fake, real = fake - center, real - center
+    rounding = ROUNDING * max(np.square(x).sum(axis=1).max() for x in (fake, real))
+    start = 0
+    for squared in pairwise_distances_chunked(fake, real, metric="euclidean", squared=True, working_memory=BLOCK):
+        squared -= rounding
+        yield slice(start, start + len(squared)), squared
+        start += len(squared)
