@@ -317,7 +317,7 @@ def test_a_precision_has_the_interval_of_a_proportion():
     assert (low, high) == pytest.approx((0.3 - error, 0.3 + error), abs=0.1 * error)
 
 
-def test_frechet_interval_is_that_of_copied_rows():
+def test_frechet_interval_reflects_the_percentiles_at_the_estimate():
     x, y, resamples = features(60, 4), others(50, 4), 40
     rng = np.random.default_rng(3)
     distances = []
