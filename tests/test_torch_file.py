@@ -13,6 +13,7 @@ from gan_jax.errors import InputError
 from gan_jax.evaluation.torch_file import MAGIC, VERSION, read_state_dict
 
 VALUES = np.arange(12, dtype=np.float32)
+BYTES = (VALUES.tobytes(),)
 SYSTEM = {"little_endian": True, "protocol_version": VERSION, "type_sizes": {}}
 
 
@@ -32,7 +33,7 @@ def named(opcodes, name="w"):
     return b"}" + body(name) + opcodes + b"s."
 
 
-def write_zip(path, pickled, storages=(VALUES.tobytes(),), order=b"little", compression=zipfile.ZIP_STORED):
+def write_zip(path, pickled, storages=BYTES, order=b"little", compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
         archive.writestr("archive/byteorder", order)
@@ -41,7 +42,7 @@ def write_zip(path, pickled, storages=(VALUES.tobytes(),), order=b"little", comp
     return path
 
 
-def write_legacy(path, pickled, storages=(VALUES.tobytes(),), numel=12, system=SYSTEM):
+def write_legacy(path, pickled, storages=BYTES, numel=12, system=SYSTEM):
     with path.open("wb") as file:
         for value in (MAGIC, VERSION, system):
             pickle.dump(value, file, 2)
