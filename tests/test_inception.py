@@ -38,12 +38,12 @@ def params():
 
 
 def photographs(height, width, channels=3):
-    """uint8 images [3, h, w, c] that differ much: noise, stripes, a dark gradient."""
+    """uint8 images [4, h, w, c] that differ much: noise, dark noise, stripes, a gradient."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (height, width, channels))
     stripes = np.where(np.arange(width)[None, :, None] // 4 % 2, 255, 10) * np.ones_like(noise)
-    gradient = np.linspace(0, 100, height)[:, None, None] * np.linspace(0.2, 1, channels) * np.ones_like(noise)
-    return np.stack([noise, stripes, gradient]).astype(np.uint8)
+    gradient = np.linspace(0, 255, height)[:, None, None] * np.linspace(0.2, 1, channels) * np.ones_like(noise)
+    return np.stack([noise, noise[::-1] // 8, stripes, gradient]).astype(np.uint8)
 
 
 # --- Against PyTorch
@@ -148,7 +148,7 @@ def test_images_are_resized_on_the_old_grid():
 def test_resizing_against_loops(height, width):
     images = photographs(height, width)
     resized = np.asarray(inception.resize(images, SIDE))
-    assert resized.shape == (3, SIDE, SIDE, 3)
+    assert resized.shape == (4, SIDE, SIDE, 3)
     if (height, width) == (SIDE, SIDE):
         np.testing.assert_array_equal(resized, images)
     rng = np.random.default_rng(1)
@@ -197,8 +197,8 @@ def test_blocks_that_halve_keep_the_largest_pixels(block):
 def test_a_grey_image_is_one_of_three_equal_channels(params):
     grey = photographs(32, 32, channels=1)
     features, logits = jax.jit(inception.forward)(params, grey)
-    assert features.shape == (3, 2048)
-    assert logits.shape == (3, 1008)
+    assert features.shape == (4, 2048)
+    assert logits.shape == (4, 1008)
     expected = inception.forward(params, grey.repeat(3, axis=3))[0]
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(logits, features @ params["fc"]["kernel"], rtol=1e-3, atol=1e-3)
