@@ -4,11 +4,13 @@ import argparse
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from gan_jax.data import CORRUPT, NAMES, NEUTRAL, Spec, is_name, tfds
 from gan_jax.errors import InputError
 from gan_jax.look import LOOKED_AT, look
+from gan_jax.subcommands import Parser, exit_status
 
 PROGRAM = "python -m gan_jax.data"
 FLAGS = ("split", "dir", "image_size", "channels", "flip", "corrupt")  # keys of the group `data` of a config
@@ -16,35 +18,21 @@ KEY = re.compile(rf"(config key |(?<=set ))data\.(?=({'|'.join(FLAGS)})\b)")  # 
 ARRAYS = (".npy", ".npz")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
-
-    def error(self, message: str):
-        raise InputError(f"{' '.join(message.split())}; {self.prog} --help lists what it takes")
-
-
 def main(argv: list[str]) -> int:
     """Prints the results of the command that `argv` names; returns the exit status, 2 after a mistake in one line."""
     # A look is no training: it is not to take most of an accelerator's memory from a run that is on it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    try:
-        arguments = _parser().parse_args(argv)
-        {"show": _show, "prepare": _prepare}[arguments.command](arguments)
-    except InputError as error:
-        # Most lines speak of config keys, which here are flags.
-        print(f"error: {KEY.sub('--', str(error))}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    # Most lines speak of config keys, which here are flags.
+    return exit_status(partial(_run, argv), partial(KEY.sub, "--"))
+
+
+def _run(argv: list[str]) -> None:
+    arguments = _parser().parse_args(argv)
+    {"show": _show, "prepare": _prepare}[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Looks at data sets, and prepares them.", allow_abbrev=False)
+    parser = Parser(prog=PROGRAM, description="Looks at data sets, and prepares them.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{show,prepare}")
     _add_show(commands)
     _add_prepare(commands)

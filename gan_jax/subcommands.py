@@ -1,0 +1,33 @@
+"""What the command lines with subcommands share: every mistake is one line on stderr and exit status 2."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from gan_jax.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it; its subcommands do too."""
+
+    def error(self, message: str):
+        raise InputError(f"{' '.join(message.split())}; {self.prog} --help lists what it takes")
+
+
+def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) -> int:
+    """Runs a command: 0, or 2 after a mistake and 130 after an interrupt, each told in one line.
+
+    `explain` puts the line of an InputError into the words of this command line.
+    """
+    try:
+        run()
+    except InputError as error:
+        print(f"error: {explain(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
