@@ -1,0 +1,111 @@
+"""`python -m gan_jax.evaluation train NAME --out=FILE.npz`: makes the weights of a classifier whose features score."""
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from gan_jax import runtime
+from gan_jax.errors import InputError
+from gan_jax.evaluation import training, weight_files
+
+PROGRAM = "python -m gan_jax.evaluation"
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # what decides on the bits of a training
+
+
+class Command(NamedTuple):
+    """A subcommand."""
+
+    help: str
+    add_arguments: Callable  # (its parser) -> None
+    run: Callable  # (parsed arguments) -> None; prints its results
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str):
+        raise InputError(f"{' '.join(message.split())}; {self.prog} --help lists what it takes")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command that `argv` names; returns the exit status, 2 after a mistake in one line."""
+    try:
+        arguments = _parser().parse_args(argv)
+        COMMANDS[arguments.command].run(arguments)
+    except InputError as error:
+        # Lines on data speak of config keys, which here are flags.
+        print(f"error: {str(error).replace('config key data.', '--')}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROGRAM, description="Makes the networks that scores are taken with.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
+        command.add_arguments(sub)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", choices=training.TRAININGS, help=", ".join(training.TRAININGS))
+    parser.add_argument("--dir", default="", help="where TFDS sets lie ($TFDS_DATA_DIR, or ~/tensorflow_datasets)")
+    parser.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="the weights, in float16")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the weights and of the order (0)")
+
+
+def _npz(text: str) -> Path:
+    if Path(text).suffix.lower() != ".npz" or Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is to be a file named FILE.npz")
+    return Path(text)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to 2147483647")
+    return int(text)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    print(f"runtime: {runtime.fast()}", file=sys.stderr)
+    how = training.TRAININGS[arguments.name]
+    examples = training.read_examples(how, "train", arguments.dir)
+    test = training.read_examples(how, "test", arguments.dir)
+    arrays = weight_files.pack(training.train(how, examples, arguments.seed))
+    accuracy = training.accuracy(weight_files.unpack(arrays), test)
+    weight_files.write(arguments.out, arrays, _about(arguments, how, accuracy, len(test.images)))
+    print(f"test accuracy {accuracy:.2%} of {len(test.images):,}, with weights in float16; wrote {arguments.out}")
+
+
+def _about(arguments: argparse.Namespace, how: training.Training, accuracy: float, count: int) -> dict[str, Any]:
+    """How the weights were made; nothing of it depends on where files lie, so that a rerun makes the same file."""
+    directory = " --dir=TFDS_DIR" if how.data.startswith("tfds:") else ""
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return {
+        "command": f"{PROGRAM} train {arguments.name}{directory} --out={arguments.name}.npz --seed={arguments.seed}",
+        "training": how._asdict(),
+        "seed": arguments.seed,
+        "test_accuracy": accuracy,
+        "test_examples": count,
+        "device": jax.devices()[0].device_kind,
+        "versions": versions | {"python": platform.python_version()},
+    }
+
+
+COMMANDS = {"train": Command("train a classifier and write its weights", _add_train, _train)}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
