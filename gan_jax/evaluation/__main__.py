@@ -1,17 +1,23 @@
-"""`python -m gan_jax.evaluation convert FILE.pth --out=FILE.npz`: the Inception weights that FID needs."""
+"""`python -m gan_jax.evaluation train NAME` and `convert FILE.pth`: the weights of what features are taken with."""
 
 import argparse
+import importlib.metadata
+import platform
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+
+from gan_jax import runtime
 from gan_jax.data.records import one_line
-from gan_jax.evaluation import inception
+from gan_jax.evaluation import inception, training, weight_files
 from gan_jax.subcommands import Parser, exit_status
 
 PROGRAM = "python -m gan_jax.evaluation"
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # what decides on the bits of a training
 
 
 class Command(NamedTuple):
@@ -24,7 +30,8 @@ class Command(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Runs the command that `argv` names; returns the exit status, 2 after a mistake in one line."""
-    return exit_status(partial(_run, argv))
+    # Lines on data speak of config keys, which here are flags.
+    return exit_status(partial(_run, argv), lambda line: line.replace("config key data.", "--"))
 
 
 def _run(argv: list[str]) -> None:
@@ -47,6 +54,13 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="where to write")
 
 
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", choices=training.TRAININGS, help=", ".join(training.TRAININGS))
+    parser.add_argument("--dir", default="", help="where TFDS sets lie ($TFDS_DATA_DIR, or ~/tensorflow_datasets)")
+    parser.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="the weights, in float16")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the weights and of the order (0)")
+
+
 def _npz(text: str) -> Path:
     if Path(text).suffix != ".npz" or Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is to be a file named FILE.npz")
@@ -59,7 +73,40 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(f"{one_line(arguments.out)} has the weights {inception.weights_hash(params)}")
 
 
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to 2147483647")
+    return int(text)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    print(f"runtime: {runtime.fast()}", file=sys.stderr)
+    how = training.TRAININGS[arguments.name]
+    examples = training.read_examples(how, "train", arguments.dir)
+    test = training.read_examples(how, "test", arguments.dir)
+    arrays = weight_files.pack(training.train(how, examples, arguments.seed))
+    accuracy = training.accuracy(weight_files.unpack(arrays), test)
+    weight_files.write(arguments.out, arrays, _about(arguments, how, accuracy, len(test.images)))
+    print(f"test accuracy {accuracy:.2%} of {len(test.images):,}, with weights in float16; wrote {arguments.out}")
+
+
+def _about(arguments: argparse.Namespace, how: training.Training, accuracy: float, count: int) -> dict[str, Any]:
+    """How the weights were made; nothing of it depends on where files lie, so that a rerun makes the same file."""
+    directory = " --dir=TFDS_DIR" if how.data.startswith("tfds:") else ""
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return {
+        "command": f"{PROGRAM} train {arguments.name}{directory} --out={arguments.name}.npz --seed={arguments.seed}",
+        "training": how._asdict(),
+        "seed": arguments.seed,
+        "test_accuracy": accuracy,
+        "test_examples": count,
+        "device": jax.devices()[0].device_kind,
+        "versions": versions | {"python": platform.python_version()},
+    }
+
+
 COMMANDS = {
+    "train": Command("train a classifier and write its weights", _add_train, _train),
     "convert": Command("write the weights of a PyTorch file as arrays for this code", _add_convert, _convert),
 }
 
