@@ -57,6 +57,15 @@ def get_config() -> ConfigDict:
                 "one_pass": False,  # D sees real and fake as one batch instead of one after the other
                 "optimizer": _adam(),
             },
+            "evaluation": {
+                "extractor": "none",  # of the features of images: none, pixels, digits, mnist, inception
+                "weights": "",  # the file of inception
+                "num_samples": 2_500,  # examples that are made and scored
+                "num_real": 10_000,  # real images whose features they are compared with; 0: all of the split
+                "split": "train",  # in which these are
+                "resamples": 200,  # of the bootstrap behind each interval
+                "best": "",  # the score whose best checkpoint is kept beside the newest; empty: none is
+            },
             # How often, in steps; 0 is never.
             "log_every": 100,
             "sample_every": 1_000,

@@ -30,10 +30,13 @@ def get_config(variant="digits"):
     for player in (config.generator, config.discriminator):
         player.update(network="dcgan", width=64, depth=2, normalization="batch")
         player.optimizer.update(learning_rate=5e-4, decay_to=0.1)
+    config.evaluation.extractor = "digits" if variant == "digits" else "none"
     if variant == "mnist":
         config.data.name = "tfds:mnist"
+        config.evaluation.update(extractor="mnist", num_samples=10_000)
     elif variant == "stacked_mnist":
         config.num_steps = 20_000
+        config.evaluation.update(extractor="mnist", num_samples=26_000)  # as PacGAN has it
     elif variant != "digits":
         _in_colour(config, variant)
     return config

@@ -3,17 +3,35 @@
 import json
 from pathlib import Path
 
-from gan_jax.evaluation import SAMPLES, evaluate
+from gan_jax.evaluation.comparison import name_with
 from gan_jax.files import write_atomically
 from gan_jax.generate import Generate
+from gan_jax.images import write_png
 from gan_jax.recipe import Setup
+from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
 
+PICTURE = "memorisation.png"  # the samples most like copies of training examples, each above what it is like
 
-def evaluate_run(setup: Setup, state: TrainState, workdir: Path, num_samples: int) -> dict[str, float]:
-    """Scores num_samples (0: the protocol's number) of the averaged generator; returns what it writes."""
-    samples = Generate(setup).for_scores(state.ema, setup.keys.evaluation, num_samples or SAMPLES)
-    scores = evaluate(setup.source, samples, setup.keys.reference)
-    scores = {"step": int(state.step), "num_samples": len(samples)} | scores
-    write_atomically(workdir / "evaluation.json", (json.dumps(scores, indent=2) + "\n").encode())
-    return scores
+
+def evaluate_run(setup: Setup, state: TrainState, workdir: Path, num_samples: int) -> dict:
+    """Scores num_samples (0: as many as the config says) of the averaged generator; returns what it writes.
+
+    The scores by name; under "intervals" [low, high] of those that have one; under "protocol" what else they depend on.
+    With an extractor and a finite set, PICTURE too.
+    """
+    scoring = Scoring(setup, Generate(setup))
+    samples = scoring.samples(state.ema, num_samples or setup.config.evaluation.num_samples)
+    scores = scoring.scores(samples)
+    found = scoring.memorised(samples)
+    if found is not None:
+        authenticity, picture = found
+        scores[name_with(setup.config.evaluation.extractor, "authenticity")] = authenticity
+        write_png(workdir / PICTURE, picture)
+    written = {"step": int(state.step), "num_samples": len(samples)}
+    written |= {name: score.value for name, score in scores.items()}
+    if scoring.protocol:
+        written["intervals"] = {name: score.interval for name, score in scores.items() if score.interval}
+        written["protocol"] = scoring.protocol
+    write_atomically(workdir / "evaluation.json", (json.dumps(written, indent=2) + "\n").encode())
+    return json.loads(json.dumps(written))

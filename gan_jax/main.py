@@ -7,7 +7,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from gan_jax import command_line, recipe, runtime, workdirs
+from gan_jax import command_line, recipe, runtime, schema, workdirs
+from gan_jax.best import FOLDER
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import mesh
 from gan_jax.errors import DivergedError, InputError
@@ -17,6 +18,7 @@ from gan_jax.sample import sample
 from gan_jax.spectrum import spectrum_of_run
 from gan_jax.train import train
 
+NEWEST = "checkpoints"  # the folder of the newest ones
 _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
@@ -28,6 +30,7 @@ _NUM_SAMPLES = flags.DEFINE_integer(
     "sample: so many to samples.npz; evaluate: score so many; spectrum: average the field over so many.",
 )
 _PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 10, "profile: trace so many train steps, in whole calls.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, FOLDER], "Of sample, evaluate and spectrum: which one.")
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
 _RUNTIME = flags.DEFINE_enum(
     "runtime",
@@ -75,6 +78,8 @@ def _check_flags() -> None:
         raise InputError(f"--profile_steps is {_PROFILE_STEPS.value}; it must be a positive integer")
     if _PROFILE_STEPS.value != _PROFILE_STEPS.default and _MODE.value != "profile":
         raise InputError("--profile_steps is for --mode=profile; leave it out")
+    if _CHECKPOINT.value != NEWEST and _MODE.value in ("train", "profile"):
+        raise InputError("--checkpoint is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
     if _INTERPOLATION.value and _MODE.value != "sample":
         raise InputError("--interpolation is for --mode=sample; leave it out")
 
@@ -114,19 +119,27 @@ def _use_run(runs_with: str) -> None:
     config = workdirs.read_config(workdir)
     if _CONFIG.value is not None:
         workdirs.require_same(workdir, config, _CONFIG.value)
+        config = _CONFIG.value  # which may say otherwise where the data lies, and how it is to be scored
     known = workdirs.known_source(workdir) if _MODE.value == "sample" else None  # which needs no data
     setup = recipe.build(config, mesh(jax.devices()[:1]), known)
-    state = Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(setup))
+    state = Checkpoints(workdir / _CHECKPOINT.value).restore(recipe.abstract_state(setup))
     if state is None:
-        raise InputError(f"{workdir} has no checkpoint yet; train it first")
+        hint = "train it first" if _CHECKPOINT.value == NEWEST else "train it with evaluation.best set"
+        raise InputError(f"{workdir} has no checkpoint in {_CHECKPOINT.value}/ yet; {hint}")
     if _MODE.value == "sample":
         for path in sample(setup, state, workdir, _NUM_SAMPLES.value, _INTERPOLATION.value):
             print(f"wrote {path}")
     else:
-        for name, value in _MEASURES[_MODE.value](setup, state, workdir, _NUM_SAMPLES.value).items():
-            shown = f"{value:.6g}" if isinstance(value, float) else "did not converge" if value is None else value
-            print(f"{name:28s} {shown}")
+        _print(_MEASURES[_MODE.value](setup, state, workdir, _NUM_SAMPLES.value))
     print(f"runtime: {runs_with}", file=sys.stderr)  # last: a mistake is one line, and stdout is the verb's own
+
+
+def _print(measured: dict) -> None:
+    intervals = measured.pop("intervals", {})
+    for name, value in schema.flatten(measured).items():
+        shown = f"{value:.6g}" if isinstance(value, float) else "did not converge" if value is None else value
+        between = "  [{:.4g}, {:.4g}]".format(*intervals[name]) if name in intervals else ""
+        print(f"{name:28s} {shown}{between}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from gan_jax import networks, optimizers, schema
 from gan_jax.data import Source, Spec, make_source
 from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
+from gan_jax.evaluation.comparison import better
+from gan_jax.evaluation.extractors import NONE
 from gan_jax.objectives import LOGISTIC, OBJECTIVES, smooth_labels
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
@@ -38,6 +40,7 @@ class Setup(NamedTuple):
     config: Any  # a locked ConfigDict
     devices: Devices
     source: Source
+    reference: Callable[[str], Source]  # split -> the real images of it that samples are compared with
     recipe: Recipe
     hyperparameters: Hyperparameters
     keys: RunKeys
@@ -62,12 +65,24 @@ def build(config, devices: Devices | None = None, source: Source | None = None) 
             f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
             f"it must be a multiple of {devices.count}"
         )
-    source = source or make_source(Spec(**config.data.to_dict()))
+    spec = Spec(**config.data.to_dict())
+    # Pictures are scored against those that were taken, not against mirrored ones.
+    reference = partial(_unmirrored, spec) if source is None else partial(_whole, source)
+    source = source or make_source(spec)
     _check_combinations(config, source)
     recipe = _make_recipe(config, devices, source)
     _check_loop(config, recipe)
     title = f"{config.data.name}, {config.objective.name}"
-    return Setup(config, devices, source, recipe, make_hyperparameters(config), run_keys(config.seed), title)
+    numbers, keys = make_hyperparameters(config), run_keys(config.seed)
+    return Setup(config, devices, source, reference, recipe, numbers, keys, title)
+
+
+def _unmirrored(spec: Spec, split: str) -> Source:
+    return make_source(spec._replace(split=split, flip=False))
+
+
+def _whole(source: Source, split: str) -> Source:
+    return source
 
 
 def initial_state(setup: Setup) -> TrainState:
@@ -176,6 +191,7 @@ def _discriminator_tx(optimizer: dict, updates: int, clip: float, hyperparameter
 
 def _check_combinations(config, source: Source) -> None:
     """Raises InputError where two keys, each right by itself, do not go together."""
+    _check_evaluation(config, source)
     if config.conditional:
         _check_labels(config, source)
     for player in ("generator", "discriminator"):
@@ -198,6 +214,24 @@ def _check_combinations(config, source: Source) -> None:
             f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
             f"labels to smooth; set it to 0, or objective.name to one of {', '.join(LOGISTIC)}"
         )
+
+
+def _check_evaluation(config, source: Source) -> None:
+    wanted = config.evaluation
+    if wanted.extractor != NONE and len(source.shape) != 3:
+        raise InputError(
+            f"evaluation.extractor is {wanted.extractor}, which sees images, but {config.data.name} is points; set it "
+            f"to {NONE}"
+        )
+    if wanted.weights and wanted.extractor != "inception":
+        raise InputError(f"evaluation.weights is {wanted.weights!r}, of which {wanted.extractor} makes no use")
+    if not wanted.best:
+        return
+    if not config.evaluate_every:
+        raise InputError(f"evaluation.best is {wanted.best}, but evaluate_every is 0: no step is scored")
+    known = better(wanted.extractor, source.modes is not None)
+    if wanted.best not in known:
+        raise InputError(f"evaluation.best is {wanted.best!r}; the scores of this config are {', '.join(known)}")
 
 
 def _check_labels(config, source: Source) -> None:

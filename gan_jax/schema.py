@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from gan_jax.data import CORRUPT, NAMES, PLACEMENTS, is_name
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
+from gan_jax.evaluation.extractors import EXTRACTORS, NONE
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS
 from gan_jax.networks.convolution_forms import FORMS
 from gan_jax.networks.layers import ACTIVATIONS, NORMALIZATIONS
@@ -90,6 +91,13 @@ SCHEMA = {
     "discriminator.steps": POSITIVE_INT,
     "discriminator.clip": NON_NEGATIVE,
     "discriminator.one_pass": FLAG,
+    "evaluation.extractor": one_of((NONE, *EXTRACTORS)),
+    "evaluation.weights": TEXT,
+    "evaluation.num_samples": POSITIVE_INT,
+    "evaluation.num_real": COUNT,
+    "evaluation.split": TEXT,
+    "evaluation.resamples": COUNT,
+    "evaluation.best": TEXT,
     "log_every": POSITIVE_INT,
     "sample_every": COUNT,
     "checkpoint_every": POSITIVE_INT,

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +14,15 @@ import numpy as np
 from flax import struct
 
 from gan_jax import images, step, workdirs
+from gan_jax.best import Best
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import Program
 from gan_jax.errors import DivergedError, InputError
-from gan_jax.evaluation import SAMPLES, evaluate
+from gan_jax.evaluation.comparison import better
 from gan_jax.feed import Feed, feed
 from gan_jax.generate import Generate
 from gan_jax.recipe import Setup, abstract_state, initial_state
+from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
 from gan_jax.writers import Writers
 
@@ -45,8 +47,17 @@ def train(setup: Setup, workdir: Path) -> bool:
         with (
             closing(Writers(workdir, int(state.step), setup.config.num_steps)) as writers,
             closing(feed(setup, state, partial(next_boundary, setup.config))) as data,
+            _best(setup, workdir) as best,
         ):
-            return _Loop(setup, workdir, checkpoints, writers, data).run(state, stop_requested)
+            return _Loop(setup, workdir, checkpoints, writers, data, best).run(state, stop_requested)
+
+
+def _best(setup: Setup, workdir: Path):
+    name = setup.config.evaluation.best
+    if not name:
+        return nullcontext()
+    scores = better(setup.config.evaluation.extractor, setup.source.modes is not None)
+    return closing(Best(workdir, name, scores[name]))
 
 
 class Metrics(struct.PyTreeNode):
@@ -69,10 +80,20 @@ def _train_steps(setup: Setup, steps: int, state: TrainState, data):
 class _Loop:
     """What the loop needs at every boundary, so that the loop itself reads as what it does."""
 
-    def __init__(self, setup: Setup, workdir: Path, checkpoints: Checkpoints, writers: Writers, data: Feed):
+    def __init__(
+        self,
+        setup: Setup,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        writers: Writers,
+        data: Feed,
+        best: Best | None,
+    ):
         self._setup, self._config = setup, setup.config
         self._workdir, self._checkpoints, self._writers, self._data = workdir, checkpoints, writers, data
+        self._best = best
         self._generate = Generate(setup)
+        self._scoring = Scoring(setup, self._generate) if setup.config.evaluate_every else None
         self._compiled = {}  # by the steps of a call
         self._unseen = []  # (first step, Metrics) of the calls whose numbers nobody has looked at
 
@@ -111,7 +132,10 @@ class _Loop:
             self._writers.picture(now, picture)
         if self._due("evaluate_every", now):
             self._look()
-            self._writers.metrics(now, self._evaluate(state))
+            scores = self._evaluate(state)
+            self._writers.metrics(now, scores)
+            if self._best is not None:
+                self._best.see(state, scores[self._config.evaluation.best])
         if self._due("checkpoint_every", now):
             self._look()
             self._writers.flush()
@@ -122,9 +146,8 @@ class _Loop:
         return every > 0 and (now % every == 0 or now == self._config.num_steps)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        keys = self._setup.keys
-        samples = self._generate.for_scores(state.ema, keys.evaluation, SAMPLES)
-        return evaluate(self._setup.source, samples, keys.reference)
+        scores = self._scoring.scores(self._scoring.samples(state.ema, self._config.evaluation.num_samples))
+        return {name: score.value for name, score in scores.items()}
 
     def _look(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""

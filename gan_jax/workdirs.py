@@ -16,8 +16,9 @@ from gan_jax.files import write_atomically
 from gan_jax.schema import flatten
 
 CONFIG, DATA = "config.json", "data.json"
-# Where data lies and how it gets to the device: what may differ between two starts of a run, which compute the same.
+# What may differ between two starts of a run: where data lies, how it gets to the device, how the run is scored.
 MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
+SCORING = "evaluation."  # keys that begin so
 
 
 def fresh(config_name: str) -> Path:
@@ -75,7 +76,8 @@ def read_config(workdir: Path) -> ConfigDict:
 def require_same(workdir: Path, old: ConfigDict, new: ConfigDict) -> None:
     """Raises InputError, naming the keys, where the run's config `old` differs from `new`."""
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
-    changed = [key for key in old | new if key not in MAY_DIFFER and old.get(key) != new.get(key)]
+    fixed = [key for key in old | new if key not in MAY_DIFFER and not key.startswith(SCORING)]
+    changed = [key for key in fixed if old.get(key) != new.get(key)]
     if changed:
         shown = ", ".join(f"{key} is {_shown(old, key)} there, {_shown(new, key)} here" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

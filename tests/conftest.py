@@ -40,6 +40,7 @@ def _shrunk(name: str, variant: str | None = None, changes: dict | None = None):
     config.steps_per_call = min(config.steps_per_call, 2)
     config.discriminator.steps = min(config.discriminator.steps, 2)
     config.latent.dim = min(config.latent.dim, 4)
+    config.evaluation.update(num_samples=60, num_real=50, resamples=5)
     for player in (config.generator, config.discriminator):
         player.update({"width": 8, "depth": 2} if player.network == "mlp" else {"width": 4, "depth": 1})
     config.update_from_flattened_dict(changes or {})

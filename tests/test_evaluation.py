@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from configs import base
 from gan_jax.data import Spec, independent, make_source
 from gan_jax.errors import InputError
-from gan_jax.evaluation import evaluate, mode_scores, sliced_wasserstein
+from gan_jax.evaluation import data_scores, mode_scores, sliced_wasserstein
 from gan_jax.evaluation.modes import label_scores
 
 
@@ -146,10 +146,10 @@ def test_sliced_wasserstein_refuses_unequal_sets():
 def test_evaluation_of_real_examples_is_near_its_floor_and_of_others_is_not(name):
     source = source_of(name)
     real = np.asarray(independent(source, jax.random.split(jax.random.key(1), 500))["image"])
-    scores = evaluate(source, real, jax.random.key(0))
+    scores = data_scores(source, real, jax.random.key(0))
     assert ("modes" in scores) == (name == "ring8")
     assert 0 < scores["sliced_wasserstein"] < 2 * scores["sliced_wasserstein_floor"]
-    shifted = evaluate(source, real + 0.5, jax.random.key(0))
+    shifted = data_scores(source, real + 0.5, jax.random.key(0))
     assert shifted["sliced_wasserstein"] > 4 * shifted["sliced_wasserstein_floor"]
     assert shifted["sliced_wasserstein_floor"] == scores["sliced_wasserstein_floor"]
-    assert scores == evaluate(source, real, jax.random.key(0))
+    assert scores == data_scores(source, real, jax.random.key(0))

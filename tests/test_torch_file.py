@@ -13,7 +13,8 @@ from gan_jax.errors import InputError
 from gan_jax.evaluation.torch_file import MAGIC, VERSION, read_state_dict
 
 VALUES = np.arange(12, dtype=np.float32)
-BYTES = (VALUES.tobytes(),)
+BYTES = VALUES.tobytes()
+BYTES = (BYTES,)
 SYSTEM = {"little_endian": True, "protocol_version": VERSION, "type_sizes": {}}
 
 

@@ -48,9 +48,14 @@ def independent(source: Source, keys) -> dict[str, jax.Array]:
     if not source.size:
         return jax.jit(source.draw)(source.data, None, keys)
     indices, keys = jax.jit(_choose, static_argnums=1)(keys, source.size)
+    return pick(source, np.asarray(indices), keys)
+
+
+def pick(source: Source, indices: np.ndarray, keys) -> dict[str, jax.Array]:
+    """The examples of a finite source at indices [n], with a key each."""
     # Picked here, on the host: a resident set lies on the device once already, and is not sent there again.
     rows = source.rows if source.streamed else partial(_rows, source.data)
-    return jax.jit(source.draw)(rows(np.asarray(indices)), None, keys)
+    return jax.jit(source.draw)(rows(indices), None, keys)
 
 
 def _rows(data, indices: np.ndarray):

@@ -7,10 +7,8 @@ from gan_jax.data import Source, independent
 from gan_jax.evaluation.modes import mode_scores
 from gan_jax.evaluation.wasserstein import sliced_wasserstein
 
-SAMPLES = 2_500  # scored by default: PacGAN's number for ring and grid (arXiv:1712.04086, section 4.1)
 
-
-def evaluate(source: Source, samples: np.ndarray, key) -> dict[str, float]:
+def data_scores(source: Source, samples: np.ndarray, key) -> dict[str, float]:
     """What can be said of `samples` [n, *shape] from this source, each score beside that of perfect samples.
 
     Mixtures get `modes`, `high_quality` and `reverse_kl`; all data gets `sliced_wasserstein` to as many real examples

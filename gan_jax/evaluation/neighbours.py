@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_argmin, pairwise_distances_chunked
-from sklearn.neighbors import NearestNeighbors
 
 from gan_jax.errors import InputError
 from gan_jax.evaluation.arrays import check_features
@@ -37,6 +35,8 @@ def neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
 
     Raises InputError unless 1 <= k < n, and for NaN or infinity.
     """
+    from sklearn.neighbors import NearestNeighbors  # a second, as all of scikit-learn, which training can do without
+
     check_features(1, the=features)
     if not 1 <= k < len(features):
         raise InputError(f"k is {k}, of {len(features)} examples: it should be at least 1 and below their number")
@@ -94,6 +94,8 @@ def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np
     Of two references whose distances agree to rounding, either may be named. Raises InputError for different
     dimensions, NaN or infinity.
     """
+    from sklearn.metrics import pairwise_distances_argmin
+
     check_features(1, queries=queries, references=references)
     center = references.mean(axis=0, dtype=np.float64)
     queries, references = queries - center, references - center
@@ -114,6 +116,8 @@ def _squared_radii(features: np.ndarray, k: int, distances: np.ndarray | None) -
 
 def _blocks(fake: np.ndarray, real: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Rows of the squared distances [n, m], less their rounding."""
+    from sklearn.metrics import pairwise_distances_chunked
+
     center = real.mean(axis=0, dtype=np.float64)
     fake, real = fake - center, real - center
     rounding = ROUNDING * max(np.square(x).sum(axis=1).max() for x in (fake, real))

@@ -1,0 +1,112 @@
+"""Features of images, by name: what the distances of `gan_jax.evaluation` compare."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gan_jax.devices import Devices
+from gan_jax.errors import InputError
+from gan_jax.evaluation import classifier, inception
+
+BATCH = 256  # images in one call
+NONE = "none"
+
+
+class Features(NamedTuple):
+    """What an extractor sees in n images."""
+
+    values: np.ndarray  # [n, d] float32
+    logits: np.ndarray | None  # [n, classes] float32; of a classifier of single channels [n, channels, classes]
+
+
+class Extractor(NamedTuple):
+    """A function of 8-bit images, and all that decides its values."""
+
+    name: str
+    weights: str  # a hash of them; "" without any
+    resize: str  # what is done to images of another size
+    apply: Callable  # (params, uint8 [n, h, w, c]) -> (features [n, d], logits or None)
+    params: Any
+    counts_modes: bool  # whether its classes are the modes of the data that it is for
+
+
+def eight_bits(images: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1] as uint8, as a file would hold them: what is scored is what can be published."""
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Features:
+    """The features of images [n, h, w, c], uint8, or float32 in [-1, 1] and then rounded; in batches, over a mesh."""
+    images = images if images.dtype == np.uint8 else eight_bits(images)
+    size = -(-BATCH // devices.count) * devices.count
+    apply = jax.jit(partial(_sharded, extractor.apply, devices))
+    found = []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
+        found.append(jax.device_get(apply(extractor.params, padded)))
+    n = len(images)
+    values, logits = zip(*found, strict=True)
+    return Features(np.concatenate(values)[:n], None if logits[0] is None else np.concatenate(logits)[:n])
+
+
+def _sharded(apply: Callable, devices: Devices, params, images):
+    return apply(params, devices.shard(images))
+
+
+def _pixels(params, images):
+    return images.reshape(len(images), -1).astype(jnp.float32) / 127.5 - 1, None
+
+
+def _classified(shape: tuple[int, int, int], params, images):
+    """A classifier of grey images sees each channel by itself; its features of all are one vector."""
+    n, height, width, channels = images.shape
+    scaled = images.astype(jnp.float32) / 127.5 - 1
+    if channels != shape[2]:
+        scaled = jnp.moveaxis(scaled, -1, 1).reshape(n * channels, height, width, 1)
+    if (height, width) != shape[:2]:
+        scaled = jax.image.resize(scaled, (len(scaled), *shape), "linear", antialias=True)
+    features, logits = classifier.forward(params, scaled)
+    if channels == shape[2]:
+        return features, logits
+    return features.reshape(n, -1), logits.reshape(n, channels, -1)
+
+
+def _make_pixels(weights: str) -> Extractor:
+    return Extractor("pixels", "", "none", _pixels, (), counts_modes=False)
+
+
+def _make_classifier(name: str, weights: str) -> Extractor:
+    params, digest = classifier.load(name)
+    shape = classifier.SHAPES[name]
+    resize = f"linear, antialiased, to {shape[0]}x{shape[1]}"
+    return Extractor(name, digest, resize, partial(_classified, shape), params, counts_modes=True)
+
+
+def _make_inception(weights: str) -> Extractor:
+    if not weights:
+        raise InputError(
+            f"config key evaluation.weights is missing: the file of Inception's weights, which {inception.COMMAND} "
+            f"makes of {inception.SOURCE}"
+        )
+    params = inception.load(Path(weights))
+    resize = "as TensorFlow 1, to 299x299"
+    return Extractor("inception", inception.weights_hash(params), resize, inception.forward, params, counts_modes=False)
+
+
+# name -> (weights' file) -> Extractor
+EXTRACTORS = {
+    "pixels": _make_pixels,
+    **{name: partial(_make_classifier, name) for name in classifier.SHAPES},
+    "inception": _make_inception,
+}
+
+
+def make_extractor(name: str, weights: str) -> Extractor:
+    """The extractor that a config names; `weights` is the file of `inception`. Raises InputError without it."""
+    return EXTRACTORS[name](weights)

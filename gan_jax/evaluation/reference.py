@@ -1,0 +1,96 @@
+"""The real examples that samples are compared with: their features, extracted once and kept."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from gan_jax.data import Source, independent
+from gan_jax.data.source import pick
+from gan_jax.devices import Devices
+from gan_jax.evaluation.extractors import BATCH, Extractor, Features, extract
+from gan_jax.files import write_atomically
+from gan_jax.runtime import cache_folder
+
+FORMAT = 1  # of what is kept; another number makes all of it stale
+SEED = 0  # of which examples are taken where not all are: the same for every run
+HELD = 32 * BATCH  # real images held at once
+
+
+class Reference(NamedTuple):
+    """What samples are compared with."""
+
+    features: Features
+    protocol: dict[str, str | int]  # what decides these features: scores of different protocols are not comparable
+
+
+def load_reference(source: Source, name: str, split: str, extractor: Extractor, devices: Devices, num_real: int):
+    """The `Reference` of num_real examples of a source (0: all of a finite one), from the cache if it is there.
+
+    Of a finite source no example is taken twice. `name` and `split` are what a config calls the data; its content is
+    told by a hash.
+    """
+    count = min(num_real or source.size, source.size) if source.size else num_real
+    protocol = {
+        "data": name,
+        "split": split,
+        "data_hash": _data_hash(source),
+        "num_real": count,
+        "extractor": extractor.name,
+        "extractor_hash": extractor.weights,
+        "resize": extractor.resize,
+    }
+    key = hashlib.sha256(repr((FORMAT, SEED, source.shape, sorted(protocol.items()))).encode()).hexdigest()[:32]
+    path = cache_folder() / "references" / f"{key}.npz"
+    features = _read(path)
+    if features is None:
+        features = _extract(source, count, extractor, devices)
+        _keep(path, features)
+    return Reference(features, protocol)
+
+
+def _extract(source: Source, count: int, extractor: Extractor, devices: Devices) -> Features:
+    parts = []
+    for start in range(0, count, HELD):
+        parts.append(extract(extractor, devices, _real(source, count, start, min(start + HELD, count))))
+    values, logits = zip(*parts, strict=True)
+    return Features(np.concatenate(values), None if logits[0] is None else np.concatenate(logits))
+
+
+def _real(source: Source, count: int, start: int, end: int) -> np.ndarray:
+    """Images start ... end of the `count` that are taken, float32 in [-1, 1]."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(SEED), i))(np.arange(start, end))
+    if source.size:
+        chosen = np.sort(np.random.default_rng(SEED).permutation(source.size)[:count])[start:end]
+        return np.asarray(pick(source, chosen, keys)["image"])
+    return np.asarray(independent(source, keys)["image"])
+
+
+def _data_hash(source: Source) -> str:
+    """16 hex digits of what tells a source's examples: of its files, else of its arrays."""
+    digest = hashlib.sha256(source.identity.encode())
+    if not source.identity:
+        for leaf in jax.tree.leaves(source.data):
+            digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> Features | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Features(file["values"], file["logits"] if "logits" in file.files else None)
+    except Exception:  # noqa: BLE001  whatever NumPy and zipfile raise where it is missing or torn
+        return None
+
+
+def _keep(path: Path, features: Features) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in features._asdict().items() if array is not None})
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except OSError:
+        return  # it is extracted again the next time

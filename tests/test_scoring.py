@@ -1,0 +1,240 @@
+"""From samples to scores: extractors, references, comparisons, and what a run keeps of them."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT  # noqa: F401  sets up the devices before JAX starts
+
+from configs import base
+from gan_jax import recipe, workdirs
+from gan_jax.best import Best
+from gan_jax.checkpoints import Checkpoints
+from gan_jax.data import Source, Spec, make_source
+from gan_jax.devices import mesh
+from gan_jax.errors import InputError
+from gan_jax.evaluate import evaluate_run
+from gan_jax.evaluation import reference
+from gan_jax.evaluation.comparison import HIGHER, LOWER, better, compare
+from gan_jax.evaluation.extractors import BATCH, Features, eight_bits, extract, make_extractor
+from gan_jax.evaluation.reference import load_reference
+from gan_jax.generate import Generate
+from gan_jax.scoring import Scoring
+from gan_jax.train import train
+
+DIGITS = make_source(Spec(**base.get_config().data.to_dict() | {"name": "digits"}))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gan_jax" / "references"
+
+
+def noise(n, shape=(8, 8, 1), seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (n, *shape)).astype(np.float32)
+
+
+# Extractors.
+
+
+def test_eight_bits_are_those_of_a_file():
+    np.testing.assert_array_equal(eight_bits(np.float32([-1, -0.998, 0.999, 1, -3, 3])), [0, 0, 255, 255, 0, 255])
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(eight_bits(levels.astype(np.float32) / 127.5 - 1), levels)
+
+
+@pytest.mark.parametrize("name", ["pixels", "digits"])
+def test_features_do_not_depend_on_the_batch_nor_on_the_devices(name):
+    extractor, images = make_extractor(name, ""), eight_bits(noise(BATCH + 3))
+    found = extract(extractor, mesh(jax.devices()[:1]), images)
+    few = extract(extractor, mesh(jax.devices()[:3]), images[-5:])  # three devices share no power of two
+    np.testing.assert_allclose(few.values, found.values[-5:], rtol=1e-5, atol=1e-5)
+    assert len(found.values) == BATCH + 3
+    if name == "pixels":
+        np.testing.assert_allclose(found.values, images.reshape(-1, 64) / 127.5 - 1, atol=1e-6)
+        assert found.logits is None
+    else:
+        assert found.logits.shape == (BATCH + 3, 10)
+
+
+def test_a_classifier_sees_each_channel_by_itself():
+    extractor, devices = make_extractor("digits", ""), mesh(jax.devices()[:1])
+    images = noise(4, (8, 8, 3))
+    stacked = extract(extractor, devices, images)
+    single = [extract(extractor, devices, images[..., [channel]]) for channel in range(3)]
+    np.testing.assert_allclose(stacked.values, np.concatenate([each.values for each in single], axis=1), atol=1e-5)
+    np.testing.assert_allclose(stacked.logits, np.stack([each.logits for each in single], axis=1), atol=1e-5)
+
+
+def test_a_classifier_gets_images_of_its_size():
+    image = np.full((2, 16, 16, 1), 0.5, np.float32)  # constant, and so is what it is resized to
+    extractor, devices = make_extractor("digits", ""), mesh(jax.devices()[:1])
+    resized, same = (extract(extractor, devices, x).values for x in (image, image[:, :8, :8]))
+    np.testing.assert_allclose(resized, same, atol=1e-5)
+
+
+# References.
+
+
+def test_a_reference_is_of_distinct_examples_and_kept(cache):
+    extractor, devices = make_extractor("pixels", ""), mesh(jax.devices()[:1])
+    whole = load_reference(DIGITS, "digits", "train", extractor, devices, 0)
+    assert whole.protocol["num_real"] == len(whole.features.values) == DIGITS.size
+    some = load_reference(DIGITS, "digits", "train", extractor, devices, 100)
+    rows = {row.tobytes() for row in whole.features.values}
+    taken = [row.tobytes() for row in some.features.values]
+    assert len(set(taken)) == 100
+    assert set(taken) <= rows
+    kept = min(cache.iterdir(), key=lambda path: path.stat().st_size)
+    kept.write_bytes(kept.read_bytes()[:-100])  # torn
+    again = load_reference(DIGITS, "digits", "train", extractor, devices, 100)
+    np.testing.assert_array_equal(again.features.values, some.features.values)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_kept_reference_is_not_extracted_again(cache, monkeypatch):
+    extractor, devices = make_extractor("digits", ""), mesh(jax.devices()[:1])
+    first = load_reference(DIGITS, "digits", "train", extractor, devices, 20)
+    monkeypatch.setattr(reference, "extract", None)
+    second = load_reference(DIGITS, "digits", "train", extractor, devices, 20)
+    np.testing.assert_array_equal(first.features.logits, second.features.logits)
+    assert first.protocol == second.protocol
+    changed = DIGITS._replace(data=DIGITS.data | {"image": DIGITS.data["image"][::-1]})
+    for other in (changed, DIGITS._replace(identity="of files")):
+        with pytest.raises(TypeError, match="not callable"):
+            load_reference(other, "digits", "train", extractor, devices, 20)
+
+
+def test_a_reference_of_an_endless_source_is_of_fresh_draws():
+    source = Source((2, 2, 1), draw=_draw, std=1.0)
+    extractor = make_extractor("pixels", "")
+    found = load_reference(source, "noise", "train", extractor, mesh(jax.devices()[:1]), 300).features.values
+    assert found.shape == (300, 4)
+    assert len(np.unique(found, axis=0)) > 295
+
+
+def _draw(data, indices, keys):
+    return {"image": jax.vmap(lambda key: jax.random.uniform(key, (2, 2, 1), minval=-1))(keys)}
+
+
+# Comparisons.
+
+
+def test_real_features_against_themselves():
+    x = Features(np.random.default_rng(0).standard_normal((200, 5)), None)
+    scores = compare(x, x, counts_modes=False, resamples=20)
+    assert scores["fid"].value == pytest.approx(0, abs=1e-9)
+    assert scores["precision"].value == scores["recall"].value == scores["coverage"].value == 1
+    assert scores.keys() == {"fid", "kid", "precision", "recall", "density", "coverage"}
+
+
+def test_intervals_hold_their_scores_and_shrink_with_the_samples():
+    rng = np.random.default_rng(0)
+    real = Features(rng.standard_normal((400, 4)), None)
+    widths = {}
+    for n in (100, 1600):
+        fake = Features(0.3 + rng.standard_normal((n, 4)), None)
+        scores = compare(real, fake, counts_modes=False, resamples=100)
+        for name in ("kid", "precision", "density"):
+            low, high = scores[name].interval
+            assert low <= scores[name].value <= high, name
+            widths[name, n] = high - low
+    for name in ("kid", "precision", "density"):
+        assert widths[name, 1600] < widths[name, 100]
+    assert all(score.interval is None for name, score in compare(real, fake, False, 0).items() if name != "kid")
+
+
+def test_modes_are_counted_by_the_labels_of_all_channels():
+    labels = np.array([[0, 1], [0, 1], [1, 0], [1, 1]])
+    logits = 5.0 * np.eye(2)[labels]  # [n, channels, classes]
+    x = np.random.default_rng(0).standard_normal((20, 3))
+    scores = compare(Features(x, None), Features(np.resize(x, (4, 3)), logits), counts_modes=True, resamples=0)
+    assert (scores["modes"].value, scores["modes_total"].value) == (3, 4)
+    assert scores["reverse_kl"].value == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(1))  # shares 1/2, 1/4, 1/4
+    assert "inception_score" not in scores  # which is of one label an image
+
+
+# A run's scores.
+
+
+def test_scores_while_training_are_those_of_the_checkpoint(shrunk, tmp_path):
+    config = shrunk("dcgan", None, {"evaluate_every": 2, "evaluation.best": "fid_digits"})
+    setup, workdir = recipe.build(config), tmp_path / "run"
+    with workdirs.claimed(workdir, config):
+        train(setup, workdir)
+    logged = [line for line in _lines(workdir) if "fid_digits" in line]
+    assert [line["step"] for line in logged] == [2, 4]
+    state = Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(setup))
+    written = evaluate_run(setup, state, workdir, 0)
+    assert {name: written[name] for name in logged[-1]} == logged[-1]
+    assert written["protocol"]["extractor"] == "digits"
+    assert set(written["intervals"]) <= set(written)
+    best = min(logged, key=lambda line: line["fid_digits"])
+    assert json.loads((workdir / "best.json").read_text()) == {"step": best["step"], "fid_digits": best["fid_digits"]}
+    state = Checkpoints(workdir / "best").restore(recipe.abstract_state(setup))
+    scoring = Scoring(setup, Generate(setup))
+    assert scoring.scores(scoring.samples(state.ema, 60))["fid_digits"].value == best["fid_digits"]
+
+
+def _lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_best_of_a_run_outlives_its_process(shrunk, tmp_path):
+    state = recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
+
+    def kept():
+        return sorted(path.name for path in (tmp_path / "best").iterdir() if path.name.isdigit())
+
+    for values, expected in (((3.0, 1.0, 2.0), "1"), ((1.0, 0.5, 0.7), "4")):  # two processes
+        best = Best(tmp_path, "fid", LOWER)
+        for i, value in enumerate(values):
+            best.see(state.replace(step=np.int32(i + (0 if expected == "1" else 3))), value)
+        best.close()
+        assert kept() == [expected]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "fid": 0.5}
+    (tmp_path / "best.json").write_text("{")
+    with pytest.raises(InputError, match=r"best\.json"):
+        Best(tmp_path, "fid", LOWER)
+
+
+def test_higher_is_better_where_it_is(shrunk, tmp_path):
+    state = recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
+    best = Best(tmp_path, "recall", HIGHER)
+    for i, value in enumerate((0.1, 0.3, 0.2)):
+        best.see(state.replace(step=np.int32(i)), value)
+    best.close()
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 1, "recall": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("mixture", {"evaluation.extractor": "digits"}, "is points; set it to none"),
+        ("digits", {"evaluation.weights": "x.npz"}, "makes no use"),
+        ("digits", {"evaluation.best": "sliced_wasserstein"}, "evaluate_every is 0"),
+        ("digits", {"evaluation.best": "fid_mnist", "evaluate_every": 2}, "the scores of this config are sliced"),
+        ("digits", {"evaluation.extractor": "vgg"}, "one of none, pixels"),
+    ],
+)
+def test_config_mistakes(name, changes, message, shrunk):
+    variant = "ring8" if name == "mixture" else None
+    with pytest.raises(InputError, match=message) as caught:
+        recipe.build(shrunk(name, variant, changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_inception_without_its_weights_says_where_they_are(shrunk):
+    setup = recipe.build(shrunk("digits", None, {"evaluation.extractor": "inception"}))
+    with pytest.raises(InputError, match=r"evaluation\.weights is missing.*convert.*pytorch-fid"):
+        Scoring(setup, Generate(setup))
+
+
+def test_the_scores_that_can_be_best():
+    assert better("none", is_mixture=False) == {"sliced_wasserstein": LOWER}
+    assert better("mnist", is_mixture=False)["reverse_kl_mnist"] == LOWER
+    assert better("inception", is_mixture=False)["inception_score_inception"] == HIGHER
+    assert better("none", is_mixture=True)["high_quality"] == HIGHER
