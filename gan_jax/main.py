@@ -124,8 +124,9 @@ def _use_run(runs_with: str) -> None:
     setup = recipe.build(config, mesh(jax.devices()[:1]), known)
     state = Checkpoints(workdir / _CHECKPOINT.value).restore(recipe.abstract_state(setup))
     if state is None:
-        hint = "train it first" if _CHECKPOINT.value == NEWEST else "train it with evaluation.best set"
-        raise InputError(f"{workdir} has no checkpoint in {_CHECKPOINT.value}/ yet; {hint}")
+        if _CHECKPOINT.value == FOLDER:
+            raise InputError(f"{workdir} has no best checkpoint; train it with evaluation.best set")
+        raise InputError(f"{workdir} has no checkpoint yet; train it first")
     if _MODE.value == "sample":
         for path in sample(setup, state, workdir, _NUM_SAMPLES.value, _INTERPOLATION.value):
             print(f"wrote {path}")

@@ -354,8 +354,8 @@ def pair():
 
 
 def test_torch_fidelity_agrees(pair):
-    torch = pytest.importorskip("torch", reason="the comparison needs torch-fidelity, of the test extra")
-    pytest.importorskip("torch_fidelity", reason="the comparison needs torch-fidelity, of the test extra")
+    torch = pytest.importorskip("torch", reason="the comparison needs torch-fidelity, of the extra compare")
+    pytest.importorskip("torch_fidelity", reason="the comparison needs torch-fidelity, of the extra compare")
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
     tensors = [torch.from_numpy(each.astype(np.float64)) for each in pair]
@@ -376,8 +376,8 @@ def test_torch_fidelity_agrees(pair):
 
 
 def test_torchmetrics_agrees(pair):
-    torch = pytest.importorskip("torch", reason="the comparison needs torchmetrics, of the test extra")
-    image = pytest.importorskip("torchmetrics.image", reason="the comparison needs torchmetrics, of the test extra")
+    torch = pytest.importorskip("torch", reason="the comparison needs torchmetrics, of the extra compare")
+    image = pytest.importorskip("torchmetrics.image", reason="the comparison needs torchmetrics, of the extra compare")
     identity = torch.nn.Flatten()
     identity.num_features = pair[0].shape[1]
     frechet = image.FrechetInceptionDistance(feature=identity).set_dtype(torch.float64)

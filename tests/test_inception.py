@@ -322,7 +322,7 @@ def test_files_without_these_weights_are_refused(params, tmp_path):
         (["convert", "here.pth", "--out=a.npz"], "here.pth cannot be read as a state dict of torch.save: "),
         (["convert", "here.pth", "--out=a.zip"], "'a.zip' is to be a file named FILE.npz"),
         (["convert", "here.pth"], "the following arguments are required: --out"),
-        ([], "the following arguments are required: {convert"),
+        ([], "the following arguments are required: {train,convert"),
         (["turn"], "invalid choice: 'turn'"),
     ],
 )

@@ -544,7 +544,7 @@ def test_verbs_from_the_command_line(runs, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     scores = json.loads((ring8 / "evaluation.json").read_text())
-    assert (scores["step"], scores["num_samples"], scores["modes_total"]) == (4, 2500, 8)
+    assert (scores["step"], scores["num_samples"], scores["modes_total"]) == (4, 60, 8)
     assert [line.split()[0] for line in process.stdout.splitlines()] == list(scores)
     assert re.search(r"^high_quality_ceiling +0\.98889", process.stdout, re.MULTILINE)
 
