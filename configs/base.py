@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
                 "optimizer": _adam(),
             },
             "evaluation": {
-                "extractor": "none",  # of the features of images: none, pixels, digits, mnist, inception
-                "weights": "",  # the file of inception
+                "extractor": "none",  # of the features of images: none, pixels, digits, mnist, cifar10, inception
+                "weights": "",  # a file of its weights; empty: those of the package
                 "num_samples": 2_500,  # examples that are made and scored
                 "num_real": 10_000,  # real images whose features they are compared with; 0: all of the split
                 "split": "train",  # in which these are

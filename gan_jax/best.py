@@ -1,6 +1,7 @@
 """The best checkpoint of a run, by one of its scores, beside the newest ones."""
 
 import json
+import math
 from pathlib import Path
 
 from gan_jax.checkpoints import Checkpoints
@@ -12,17 +13,20 @@ FOLDER, ABOUT = "best", "best.json"
 
 
 class Best:
-    """`WORKDIR/best/STEP/`, and what it scored in `WORKDIR/best.json`: {"step": ..., NAME: ...}."""
+    """`WORKDIR/best/STEP/`, and what it scored in `WORKDIR/best.json`: {"step": ..., NAME: ..., "protocol": ...}."""
 
-    def __init__(self, workdir: Path, name: str, sign: int):
-        """`name` of the score, of which larger values are better where `sign` is 1, smaller ones where it is -1."""
-        self._path, self._name, self._sign = workdir / ABOUT, name, sign
+    def __init__(self, workdir: Path, name: str, sign: int, protocol: dict):
+        """`name` of the score, of which larger values are better where `sign` is 1, smaller ones where it is -1.
+
+        What was best by another score or protocol is forgotten.
+        """
+        self._path, self._name, self._sign, self._protocol = workdir / ABOUT, name, sign, protocol
         self._checkpoints = Checkpoints(workdir / FOLDER, kept=1)
-        self._value = _read(self._path, name)
+        self._value = _read(self._path, name, protocol)
 
     def see(self, state: TrainState, value: float) -> None:
-        """Keeps the state, if it is better than all before it; of equals the earliest."""
-        if self._value is not None and self._sign * value <= self._sign * self._value:
+        """Keeps the state, if it is better than all before it; of equals the earliest; none that is not finite."""
+        if not math.isfinite(value) or (self._value is not None and self._sign * value <= self._sign * self._value):
             return
         step = int(state.step)
         if (self._checkpoints.latest_step() or -1) > step:  # of a run that went back
@@ -30,7 +34,8 @@ class Best:
         if self._checkpoints.latest_step() != step:  # where a process was killed between the two writes
             self._checkpoints.save(state)
             self._checkpoints.wait()
-        write_atomically(self._path, (json.dumps({"step": step, self._name: value}) + "\n").encode())
+        about = {"step": step, self._name: value, "protocol": self._protocol}
+        write_atomically(self._path, (json.dumps(about) + "\n").encode())
         self._value = value
 
     def close(self) -> None:
@@ -38,10 +43,12 @@ class Best:
         self._checkpoints.close()
 
 
-def _read(path: Path, name: str) -> float | None:
-    """What the best one scored; None where there is none, or one by another score."""
+def _read(path: Path, name: str, protocol: dict) -> float | None:
+    """What the best one scored; None where there is none any more, or one by another score or protocol."""
     try:
-        return float(json.loads(path.read_text())[name])
+        about = json.loads(path.read_text())
+        there = (path.with_name(FOLDER) / str(about["step"])).is_dir()
+        return float(about[name]) if there and about["protocol"] == protocol else None
     except (FileNotFoundError, KeyError):
         return None
     except (OSError, ValueError, TypeError) as error:

@@ -22,8 +22,9 @@ def evaluate_run(setup: Setup, state: TrainState, workdir: Path, num_samples: in
     """
     scoring = Scoring(setup, Generate(setup))
     samples = scoring.samples(state.ema, num_samples or setup.config.evaluation.num_samples)
-    scores = scoring.scores(samples)
-    found = scoring.memorised(samples)
+    resamples = setup.config.evaluation.resamples
+    scores = scoring.scores(samples, resamples)
+    found = scoring.memorised(samples, resamples)
     if found is not None:
         authenticity, picture = found
         scores[name_with(setup.config.evaluation.extractor, "authenticity")] = authenticity

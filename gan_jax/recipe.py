@@ -12,7 +12,7 @@ from gan_jax import networks, optimizers, schema
 from gan_jax.data import Source, Spec, make_source
 from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
-from gan_jax.evaluation.comparison import better
+from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
 from gan_jax.objectives import LOGISTIC, OBJECTIVES, smooth_labels
 from gan_jax.penalties import PENALTIES
@@ -67,8 +67,11 @@ def build(config, devices: Devices | None = None, source: Source | None = None) 
         )
     spec = Spec(**config.data.to_dict())
     # Pictures are scored against those that were taken, not against mirrored ones.
-    reference = partial(_unmirrored, spec) if source is None else partial(_whole, source)
-    source = source or make_source(spec)
+    if source is not None:
+        reference = partial(_given, source, spec.split)
+    else:
+        source = make_source(spec)
+        reference = partial(_unmirrored, source, spec)
     _check_combinations(config, source)
     recipe = _make_recipe(config, devices, source)
     _check_loop(config, recipe)
@@ -77,11 +80,18 @@ def build(config, devices: Devices | None = None, source: Source | None = None) 
     return Setup(config, devices, source, reference, recipe, numbers, keys, title)
 
 
-def _unmirrored(spec: Spec, split: str) -> Source:
-    return make_source(spec._replace(split=split, flip=False))
+def _unmirrored(source: Source, spec: Spec, split: str) -> Source:
+    if split == spec.split and not spec.flip:
+        return source
+    try:
+        return make_source(spec._replace(split=split, flip=False))
+    except InputError as error:
+        raise InputError(str(error).replace("data.split", "evaluation.split")) from error
 
 
-def _whole(source: Source, split: str) -> Source:
+def _given(source: Source, its_split: str, split: str) -> Source:
+    if split != its_split:
+        raise InputError(f"evaluation.split is {split}, of data that was handed over as {its_split}; name that one")
     return source
 
 
@@ -223,15 +233,26 @@ def _check_evaluation(config, source: Source) -> None:
             f"evaluation.extractor is {wanted.extractor}, which sees images, but {config.data.name} is points; set it "
             f"to {NONE}"
         )
-    if wanted.weights and wanted.extractor != "inception":
+    if wanted.weights and wanted.extractor in (NONE, "pixels"):
         raise InputError(f"evaluation.weights is {wanted.weights!r}, of which {wanted.extractor} makes no use")
+    if wanted.extractor != NONE:
+        _check_counts(wanted, source)
     if not wanted.best:
         return
     if not config.evaluate_every:
         raise InputError(f"evaluation.best is {wanted.best}, but evaluate_every is 0: no step is scored")
-    known = better(wanted.extractor, source.modes is not None)
+    known = better(wanted.extractor, source)
     if wanted.best not in known:
         raise InputError(f"evaluation.best is {wanted.best!r}; the scores of this config are {', '.join(known)}")
+
+
+def _check_counts(wanted, source: Source) -> None:
+    if wanted.num_samples < LEAST:
+        raise InputError(f"evaluation.num_samples is {wanted.num_samples}; scores by features need at least {LEAST}")
+    if not wanted.num_real and not source.size:
+        raise InputError("evaluation.num_real is 0, for all real images, and this data is endless; give it a number")
+    if 0 < (wanted.num_real or LEAST) < LEAST:
+        raise InputError(f"evaluation.num_real is {wanted.num_real}; it must be 0 (all) or at least {LEAST}")
 
 
 def _check_labels(config, source: Source) -> None:

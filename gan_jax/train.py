@@ -34,6 +34,8 @@ def train(setup: Setup, workdir: Path) -> bool:
     interrupted. Raises DivergedError when a metric is not finite, once the last good state is saved.
     """
     workdirs.settle_data(workdir, setup.source)
+    generate = Generate(setup)
+    scoring = Scoring(setup, generate) if setup.config.evaluate_every else None
     with (
         _stop_signals() as stop_requested,
         closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints,
@@ -47,17 +49,17 @@ def train(setup: Setup, workdir: Path) -> bool:
         with (
             closing(Writers(workdir, int(state.step), setup.config.num_steps)) as writers,
             closing(feed(setup, state, partial(next_boundary, setup.config))) as data,
-            _best(setup, workdir) as best,
+            _best(setup, scoring, workdir) as best,
         ):
-            return _Loop(setup, workdir, checkpoints, writers, data, best).run(state, stop_requested)
+            return _Loop(setup, workdir, checkpoints, writers, data, generate, scoring, best).run(state, stop_requested)
 
 
-def _best(setup: Setup, workdir: Path):
-    name = setup.config.evaluation.best
-    if not name:
+def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
+    wanted = setup.config.evaluation
+    if not wanted.best:
         return nullcontext()
-    scores = better(setup.config.evaluation.extractor, setup.source.modes is not None)
-    return closing(Best(workdir, name, scores[name]))
+    protocol = {"num_samples": wanted.num_samples} | scoring.protocol
+    return closing(Best(workdir, wanted.best, better(wanted.extractor, setup.source)[wanted.best], protocol))
 
 
 class Metrics(struct.PyTreeNode):
@@ -87,13 +89,13 @@ class _Loop:
         checkpoints: Checkpoints,
         writers: Writers,
         data: Feed,
+        generate: Generate,
+        scoring: Scoring | None,
         best: Best | None,
     ):
         self._setup, self._config = setup, setup.config
         self._workdir, self._checkpoints, self._writers, self._data = workdir, checkpoints, writers, data
-        self._best = best
-        self._generate = Generate(setup)
-        self._scoring = Scoring(setup, self._generate) if setup.config.evaluate_every else None
+        self._generate, self._scoring, self._best = generate, scoring, best
         self._compiled = {}  # by the steps of a call
         self._unseen = []  # (first step, Metrics) of the calls whose numbers nobody has looked at
 
@@ -105,11 +107,11 @@ class _Loop:
                 return False
             try:
                 data = self._data.call(now, next_boundary(self._config, now))
-            except InputError:  # a streamed set has an example that cannot be read
+                state, now = self._advance(state, now, data)
+                self._at_boundary(state, now)
+            except InputError:  # a streamed set has an example that cannot be read, or samples cannot be scored
                 self._save(state, now)
                 raise
-            state, now = self._advance(state, now, data)
-            self._at_boundary(state, now)
         self._checkpoints.wait()
         return True
 
@@ -146,7 +148,8 @@ class _Loop:
         return every > 0 and (now % every == 0 or now == self._config.num_steps)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        scores = self._scoring.scores(self._scoring.samples(state.ema, self._config.evaluation.num_samples))
+        samples = self._scoring.samples(state.ema, self._config.evaluation.num_samples)
+        scores = self._scoring.scores(samples, resamples=0)
         return {name: score.value for name, score in scores.items()}
 
     def _look(self) -> dict[str, float]:

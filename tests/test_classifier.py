@@ -18,7 +18,7 @@ from gan_jax.evaluation.classifier import NETWORKS, SHAPES, WEIGHTS, forward, lo
 from gan_jax.evaluation.training import TRAININGS, Examples, accuracy, distort, read_examples, train
 
 REQUIRED = {"digits": 0.95, "mnist": 0.992}  # a support vector machine on the pixels of digits reaches 0.953
-SHIPPED = pytest.mark.parametrize("name", SHAPES)
+SHIPPED = pytest.mark.parametrize("name", classifier.SHIPPED)
 
 
 @cache
@@ -34,8 +34,8 @@ def images_of(shape, n, seed=0):
 @cache
 def params_of(shape):
     """The shipped weights for the shape; where there are none, initial ones with batch statistics that matter."""
-    for name, each in SHAPES.items():
-        if each == shape:
+    for name in classifier.SHIPPED:
+        if SHAPES[name] == shape:
             return load(name)[0]
     variables = network(shape).init(jax.random.key(0), jnp.zeros((1, *shape)), train=True)
     return jax.tree.map(lambda x: x + 0.1 * np.random.default_rng(x.size).random(x.shape, np.float32), variables)
@@ -45,7 +45,7 @@ def params_of(shape):
 def test_shipped_weights_reach_what_their_file_says(name, request):
     folder = request.getfixturevalue("tfds_data") if name == "mnist" else ""
     test = read_examples(TRAININGS[name], "test", folder)
-    measured, about = accuracy(load(name)[0], test), weight_files.read(WEIGHTS / f"{name}.npz")[1]
+    measured, about = accuracy(load(name)[0], test), weight_files.read(WEIGHTS / f"{name}.npz", "")[1]
     assert measured >= REQUIRED[name]
     assert about["test_examples"] == len(test.images)
     # Another machine rounds differently, which may decide on a draw between two classes.
@@ -56,7 +56,7 @@ def test_shipped_weights_reach_what_their_file_says(name, request):
 def test_shipped_files_are_small_and_say_how_they_were_made(name):
     path = WEIGHTS / f"{name}.npz"
     assert path.stat().st_size < 1_000_000
-    arrays, about = weight_files.read(path)
+    arrays, about = weight_files.read(path, "")
     assert {x.dtype for x in arrays.values()} == {np.dtype(np.float16)}
     assert about["command"].startswith(f"python -m gan_jax.evaluation train {name} ")
     assert about["training"] == TRAININGS[name]._asdict()
@@ -189,7 +189,7 @@ def test_the_command_writes_the_same_file_again(tmp_path, capsys):
     for file in files:
         assert main(["train", "digits", f"--out={file}", "--seed=1"]) == 0
     assert files[0].read_bytes() == files[1].read_bytes()
-    arrays, about = weight_files.read(files[0])
+    arrays, about = weight_files.read(files[0], "")
     assert about["seed"] == 1
     assert about["training"]["epochs"] == 1
     assert about["test_accuracy"] == accuracy(weight_files.unpack(arrays), digit_examples("test"))
@@ -221,14 +221,27 @@ def test_mistakes_at_the_command_line_are_one_line(arguments, words, capsys, tmp
 
 
 def test_there_is_no_classifier_of_another_name_or_shape():
-    with pytest.raises(InputError, match=r"no classifier 'svhn' .*; valid: digits, mnist$"):
+    with pytest.raises(InputError, match=r"no classifier 'svhn'; valid: digits, mnist, cifar10$"):
         load("svhn")
     with pytest.raises(InputError, match=r"images 16x16x3; valid: 8x8x1, 28x28x1, 32x32x3$"):
         forward({}, jnp.zeros((2, 16, 16, 3)))
 
 
+def test_weights_of_ones_own(tmp_path):
+    """They take the place of the package's, if they are of the same network."""
+    mine = tmp_path / "mine.npz"
+    mine.write_bytes((WEIGHTS / "digits.npz").read_bytes())
+    jax.tree.map(np.testing.assert_array_equal, load("digits", mine), load("digits"))
+    for name in ("mnist", "cifar10"):
+        with pytest.raises(InputError, match=rf"another network than {name}'s; .* train {name} ") as caught:
+            load(name, mine)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"cifar10's are not in the package; .* train cifar10 "):
+        load("cifar10")
+
+
 def _replaced(path):
-    arrays, about = weight_files.read(path)
+    arrays, about = weight_files.read(path, "")
     arrays["params/Dense_1/bias"] += np.float16(0.5)
     np.savez_compressed(path, **arrays, about=np.array(json.dumps(about)))
 

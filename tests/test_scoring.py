@@ -1,6 +1,7 @@
 """From samples to scores: extractors, references, comparisons, and what a run keeps of them."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -17,7 +18,8 @@ from gan_jax.errors import InputError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.evaluation import reference
 from gan_jax.evaluation.comparison import HIGHER, LOWER, better, compare
-from gan_jax.evaluation.extractors import BATCH, Features, eight_bits, extract, make_extractor
+from gan_jax.evaluation.extractors import BATCH, Features, counts_modes, eight_bits, extract, make_extractor
+from gan_jax.evaluation.memorisation import memorisation
 from gan_jax.evaluation.reference import load_reference
 from gan_jax.generate import Generate
 from gan_jax.scoring import Scoring
@@ -125,7 +127,7 @@ def _draw(data, indices, keys):
 
 def test_real_features_against_themselves():
     x = Features(np.random.default_rng(0).standard_normal((200, 5)), None)
-    scores = compare(x, x, counts_modes=False, resamples=20)
+    scores = compare(x, x, by_modes=False, resamples=20)
     assert scores["fid"].value == pytest.approx(0, abs=1e-9)
     assert scores["precision"].value == scores["recall"].value == scores["coverage"].value == 1
     assert scores.keys() == {"fid", "kid", "precision", "recall", "density", "coverage"}
@@ -137,7 +139,7 @@ def test_intervals_hold_their_scores_and_shrink_with_the_samples():
     widths = {}
     for n in (100, 1600):
         fake = Features(0.3 + rng.standard_normal((n, 4)), None)
-        scores = compare(real, fake, counts_modes=False, resamples=100)
+        scores = compare(real, fake, by_modes=False, resamples=100)
         for name in ("kid", "precision", "density"):
             low, high = scores[name].interval
             assert low <= scores[name].value <= high, name
@@ -151,7 +153,9 @@ def test_modes_are_counted_by_the_labels_of_all_channels():
     labels = np.array([[0, 1], [0, 1], [1, 0], [1, 1]])
     logits = 5.0 * np.eye(2)[labels]  # [n, channels, classes]
     x = np.random.default_rng(0).standard_normal((20, 3))
-    scores = compare(Features(x, None), Features(np.resize(x, (4, 3)), logits), counts_modes=True, resamples=0)
+    known = 5.0 * np.eye(2)[np.array([[0, 0], [1, 1]] * 10)]
+    scores = compare(Features(x, known), Features(x[:4], logits), by_modes=True, resamples=0)
+    assert scores["reverse_kl_real"].value == pytest.approx(np.log(2))
     assert (scores["modes"].value, scores["modes_total"].value) == (3, 4)
     assert scores["reverse_kl"].value == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(1))  # shares 1/2, 1/4, 1/4
     assert "inception_score" not in scores  # which is of one label an image
@@ -173,10 +177,12 @@ def test_scores_while_training_are_those_of_the_checkpoint(shrunk, tmp_path):
     assert written["protocol"]["extractor"] == "digits"
     assert set(written["intervals"]) <= set(written)
     best = min(logged, key=lambda line: line["fid_digits"])
-    assert json.loads((workdir / "best.json").read_text()) == {"step": best["step"], "fid_digits": best["fid_digits"]}
+    about = json.loads((workdir / "best.json").read_text())
+    assert about["protocol"] == {"num_samples": 60} | written["protocol"]
+    assert (about["step"], about["fid_digits"]) == (best["step"], best["fid_digits"])
     state = Checkpoints(workdir / "best").restore(recipe.abstract_state(setup))
     scoring = Scoring(setup, Generate(setup))
-    assert scoring.scores(scoring.samples(state.ema, 60))["fid_digits"].value == best["fid_digits"]
+    assert scoring.scores(scoring.samples(state.ema, 60), 0)["fid_digits"].value == best["fid_digits"]
 
 
 def _lines(workdir):
@@ -190,24 +196,34 @@ def test_the_best_of_a_run_outlives_its_process(shrunk, tmp_path):
         return sorted(path.name for path in (tmp_path / "best").iterdir() if path.name.isdigit())
 
     for values, expected in (((3.0, 1.0, 2.0), "1"), ((1.0, 0.5, 0.7), "4")):  # two processes
-        best = Best(tmp_path, "fid", LOWER)
+        best = Best(tmp_path, "fid", LOWER, {"num_samples": 60})
         for i, value in enumerate(values):
             best.see(state.replace(step=np.int32(i + (0 if expected == "1" else 3))), value)
         best.close()
         assert kept() == [expected]
-    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "fid": 0.5}
+    about = json.loads((tmp_path / "best.json").read_text())
+    assert about == {"step": 4, "fid": 0.5, "protocol": {"num_samples": 60}}
+    best = Best(tmp_path, "fid", LOWER, {"num_samples": 70})  # with which 0.5 cannot be compared
+    best.see(state.replace(step=np.int32(6)), 9.0)
+    best.close()
+    assert kept() == ["6"]
+    shutil.rmtree(tmp_path / "best")
+    best = Best(tmp_path, "fid", LOWER, {"num_samples": 70})
+    best.see(state.replace(step=np.int32(8)), 9.5)  # worse than what is gone
+    best.close()
+    assert kept() == ["8"]
     (tmp_path / "best.json").write_text("{")
     with pytest.raises(InputError, match=r"best\.json"):
-        Best(tmp_path, "fid", LOWER)
+        Best(tmp_path, "fid", LOWER, {"num_samples": 60})
 
 
 def test_higher_is_better_where_it_is(shrunk, tmp_path):
     state = recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
-    best = Best(tmp_path, "recall", HIGHER)
-    for i, value in enumerate((0.1, 0.3, 0.2)):
+    best = Best(tmp_path, "recall", HIGHER, {})
+    for i, value in enumerate((0.1, 0.3, 0.2, np.nan, np.inf)):
         best.see(state.replace(step=np.int32(i)), value)
     best.close()
-    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 1, "recall": 0.3}
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 1, "recall": 0.3, "protocol": {}}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +231,8 @@ def test_higher_is_better_where_it_is(shrunk, tmp_path):
     [
         ("mixture", {"evaluation.extractor": "digits"}, "is points; set it to none"),
         ("digits", {"evaluation.weights": "x.npz"}, "makes no use"),
+        ("dcgan", {"evaluation.num_samples": 9}, "at least 10"),
+        ("dcgan", {"evaluation.num_real": 9}, r"0 \(all\) or at least 10"),
         ("digits", {"evaluation.best": "sliced_wasserstein"}, "evaluate_every is 0"),
         ("digits", {"evaluation.best": "fid_mnist", "evaluate_every": 2}, "the scores of this config are sliced"),
         ("digits", {"evaluation.extractor": "vgg"}, "one of none, pixels"),
@@ -234,7 +252,84 @@ def test_inception_without_its_weights_says_where_they_are(shrunk):
 
 
 def test_the_scores_that_can_be_best():
-    assert better("none", is_mixture=False) == {"sliced_wasserstein": LOWER}
-    assert better("mnist", is_mixture=False)["reverse_kl_mnist"] == LOWER
-    assert better("inception", is_mixture=False)["inception_score_inception"] == HIGHER
-    assert better("none", is_mixture=True)["high_quality"] == HIGHER
+    ring8 = make_source(Spec(**base.get_config().data.to_dict()))
+    assert better("none", DIGITS) == {"sliced_wasserstein": LOWER}
+    assert better("mnist", DIGITS)["reverse_kl_mnist"] == LOWER
+    assert better("inception", DIGITS)["inception_score_inception"] == HIGHER
+    assert better("none", ring8)["high_quality"] == HIGHER
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "classes", "expected"),
+    [("mnist", 1, 10, True), ("mnist", 3, 1000, True), ("mnist", 3, 10, False), ("mnist", 1, 0, False),
+     ("cifar10", 3, 10, True), ("cifar10", 3, 100, False), ("pixels", 1, 10, False), ("inception", 3, 10, False)],
+)  # fmt: skip
+def test_modes_are_counted_where_the_classes_are_those_of_the_data(name, channels, classes, expected):
+    source = Source((28, 28, channels), draw=None, std=1.0, classes=tuple(map(str, range(classes))))
+    assert counts_modes(name, source) == expected
+
+
+def test_a_split_that_is_too_small_or_missing_is_known_before_one_trains(shrunk, tmp_path):
+    few = DIGITS._replace(data={name: x[:9] for name, x in DIGITS.data.items()}, size=9)
+    for i, (split, source, message) in enumerate(
+        [
+            ("test", DIGITS, "of data that was handed over as train"),
+            ("train", few, "has 9 images"),
+            ("dev", None, r"evaluation\.split is 'dev'; digits has train, test, all"),
+        ]
+    ):
+        config = shrunk("dcgan", None, {"evaluate_every": 2, "evaluation.split": split})
+        (tmp_path / f"{i}").mkdir()
+        with pytest.raises(InputError, match=message):
+            train(recipe.build(config, source=source), tmp_path / f"{i}")
+        assert not (tmp_path / f"{i}" / "metrics.jsonl").exists()
+
+
+def test_images_that_are_not_finite_are_not_scored():
+    images = noise(4)
+    images[2, 3, 3] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        extract(make_extractor("pixels", ""), mesh(jax.devices()[:1]), images)
+
+
+# Memorisation.
+
+
+def test_copies_are_not_authentic_and_fresh_draws_are_half_so():
+    rng = np.random.default_rng(0)
+    real, fresh = rng.standard_normal((2, 2000, 6))
+    copies = memorisation(real, real[[5, 1999, 5]] + 1e-9)
+    np.testing.assert_array_equal(copies.index, [5, 1999, 5])
+    assert not copies.authentic.any()
+    share = memorisation(real, fresh).authentic.mean()
+    assert abs(share - 0.5) < 0.06  # the nearest example's own nearest is nearer than a typical one's
+    mixed = memorisation(real, np.concatenate([fresh[:50], real[:3]]))
+    assert set(mixed.closest(3)) == {50, 51, 52}
+
+
+def test_a_training_set_that_repeats_itself_has_no_spacing():
+    real = np.random.default_rng(0).standard_normal((20, 3))
+    real[1] = real[0]
+    found = memorisation(real, np.stack([real[0], real[0] + 0.1, real[7]]))
+    np.testing.assert_array_equal(found.spacing[:2], 0)
+    np.testing.assert_array_equal(found.authentic, [False, True, False])
+    assert found.closest(1)[0] in (0, 2)
+
+
+def test_a_copy_of_a_mirrored_example_is_found(shrunk):
+    setup = recipe.build(shrunk("dcgan", None, {"data.flip": True}))
+    unmirrored = np.asarray(setup.reference("train").data["image"])
+    real = unmirrored.astype(np.float32) / 8 - 1
+    samples = np.concatenate([real[:6, :, ::-1], real[6:10]])
+    score, picture = Scoring(setup, Generate(setup)).memorised(samples, 0)
+    assert score.value == 0
+    assert picture.dtype == np.uint8
+
+
+def test_the_reference_is_the_same_with_and_without_mirroring(shrunk):
+    found = [
+        Scoring(setup, Generate(setup))._reference
+        for setup in (recipe.build(shrunk("dcgan", None, {"data.flip": flip})) for flip in (True, False))
+    ]
+    assert found[0].protocol == found[1].protocol
+    np.testing.assert_array_equal(found[0].features.values, found[1].features.values)

@@ -4,6 +4,7 @@ Trained by `python -m gan_jax.evaluation train NAME`; those in SHAPES have their
 it was made and the accuracy that was measured on the test set.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gan_jax.data.records import one_line
 from gan_jax.errors import InputError
 from gan_jax.evaluation import weight_files
 from gan_jax.networks import products
@@ -80,22 +82,36 @@ NETWORKS = {
     (32, 32, 3): Residual(blocks=("down", "down", "keep", "keep"), width=64, classes=CLASSES),
 }
 
-SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}  # of the images, by classifier; each has its file in WEIGHTS
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}  # of the images, by classifier
+SHIPPED = ("digits", "mnist")  # which have their file in WEIGHTS
 
 
-def load(name: str) -> tuple[Any, str]:
-    """The weights of a classifier in SHAPES, and their hash.
+def load(name: str, path: Path | None = None) -> tuple[Any, str]:
+    """The weights of a classifier in SHAPES, and their hash: of the file that `train` wrote, or that of the package.
 
     Returns:
       params: a nested dict of float32 arrays; they are stored as float16.
       hash: the first 16 hex characters of a SHA-256 over the stored arrays.
     Raises:
-      InputError: there is none of that name, or its file is missing or damaged.
+      InputError: there is none of that name, or its file is missing, damaged, or another classifier's.
     """
     if name not in SHAPES:
-        raise InputError(f"there is no classifier {name!r} in the package; valid: {', '.join(SHAPES)}")
-    arrays, about = weight_files.read(WEIGHTS / f"{name}.npz")
-    return weight_files.unpack(arrays), about["sha256"]
+        raise InputError(f"there is no classifier {name!r}; valid: {', '.join(SHAPES)}")
+    makes = f"python -m gan_jax.evaluation train {name} --out=FILE.npz makes such a file"
+    if path is None and name not in SHIPPED:
+        raise InputError(f"config key evaluation.weights is missing: {name}'s are not in the package; {makes}")
+    remedy = "install gan-jax again" if path is None else makes
+    arrays, about = weight_files.read(path or WEIGHTS / f"{name}.npz", remedy)
+    variables = weight_files.unpack(arrays)
+    if jax.tree.map(jnp.shape, variables) != _shapes(SHAPES[name]):
+        raise InputError(f"{one_line(path)} holds the weights of another network than {name}'s; {makes}")
+    return variables, about["sha256"]
+
+
+def _shapes(shape: tuple[int, ...]) -> Any:
+    image = jnp.zeros((1, *shape))
+    variables = jax.eval_shape(partial(network(shape).init, train=True), jax.random.key(0), image)
+    return jax.tree.map(jnp.shape, variables)
 
 
 def network(shape: tuple[int, ...]) -> nn.Module:

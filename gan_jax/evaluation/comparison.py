@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # by itself it loads none of its parts until they are used
 
+from gan_jax.data import Source
 from gan_jax.evaluation.bootstrap import frechet_interval, interval
-from gan_jax.evaluation.classifier import SHAPES
-from gan_jax.evaluation.extractors import NONE, Features
+from gan_jax.evaluation.extractors import NONE, Features, counts_modes
 from gan_jax.evaluation.frechet import frechet_distance, gaussian
 from gan_jax.evaluation.inception_score import inception_score
 from gan_jax.evaluation.kernel import kernel_distance
@@ -19,6 +19,7 @@ LEVEL = 0.95  # of the intervals
 NORMAL = 1.96  # standard errors on either side, for that level
 PRECISION_K, COVERAGE_K = 3, 5  # nearest neighbours, as in the papers
 SPLITS = 10  # of the Inception score
+LEAST = 10  # examples of either side, for all of the scores
 SEED = 0  # of the bootstrap
 
 LOWER, HIGHER = -1, 1  # which is better
@@ -42,12 +43,13 @@ class Score(NamedTuple):
     interval: tuple[float, float] | None = None
 
 
-def better(extractor: str, is_mixture: bool) -> dict[str, int]:
+def better(extractor: str, source: Source) -> dict[str, int]:
     """The scores of a run by which its steps can be ranked, and whether LOWER or HIGHER is better."""
+    is_mixture = source.modes is not None
     scores = OF_ALL | (OF_MIXTURES if is_mixture else {})
     if extractor == NONE:
         return scores
-    by_features = OF_FEATURES | (OF_MODES if extractor in SHAPES else {})
+    by_features = OF_FEATURES | (OF_MODES if counts_modes(extractor, source) else {})
     if extractor == "inception":
         by_features["inception_score"] = HIGHER
     return scores | {name_with(extractor, score): sign for score, sign in by_features.items()}
@@ -58,20 +60,21 @@ def name_with(extractor: str, score: str) -> str:
     return f"{score}_{extractor}"
 
 
-def compare(real: Features, fake: Features, counts_modes: bool, resamples: int) -> dict[str, Score]:
+def compare(real: Features, fake: Features, by_modes: bool, resamples: int) -> dict[str, Score]:
     """The scores of fake features against real ones.
 
     Args:
-      counts_modes: whether the classes of the logits are the modes of the data, and every channel has one of its own.
+      by_modes: whether the classes of the logits are the modes of the data, and every channel has one of its own.
       resamples: of the bootstrap; 0: no intervals by it.
 
     Returns: `fid`, `kid`, `precision`, `recall`, `density`, `coverage`; with logits `inception_score`; and where the
-      classes are modes, `modes`, `modes_total`, `reverse_kl`, `reverse_kl_floor`. The intervals of the shares of real
-      examples (recall, coverage) are for these samples and other real ones; the rest are for other samples.
+      classes are modes, `modes`, `modes_total`, `reverse_kl`, `reverse_kl_floor` and `reverse_kl_real`, that of the
+      real images. The intervals of the shares of real examples (recall, coverage) are for these samples and other real
+      ones; the rest are for other samples.
     """
     scores = _distances(real.values, fake.values, resamples) | _neighbours(real.values, fake.values, resamples)
     if fake.logits is not None:
-        scores |= _by_class(fake.logits, counts_modes, resamples)
+        scores |= _by_class(real.logits, fake.logits, by_modes)
     return scores
 
 
@@ -93,22 +96,23 @@ def _neighbours(real: np.ndarray, fake: np.ndarray, resamples: int) -> dict[str,
     return {name: estimate(np.mean, each, resamples) for name, each in indicators.items()}
 
 
-def _by_class(logits: np.ndarray, counts_modes: bool, resamples: int) -> dict[str, Score]:
-    channels = logits if logits.ndim == 3 else logits[:, None]  # [n, channels, classes]
-    probabilities = scipy.special.softmax(channels.astype(np.float64), axis=-1)
+def _by_class(real: np.ndarray, fake: np.ndarray, by_modes: bool) -> dict[str, Score]:
     scores = {}
-    if channels.shape[1] == 1:
-        scores["inception_score"] = estimate(_inception_mean, probabilities[:, 0], resamples)
-    if counts_modes:
-        classes = channels.shape[2]
-        labels = channels.argmax(axis=-1) @ classes ** np.arange(channels.shape[1])[::-1]
-        found = label_scores(labels, classes ** channels.shape[1])
+    if fake.ndim == 2:
+        probabilities = scipy.special.softmax(fake.astype(np.float64), axis=-1)
+        # Without an interval: it falls as examples repeat, so that resamples lie beside it.
+        scores["inception_score"] = Score(inception_score(probabilities, SPLITS)[0])
+    if by_modes:
+        found = label_scores(*_labels(fake)) | {"reverse_kl_real": label_scores(*_labels(real))["reverse_kl"]}
         scores |= {name: Score(value) for name, value in found.items()}
     return scores
 
 
-def _inception_mean(probabilities: np.ndarray) -> float:
-    return inception_score(probabilities, SPLITS)[0]
+def _labels(logits: np.ndarray) -> tuple[np.ndarray, int]:
+    """The labels int [n] of logits [n, classes] or [n, channels, classes], all channels' as one; how many there are."""
+    channels = logits if logits.ndim == 3 else logits[:, None]
+    _, count, classes = channels.shape
+    return channels.argmax(axis=-1) @ classes ** np.arange(count)[::-1], classes**count
 
 
 def estimate(statistic: Callable, rows: np.ndarray, resamples: int) -> Score:

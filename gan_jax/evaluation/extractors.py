@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gan_jax.data import Source
 from gan_jax.devices import Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation import classifier, inception
@@ -32,7 +33,6 @@ class Extractor(NamedTuple):
     resize: str  # what is done to images of another size
     apply: Callable  # (params, uint8 [n, h, w, c]) -> (features [n, d], logits or None)
     params: Any
-    counts_modes: bool  # whether its classes are the modes of the data that it is for
 
 
 def eight_bits(images: np.ndarray) -> np.ndarray:
@@ -41,20 +41,25 @@ def eight_bits(images: np.ndarray) -> np.ndarray:
 
 
 def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Features:
-    """The features of images [n, h, w, c], uint8, or float32 in [-1, 1] and then rounded; in batches, over a mesh."""
+    """The features of images [n, h, w, c], uint8, or float32 in [-1, 1] and then rounded; in batches, over a mesh.
+
+    Raises InputError where a pixel is not finite.
+    """
+    if not np.isfinite(images).all():
+        raise InputError("the images are not finite: a generator that gives NaN or infinity cannot be scored")
     images = images if images.dtype == np.uint8 else eight_bits(images)
     size = -(-BATCH // devices.count) * devices.count
-    apply = jax.jit(partial(_sharded, extractor.apply, devices))
     found = []
     for start in range(0, len(images), size):
         batch = images[start : start + size]
         padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
-        found.append(jax.device_get(apply(extractor.params, padded)))
+        found.append(jax.device_get(_sharded(extractor.apply, devices, extractor.params, padded)))
     n = len(images)
     values, logits = zip(*found, strict=True)
     return Features(np.concatenate(values)[:n], None if logits[0] is None else np.concatenate(logits)[:n])
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _sharded(apply: Callable, devices: Devices, params, images):
     return apply(params, devices.shard(images))
 
@@ -78,14 +83,14 @@ def _classified(shape: tuple[int, int, int], params, images):
 
 
 def _make_pixels(weights: str) -> Extractor:
-    return Extractor("pixels", "", "none", _pixels, (), counts_modes=False)
+    return Extractor("pixels", "", "none", _pixels, ())
 
 
 def _make_classifier(name: str, weights: str) -> Extractor:
-    params, digest = classifier.load(name)
+    params, digest = classifier.load(name, Path(weights) if weights else None)
     shape = classifier.SHAPES[name]
     resize = f"linear, antialiased, to {shape[0]}x{shape[1]}"
-    return Extractor(name, digest, resize, partial(_classified, shape), params, counts_modes=True)
+    return Extractor(name, digest, resize, partial(_classified, shape), params)
 
 
 def _make_inception(weights: str) -> Extractor:
@@ -96,7 +101,7 @@ def _make_inception(weights: str) -> Extractor:
         )
     params = inception.load(Path(weights))
     resize = "as TensorFlow 1, to 299x299"
-    return Extractor("inception", inception.weights_hash(params), resize, inception.forward, params, counts_modes=False)
+    return Extractor("inception", inception.weights_hash(params), resize, inception.forward, params)
 
 
 # name -> (weights' file) -> Extractor
@@ -108,5 +113,17 @@ EXTRACTORS = {
 
 
 def make_extractor(name: str, weights: str) -> Extractor:
-    """The extractor that a config names; `weights` is the file of `inception`. Raises InputError without it."""
-    return EXTRACTORS[name](weights)
+    """The extractor that a config names; `weights`: a file of one's own, "" for that of the package.
+
+    Raises InputError where the file is missing, or needed and not named.
+    """
+    extractor = EXTRACTORS[name](weights)
+    return extractor._replace(params=jax.device_put(extractor.params))
+
+
+def counts_modes(name: str, source: Source) -> bool:
+    """Whether the classes that this extractor tells apart are those of the data, for all channels together."""
+    if name not in classifier.SHAPES or len(source.shape) != 3:
+        return False
+    seen, channels = classifier.SHAPES[name][2], source.shape[2]
+    return len(source.classes) == classifier.CLASSES ** (1 if channels == seen else channels)

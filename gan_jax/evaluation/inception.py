@@ -120,6 +120,8 @@ def load(path: Path) -> dict:
     except DAMAGE as error:
         raise InputError(f"{one_line(path)} is no complete .npz file ({reason(error)}); {remedy}") from error
     _check_shapes(found, _shapes(), f"{one_line(path)} does not hold converted Inception weights", remedy)
+    if not all(np.isfinite(array).all() for array in found.values()):
+        raise InputError(f"{one_line(path)} holds weights that are not finite; {remedy}")
     return jax.device_put(unflatten_dict({name: array.astype(np.float32) for name, array in found.items()}, sep="/"))
 
 

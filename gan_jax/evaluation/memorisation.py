@@ -23,6 +23,11 @@ class Memorisation(NamedTuple):
         """
         return self.distance > self.spacing
 
+    def or_nearer(self, other: "Memorisation") -> "Memorisation":
+        """For each sample the nearer of two findings."""
+        nearer = other.distance < self.distance
+        return Memorisation(*(np.where(nearer, b, a) for a, b in zip(self, other, strict=True)))
+
     def closest(self, count: int) -> np.ndarray:
         """The `count` samples that are most like copies, int [count]: nearest in units of the spacing there."""
         spacing = np.maximum(self.spacing, np.finfo(np.float64).tiny)  # 0 where the training set repeats itself

@@ -11,7 +11,9 @@ import numpy as np
 from gan_jax.data import Source, independent
 from gan_jax.data.source import pick
 from gan_jax.devices import Devices
-from gan_jax.evaluation.extractors import BATCH, Extractor, Features, extract
+from gan_jax.errors import InputError
+from gan_jax.evaluation.comparison import LEAST
+from gan_jax.evaluation.extractors import BATCH, Extractor, Features, eight_bits, extract
 from gan_jax.files import write_atomically
 from gan_jax.runtime import cache_folder
 
@@ -34,30 +36,39 @@ def load_reference(source: Source, name: str, split: str, extractor: Extractor, 
     told by a hash.
     """
     count = min(num_real or source.size, source.size) if source.size else num_real
+    if count < LEAST:
+        raise InputError(f"{name}, split {split}, has {count} images; scores by features need at least {LEAST}")
+    known = FORMAT, SEED, _identity(source), source.size, source.shape, count, extractor.name, extractor.weights
+    key = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    path = cache_folder() / "references" / f"{key}.npz"
+    kept = _read(path)
+    if kept is None:
+        kept = _extract(source, count, extractor, devices)
+        _keep(path, *kept)
+    features, images_hash = kept
     protocol = {
         "data": name,
         "split": split,
-        "data_hash": _data_hash(source),
+        "shape": "x".join(map(str, source.shape)),
         "num_real": count,
+        "images_hash": images_hash,
         "extractor": extractor.name,
         "extractor_hash": extractor.weights,
         "resize": extractor.resize,
     }
-    key = hashlib.sha256(repr((FORMAT, SEED, source.shape, sorted(protocol.items()))).encode()).hexdigest()[:32]
-    path = cache_folder() / "references" / f"{key}.npz"
-    features = _read(path)
-    if features is None:
-        features = _extract(source, count, extractor, devices)
-        _keep(path, features)
     return Reference(features, protocol)
 
 
-def _extract(source: Source, count: int, extractor: Extractor, devices: Devices) -> Features:
-    parts = []
+def _extract(source: Source, count: int, extractor: Extractor, devices: Devices) -> tuple[Features, str]:
+    """The features, and 16 hex digits that tell the 8-bit images, wherever they were read from."""
+    parts, digest = [], hashlib.sha256()
     for start in range(0, count, HELD):
-        parts.append(extract(extractor, devices, _real(source, count, start, min(start + HELD, count))))
+        images = eight_bits(_real(source, count, start, min(start + HELD, count)))
+        digest.update(images)
+        parts.append(extract(extractor, devices, images))
     values, logits = zip(*parts, strict=True)
-    return Features(np.concatenate(values), None if logits[0] is None else np.concatenate(logits))
+    features = Features(np.concatenate(values), None if logits[0] is None else np.concatenate(logits))
+    return features, digest.hexdigest()[:16]
 
 
 def _real(source: Source, count: int, start: int, end: int) -> np.ndarray:
@@ -69,26 +80,28 @@ def _real(source: Source, count: int, start: int, end: int) -> np.ndarray:
     return np.asarray(independent(source, keys)["image"])
 
 
-def _data_hash(source: Source) -> str:
-    """16 hex digits of what tells a source's examples: of its files, else of its arrays."""
+def _identity(source: Source) -> str:
+    """What tells a source's examples on this machine, known at once: of its files, else of its arrays."""
     digest = hashlib.sha256(source.identity.encode())
     if not source.identity:
         for leaf in jax.tree.leaves(source.data):
             digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
-def _read(path: Path) -> Features | None:
+def _read(path: Path) -> tuple[Features, str] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Features(file["values"], file["logits"] if "logits" in file.files else None)
+            features = Features(file["values"], file["logits"] if "logits" in file.files else None)
+            return features, str(file["images_hash"])
     except Exception:  # noqa: BLE001  whatever NumPy and zipfile raise where it is missing or torn
         return None
 
 
-def _keep(path: Path, features: Features) -> None:
+def _keep(path: Path, features: Features, images_hash: str) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: array for name, array in features._asdict().items() if array is not None})
+    arrays = {name: array for name, array in features._asdict().items() if array is not None}
+    np.savez(buffer, images_hash=np.array(images_hash), **arrays)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())

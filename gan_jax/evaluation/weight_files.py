@@ -43,20 +43,21 @@ def write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> N
     write_atomically(path, buffer.getvalue())
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of the file, and what it says about them. Raises InputError where it is not as it was written."""
+def read(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of the file, and what it says about them. Raises InputError where it is not as it was written.
+
+    `remedy` ends the message: what the user can do about it.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop(ABOUT)))
         known = about["sha256"]
     except (*DAMAGE, AttributeError) as error:  # the last where it is a .npy file
-        raise InputError(
-            f"cannot read the weights in {one_line(path)}: {reason(error)}; install gan-jax again"
-        ) from error
+        raise InputError(f"cannot read the weights in {one_line(path)}: {reason(error)}; {remedy}") from error
     if digest(arrays) != known:
         raise InputError(
             f"the weights in {one_line(path)} are not those that were written: their hash is {digest(arrays)}, "
-            f"not {one_line(known, 20)}; install gan-jax again"
+            f"not {one_line(known, 20)}; {remedy}"
         )
     return arrays, about
