@@ -251,7 +251,7 @@ def _check_counts(wanted, source: Source) -> None:
         raise InputError(f"evaluation.num_samples is {wanted.num_samples}; scores by features need at least {LEAST}")
     if not wanted.num_real and not source.size:
         raise InputError("evaluation.num_real is 0, for all real images, and this data is endless; give it a number")
-    if 0 < (wanted.num_real or LEAST) < LEAST:
+    if 0 < wanted.num_real < LEAST:
         raise InputError(f"evaluation.num_real is {wanted.num_real}; it must be 0 (all) or at least {LEAST}")
 
 
