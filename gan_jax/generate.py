@@ -1,6 +1,6 @@
 """Examples and pictures from a state: shared by the training loop and by the verbs that read checkpoints."""
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,8 @@ import numpy as np
 
 from gan_jax import images, step
 from gan_jax.data import independent
+from gan_jax.devices import mesh
+from gan_jax.progress import progress
 from gan_jax.recipe import Setup
 from gan_jax.state import Average, TrainState
 
@@ -29,11 +31,11 @@ class Backdrop(NamedTuple):
 
 
 class Generate:
-    """The averaged generator of a run, compiled once for all its pictures and scores."""
+    """The averaged generator of a run, compiled once for all its pictures and scores, on all devices."""
 
     def __init__(self, setup: Setup):
-        self._setup = setup
-        self._from_latents = jax.jit(partial(step.sample, setup.recipe))
+        self._setup, self._devices = setup, mesh()  # however the run is trained: an example is made by itself
+        self._from_latents = jax.jit(self._sample, out_shardings=self._devices.replicated)
         self._latents = jax.jit(self._draw_latents)
         self._logits = jax.jit(self._discriminate)
 
@@ -47,8 +49,8 @@ class Generate:
         A conditional generator makes `labels` [n]; those of `self.labels(n)` where they are not given.
         """
         labels = self.labels(n) if labels is None else labels
-        batches = []
-        for start in range(0, n, BATCH):
+        average, batches = self._devices.place(average), []
+        for start in progress(range(0, n, BATCH), "samples"):
             of_batch = None if labels is None else np.resize(labels[start : start + BATCH], BATCH)
             batches.append(self.from_latents(average, self._latents(key, start), of_batch))
         return np.concatenate(batches)[:n]
@@ -63,7 +65,10 @@ class Generate:
 
     def from_latents(self, average: Average, latents, labels: np.ndarray | None = None) -> np.ndarray:
         """The examples at latents [n, d], for a conditional generator with labels [n]: [n, *shape] float32."""
-        return np.asarray(self._from_latents(average, latents, *(() if labels is None else (labels,))))
+        inputs = (latents,) if labels is None else (latents, labels)
+        n, count = len(latents), self._devices.count
+        padded = [np.resize(each, (-(-n // count) * count, *each.shape[1:])) for each in map(np.asarray, inputs)]
+        return np.asarray(self._from_latents(self._devices.place(average), *padded))[:n]
 
     def picture(self, state: TrainState) -> np.ndarray:
         """What the run makes of its fixed latents, uint8 [h, w, 1 or 3]: a grid, or samples over the density."""
@@ -101,6 +106,9 @@ class Generate:
         real = np.asarray(independent(source, keys)["image"])
         points = images.line_points(real) if self._kind == "line" else images.plane_points(real)
         return Backdrop(real, points, np.asarray(jax.jit(source.density)(points)))
+
+    def _sample(self, average, *inputs):
+        return step.sample(self._setup.recipe, average, *map(self._devices.shard, inputs))
 
     def _draw_latents(self, key, start):
         slots = start + jnp.arange(BATCH)

@@ -7,6 +7,7 @@ import numpy as np
 from gan_jax.errors import InputError
 from gan_jax.evaluation.arrays import check_features
 from gan_jax.evaluation.frechet import Gaussian, frechet_distance, gaussian
+from gan_jax.progress import progress
 
 
 def interval(
@@ -29,7 +30,7 @@ def interval(
         raise InputError(f"examples of lengths {sorted(lengths)}: they should be equally many, and at least one")
     _check(resamples, level)
     rng, n = np.random.default_rng(seed), lengths.pop()
-    rows = (rng.integers(n, size=n) for _ in range(resamples))
+    rows = (rng.integers(n, size=n) for _ in progress(range(resamples), "resamples"))
     return _central([statistic(*(each[drawn] for each in examples)) for drawn in rows], level)
 
 
@@ -50,7 +51,8 @@ def frechet_interval(
     _check(resamples, level)
     rng = np.random.default_rng(seed)
     estimate = frechet_distance(gaussian(real), gaussian(fake))
-    distances = [frechet_distance(_resampled(real, rng), _resampled(fake, rng)) for _ in range(resamples)]
+    turns = progress(range(resamples), "resamples")
+    distances = [frechet_distance(_resampled(real, rng), _resampled(fake, rng)) for _ in turns]
     low, high = _central(distances, level)
     return max(0.0, 2 * estimate - high), max(0.0, 2 * estimate - low)
 

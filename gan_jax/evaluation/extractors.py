@@ -13,6 +13,7 @@ from gan_jax.data import Source
 from gan_jax.devices import Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation import classifier, inception
+from gan_jax.progress import progress
 
 BATCH = 256  # images in one call
 NONE = "none"
@@ -50,7 +51,7 @@ def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Featu
     images = images if images.dtype == np.uint8 else eight_bits(images)
     size = -(-BATCH // devices.count) * devices.count
     found = []
-    for start in range(0, len(images), size):
+    for start in progress(range(0, len(images), size), f"features, {extractor.name}"):
         batch = images[start : start + size]
         padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
         found.append(jax.device_get(_sharded(extractor.apply, devices, extractor.params, padded)))
