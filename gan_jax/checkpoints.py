@@ -2,7 +2,6 @@
 
 import gc
 import sys
-import tempfile
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from gan_jax.bits import scramble
 from gan_jax.errors import InputError
+from gan_jax.files import require_writable
 from gan_jax.state import TrainState
 
 
@@ -23,8 +23,7 @@ class Checkpoints:
         self._directory, self._kept = directory.resolve(), kept
         self._fingerprint = jax.jit(fingerprint)
         if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
-            self._directory.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self._directory).close()
+            require_writable(self._directory)
 
     @cached_property
     def _manager(self):

@@ -1,6 +1,7 @@
 """Files written whole or not at all, so that a kill at any moment leaves none half written."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -10,3 +11,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)
+
+
+def require_writable(folder: Path) -> None:
+    """Raises OSError where nothing can be written there: known before there is something to lose. Makes the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()

@@ -8,8 +8,9 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-import tempfile
 from pathlib import Path
+
+from gan_jax.files import require_writable
 
 # XLA ends the process at a flag that it does not know, so this is for the versions of jaxlib with which it was tried.
 # They send convolutions to YNN by default, which is slower there than Eigen.
@@ -109,7 +110,7 @@ def _set_compilation_cache() -> str:
     try:
         # JAX runs the machine code that it finds there: nobody else may write it.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        require_writable(folder)
     except OSError as error:
         return f"no compilation cache, {folder}: {error.strerror}"
     jax.config.update("jax_compilation_cache_dir", str(folder))

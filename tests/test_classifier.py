@@ -206,6 +206,7 @@ def test_the_command_writes_the_same_file_again(tmp_path, capsys):
         (["train", "digits", "--out=a.npz", "--seed=-1"], "--seed"),
         (["train", "digits", "--out=a.npz", "--dir=somewhere"], "--dir is 'somewhere'"),
         (["train", "mnist", "--out=a.npz", "--dir=no/such/folder"], "no/such/folder"),
+        (["train", "digits", "--out=/proc/none/a.npz"], "/proc/none"),  # known before it is trained
         (["learn"], "train"),
         ([], "--help"),
     ],

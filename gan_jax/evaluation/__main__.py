@@ -14,6 +14,7 @@ import jax
 from gan_jax import runtime
 from gan_jax.data.records import one_line
 from gan_jax.evaluation import inception, training, weight_files
+from gan_jax.files import require_writable
 from gan_jax.subcommands import Parser, exit_status
 
 PROGRAM = "python -m gan_jax.evaluation"
@@ -80,6 +81,7 @@ def _seed(text: str) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    require_writable(arguments.out.parent)
     print(f"runtime: {runtime.fast()}", file=sys.stderr)
     how = training.TRAININGS[arguments.name]
     examples = training.read_examples(how, "train", arguments.dir)
