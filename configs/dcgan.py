@@ -3,7 +3,6 @@
 python -m gan_jax.main --config=configs/dcgan.py
 python -m gan_jax.main --config=configs/dcgan.py:mnist          # 28x28; cifar10: 32x32x3, celeba64: 64x64x3
 python -m gan_jax.main --config=configs/dcgan.py:mnist --config.conditional=True
-python -m gan_jax.main --config=configs/dcgan.py:stacked_mnist  # three digits as RGB: 1,000 modes
 python -m gan_jax.main --config=configs/dcgan.py:folder --config.data.dir=PATH  # any images, cut to 64x64x3
 
 Seen on 2 CPU cores: 84 s beside other work, varied digits (docs/pictures/dcgan.png); sliced Wasserstein 0.029, where
@@ -14,7 +13,7 @@ where their data comes from; on an accelerator add --config.steps_per_call=100: 
 
 from configs import base
 
-VARIANTS = ("digits", "mnist", "stacked_mnist", "cifar10", "celeba64", "folder")
+VARIANTS = ("digits", "mnist", "cifar10", "celeba64", "folder")
 
 
 def get_config(variant="digits"):
@@ -34,9 +33,6 @@ def get_config(variant="digits"):
     if variant == "mnist":
         config.data.name = "tfds:mnist"
         config.evaluation.update(extractor="mnist", num_samples=10_000)
-    elif variant == "stacked_mnist":
-        config.num_steps = 20_000
-        config.evaluation.update(extractor="mnist", num_samples=26_000)  # as PacGAN has it
     elif variant != "digits":
         _in_colour(config, variant)
     return config
