@@ -27,5 +27,5 @@ def get_config(variant="ring8"):
     config.num_steps = 12_000
     config.update(sample_every=4_000, checkpoint_every=4_000)
     if variant == "grid25":
-        config.num_steps = 24_000
+        config.num_steps = 32_000
     return config
