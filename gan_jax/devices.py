@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gan_jax import runtime
 
 AXIS = "data"
+MEMBERS = "population"
 STREAMED = PartitionSpec(None, None, AXIS)  # of a call's minibatches, [steps, k, n, ...]
 
 
@@ -114,16 +115,93 @@ def pmapped(devices: list | None = None) -> Devices:
         index = np.arange(len(devices))
         return Program(mapped, index, state, data)
 
+    return _mapped_part(len(devices), replicated)._replace(
+        compile=compile_, spread=lambda tree: jax.tree.map(partial(_spread_parts, devices, streamed), tree)
+    )
+
+
+class Layout(NamedTuple):
+    """How a population of runs is spread over devices."""
+
+    count: int  # groups of devices, each with its share of the members
+    within: Devices  # what a member's step is given: the devices of its group
+    place: Callable  # tree of [members, ...] -> the same, the members spread over the groups
+    sharding: NamedSharding  # of such a tree
+    compile: Callable  # (f, state, data) -> Program of f, which is of one member, on all members
+
+
+def population(each: Callable, per_member: int = 1, devices: list | None = None) -> Layout:
+    """Members spread over the devices (all by default), in groups of `per_member` that share each member's batch.
+
+    Groups do not communicate.
+
+    Args:
+      each: (f(member, data) of one member) -> the same of many, on one device: see EACH.
+    """
+    grid = Mesh(np.array(devices or jax.devices()).reshape(-1, per_member), (MEMBERS, AXIS))
+    by_member, everywhere = NamedSharding(grid, PartitionSpec(MEMBERS)), NamedSharding(grid, PartitionSpec())
+
+    def compile_(function, state, data):
+        specs = {"in_specs": (PartitionSpec(MEMBERS), PartitionSpec()), "out_specs": PartitionSpec(MEMBERS)}
+        # Unchecked, as under pmap: the step itself takes the means over the devices of a group.
+        spread = jax.shard_map(each(function), mesh=grid, check_vma=False, **specs)
+        jitted = jax.jit(spread, in_shardings=(by_member, everywhere), out_shardings=by_member, donate_argnums=0)
+        return Program(jitted, state, data)
+
+    within = _mapped_part(per_member, everywhere) if per_member > 1 else _alone(everywhere)
+    return Layout(len(grid.devices), within, lambda tree: jax.device_put(tree, by_member), by_member, compile_)
+
+
+def _by_vmap(function: Callable) -> Callable:
+    return jax.vmap(function, in_axes=(0, None))
+
+
+def _one_by_one(function: Callable) -> Callable:
+    return lambda members, data: jax.lax.map(lambda member: function(member, data), members)
+
+
+def _written_out(function: Callable) -> Callable:
+    function = jax.jit(function)  # traced once
+
+    def each(members, data):
+        count = jax.tree.leaves(members)[0].shape[0]
+        outputs = [function(jax.tree.map(lambda x, i=i: x[i], members), data) for i in range(count)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+    return each
+
+
+EACH = {"vmap": _by_vmap, "map": _one_by_one, "unroll": _written_out}  # how the members of one device take a step
+
+
+def _alone(replicated: NamedSharding) -> Devices:
+    """A step on one device, among others that do the same with other members."""
     return Devices(
-        count=len(devices),
-        parts=len(devices),
+        count=1,
+        parts=1,
+        axis_name=None,
+        mean=lambda tree: tree,
+        maximum=lambda tree: tree,
+        shard=lambda x: x,
+        part=lambda: 0,
+        compile=None,
+        spread=None,
+        replicated=replicated,
+    )
+
+
+def _mapped_part(count: int, replicated: NamedSharding) -> Devices:
+    """A step of which each of `count` devices does its part, inside a mapped function."""
+    return Devices(
+        count=count,
+        parts=count,
         axis_name=AXIS,
         mean=lambda tree: jax.lax.pmean(tree, AXIS),
         maximum=lambda tree: jax.lax.pmax(tree, AXIS),
         shard=lambda x: x,
         part=lambda: jax.lax.axis_index(AXIS),
-        compile=compile_,
-        spread=lambda tree: jax.tree.map(partial(_spread_parts, devices, streamed), tree),
+        compile=None,
+        spread=None,
         replicated=replicated,
     )
 

@@ -9,7 +9,7 @@ leaves float32 and bfloat16 beyond a logit of about 88.7: these return the infin
 NaN, and the training loop stops and names the logit. All the others are finite at every logit that it can meet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -133,3 +133,21 @@ def smooth_labels(objective: Objective, epsilon) -> Objective:
         return objective.discriminator(real_logits, fake_logits) + jnp.asarray(epsilon, real_logits.dtype) * real_logits
 
     return objective._replace(discriminator=discriminator)
+
+
+def choose(objectives: Sequence[Objective], index) -> Objective:
+    """The one of that number, int32, which may be traced: what differs between runs of one program is then data.
+
+    Each function is a `lax.switch`, of which a batch of different indices computes every branch and takes its own from
+    the results, also of the derivative: an infinity of one objective never reaches a run of another.
+    """
+
+    def switch(functions):
+        return lambda *logits: jax.lax.switch(index, functions, *logits)
+
+    return Objective(
+        discriminator=switch([each.discriminator for each in objectives]),
+        generator=switch([each.generator for each in objectives]),
+        divergence=switch([each.divergence for each in objectives]),
+        undecided=jnp.array([each.undecided for each in objectives], jnp.float32)[index],
+    )

@@ -1,6 +1,6 @@
 """From a config to the functions that it names: the only place where a name is looked up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,13 +14,26 @@ from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
-from gan_jax.objectives import LOGISTIC, OBJECTIVES, smooth_labels
+from gan_jax.objectives import LOGISTIC, OBJECTIVES, Objective, choose, smooth_labels
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
 from gan_jax.state import Hyperparameters, TrainState
 from gan_jax.step import Recipe, init_state
 
 MOST_UNROLLED = 32  # updates in one program
+# The config keys that are data to a compiled step, with their Hyperparameters.
+NUMBERS = {
+    "generator.optimizer.learning_rate": "generator_learning_rate",
+    "generator.optimizer.b1": "generator_b1",
+    "generator.optimizer.b2": "generator_b2",
+    "generator.ema_decay": "ema_decay",
+    "discriminator.optimizer.learning_rate": "discriminator_learning_rate",
+    "discriminator.optimizer.b1": "discriminator_b1",
+    "discriminator.optimizer.b2": "discriminator_b2",
+    "penalty.weight": "penalty_weight",
+    "objective.label_smoothing": "label_smoothing",
+}
+VARYING = ("seed", "objective.name", *NUMBERS)  # the keys in which the runs of one program may differ
 
 
 class RunKeys(NamedTuple):
@@ -113,19 +126,22 @@ def _init(setup: Setup) -> Callable:
 
 def make_hyperparameters(config) -> Hyperparameters:
     """The numbers of a config that a compiled step takes as arguments."""
-    generator, discriminator = config.generator.optimizer, config.discriminator.optimizer
-    numbers = Hyperparameters(
-        generator_learning_rate=generator.learning_rate,
-        generator_b1=generator.b1,
-        generator_b2=generator.b2,
-        discriminator_learning_rate=discriminator.learning_rate,
-        discriminator_b1=discriminator.b1,
-        discriminator_b2=discriminator.b2,
-        penalty_weight=config.penalty.weight,
-        label_smoothing=config.objective.label_smoothing,
-        ema_decay=config.generator.ema_decay,
-    )
-    return jax.tree.map(jnp.float32, numbers)
+    flat = schema.flatten(config.to_dict())
+    numbers = {field: jnp.float32(flat[key]) for key, field in NUMBERS.items()}
+    return Hyperparameters(**numbers, objective=jnp.int32(0))
+
+
+def together(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
+    """The setup of runs that differ in VARYING alone, as one program, and their hyperparameters, each [runs].
+
+    All but its recipe is that of the first run; its objective is each run's own, by number.
+    """
+    names = list(dict.fromkeys(setup.config.objective.name for setup in setups))
+    numbers = [
+        setup.hyperparameters.replace(objective=jnp.int32(names.index(setup.config.objective.name))) for setup in setups
+    ]
+    recipe = setups[0].recipe._replace(objective=partial(_chosen_objective, names))
+    return setups[0]._replace(recipe=recipe), jax.tree.map(lambda *each: jnp.stack(each), *numbers)
 
 
 def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
@@ -145,7 +161,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     return Recipe(
         generator=generator,
         discriminator=discriminator,
-        objective=_make_objective(config),
+        objective=partial(_chosen_objective, [config.objective.name]),
         penalty=_make_penalty(config, source),
         generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), config.num_steps),
         discriminator_tx=partial(
@@ -172,11 +188,13 @@ def _architecture(config, source: Source, network_class, player) -> dict:
     return chosen
 
 
-def _make_objective(config):
-    objective = OBJECTIVES[config.objective.name]
-    if config.objective.name not in LOGISTIC:
-        return lambda hyperparameters: objective
-    return lambda hyperparameters: smooth_labels(objective, hyperparameters.label_smoothing)
+def _chosen_objective(names: list[str], hyperparameters: Hyperparameters) -> Objective:
+    """The objective of a run: the only one, or that of its number."""
+    objectives = [
+        smooth_labels(OBJECTIVES[name], hyperparameters.label_smoothing) if name in LOGISTIC else OBJECTIVES[name]
+        for name in names
+    ]
+    return objectives[0] if len(objectives) == 1 else choose(objectives, hyperparameters.objective)
 
 
 def _make_penalty(config, source: Source):

@@ -22,7 +22,7 @@ class Average(struct.PyTreeNode):
 
 
 class Hyperparameters(struct.PyTreeNode):
-    """What may vary between runs of one compiled program: float32 scalars."""
+    """What may vary between runs of one compiled program: float32 scalars, and the number of an objective."""
 
     generator_learning_rate: jax.Array
     generator_b1: jax.Array
@@ -33,6 +33,7 @@ class Hyperparameters(struct.PyTreeNode):
     penalty_weight: jax.Array
     label_smoothing: jax.Array
     ema_decay: jax.Array
+    objective: jax.Array  # int32, among those of the program; of no effect where it has one alone
 
 
 class TrainState(struct.PyTreeNode):

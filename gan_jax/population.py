@@ -1,0 +1,108 @@
+"""Many runs as one program: runs that differ in `recipe.VARYING` alone train together, a leading axis their number.
+
+A member's trajectory is that of the same run by itself, up to rounding. A member that leaves the finite numbers is
+frozen in its last good state; the others go on.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from gan_jax import step
+from gan_jax.devices import Layout, Program
+from gan_jax.recipe import Setup, together
+from gan_jax.state import TrainState
+from gan_jax.step import init_state
+
+
+class Member(struct.PyTreeNode):
+    """One run of a population, or, with a leading axis, all of them."""
+
+    state: TrainState
+    alive: jax.Array  # bool: False once a metric was not finite; the state is that before the call where it happened
+
+
+class Crew(struct.PyTreeNode):
+    """A population between two calls."""
+
+    step: jax.Array  # int32: of those that are alive
+    members: Member  # each leaf [members, ...]
+
+
+class Population:
+    """The compiled program of runs that differ in VARYING alone."""
+
+    def __init__(self, setups: Sequence[Setup], layout: Layout):
+        """`setups`: of the members. There are as many as a multiple of the layout's groups: the last one is repeated."""
+        self.members = len(setups)
+        missing = -len(setups) % layout.count
+        padded = [*setups, *[setups[-1]] * missing]
+        self.setup, self._hyperparameters = together(padded)
+        self._keys = jnp.stack([setup.keys.training for setup in padded])
+        self._layout = layout
+
+    def initial(self) -> Crew:
+        """Before the first step."""
+        init = jax.vmap(partial(init_state, self.setup.recipe, shape=self.setup.source.shape))
+        return self._spread(jax.jit(self._crew(init))(self._hyperparameters, self._keys))
+
+    def abstract(self) -> Crew:
+        """The shapes, dtypes and placement of what `initial` gives."""
+        init = jax.vmap(partial(init_state, self.setup.recipe, shape=self.setup.source.shape))
+        shapes = jax.eval_shape(self._crew(init), self._hyperparameters, self._keys)
+        return Crew(
+            self._typed(shapes.step, self._layout.within.replicated),
+            jax.tree.map(lambda x: self._typed(x, self._layout.sharding), shapes.members),
+        )
+
+    def compiled(self, steps: int, crew: Crew) -> Callable:
+        """(crew, data) -> (crew after `steps` steps, metrics {name: [members, steps]}); the crew is donated."""
+        function = partial(_advance, self.setup, self._layout.within, steps)
+        program: Program = self._layout.compile(function, crew.members, self.setup.source.data)
+
+        def call(crew: Crew, data):
+            members, metrics = program(crew.members, data)
+            return Crew(crew.step + steps, members), metrics
+
+        return call
+
+    @staticmethod
+    def _crew(init: Callable) -> Callable:
+        def made(hyperparameters, keys):
+            states = init(hyperparameters, keys)
+            return Crew(jnp.int32(0), Member(states, jnp.ones(len(keys), bool)))
+
+        return made
+
+    def _spread(self, crew: Crew) -> Crew:
+        return Crew(self._layout.within.place(crew.step), self._layout.place(crew.members))
+
+    @staticmethod
+    def _typed(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _advance(setup: Setup, within, steps: int, member: Member, data):
+    state, metrics = step.train_steps(setup.recipe, within, setup.source, steps, member.state, data)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(each)) for each in metrics.values()]))
+    alive = member.alive & finite
+    kept = jax.tree.map(partial(_where, alive), state, member.state)
+    return Member(kept, alive), metrics
+
+
+def _where(condition, x, y):
+    return jnp.where(condition, x, y)
+
+
+def member_of(crew: Crew, index: int) -> TrainState:
+    """The state of one member, on the host's first device."""
+    return jax.tree.map(lambda x: x[index], crew.members.state)
+
+
+def alive(crew: Crew) -> np.ndarray:
+    """Which members are, bool [members]."""
+    return np.asarray(crew.members.alive)
