@@ -14,13 +14,17 @@ from gan_jax.state import TrainState
 PICTURE = "memorisation.png"  # the samples most like copies of training examples, each above what it is like
 
 
-def evaluate_run(setup: Setup, state: TrainState, workdir: Path, num_samples: int) -> dict:
+def evaluate_run(
+    setup: Setup, state: TrainState, workdir: Path, num_samples: int, generate: Generate | None = None
+) -> dict:
     """Scores num_samples (0: as many as the config says) of the averaged generator; returns what it writes.
+
+    `generate`: that of the setup, where there is one already.
 
     The scores by name; under "intervals" [low, high] of those that have one; under "protocol" what else they depend on.
     With an extractor and a finite set, PICTURE too.
     """
-    scoring = Scoring(setup, Generate(setup))
+    scoring = Scoring(setup, generate or Generate(setup))
     samples = scoring.samples(state.ema, num_samples or setup.config.evaluation.num_samples)
     resamples = setup.config.evaluation.resamples
     scores = scoring.scores(samples, resamples)

@@ -1,5 +1,6 @@
 """Examples and pictures from a state: shared by the training loop and by the verbs that read checkpoints."""
 
+from copy import copy
 from functools import cached_property
 from typing import NamedTuple
 
@@ -38,6 +39,13 @@ class Generate:
         self._from_latents = jax.jit(self._sample, out_shardings=self._devices.replicated)
         self._latents = jax.jit(self._draw_latents)
         self._logits = jax.jit(self._discriminate)
+
+    def of(self, setup: Setup) -> "Generate":
+        """The same compiled functions for another run of the same program."""
+        other = copy(self)
+        other._setup = setup
+        vars(other).pop("_backdrop", None)
+        return other
 
     def labels(self, n: int) -> np.ndarray | None:
         """What n examples of a conditional generator are examples of, int32 [n]: the classes in turn; else None."""

@@ -37,7 +37,7 @@ class Population:
     """The compiled program of runs that differ in VARYING alone."""
 
     def __init__(self, setups: Sequence[Setup], layout: Layout):
-        """`setups`: of the members. There are as many as a multiple of the layout's groups: the last one is repeated."""
+        """`setups`: of the members; the last one is repeated until every group of the layout has as many."""
         self.members = len(setups)
         missing = -len(setups) % layout.count
         padded = [*setups, *[setups[-1]] * missing]

@@ -37,7 +37,7 @@ def train(setup: Setup, workdir: Path) -> bool:
     generate = Generate(setup)
     scoring = Scoring(setup, generate) if setup.config.evaluate_every else None
     with (
-        _stop_signals() as stop_requested,
+        stop_signals() as stop_requested,
         closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints,
     ):
         if checkpoints.latest_step() is None:
@@ -100,52 +100,56 @@ class _Loop:
         self._unseen = []  # (first step, Metrics) of the calls whose numbers nobody has looked at
 
     def run(self, state: TrainState, stop_requested: Callable) -> bool:
-        now, end = int(state.step), self._config.num_steps
-        while now < end:
-            if stop_requested():
-                self._stop(state, now)
-                return False
-            try:
-                data = self._data.call(now, next_boundary(self._config, now))
-                state, now = self._advance(state, now, data)
-                self._at_boundary(state, now)
-            except InputError:  # a streamed set has an example that cannot be read, or samples cannot be scored
-                self._save(state, now)
-                raise
+        state, now = advance_to_end(self._config, state, stop_requested, self._take, self._at_boundary)
+        if now < self._config.num_steps:
+            self._stop(state, now)
+            return False
         self._checkpoints.wait()
         return True
 
-    def _advance(self, state: TrainState, now: int, data) -> tuple[TrainState, int]:
-        after = next_boundary(self._config, now)
+    def _take(self, state: TrainState, now: int, after: int) -> TrainState:
+        with self._saved_before_a_mistake(state, now):  # a streamed set may have an example that cannot be read
+            return self._advance(state, now, after)
+
+    def _at_boundary(self, state: TrainState, now: int) -> None:
+        with self._saved_before_a_mistake(state, now):  # samples may be such that they cannot be scored
+            self._do_what_is_due(state, now)
+
+    @contextmanager
+    def _saved_before_a_mistake(self, state: TrainState, now: int):
+        try:
+            yield
+        except InputError:
+            self._save(state, now)
+            raise
+
+    def _advance(self, state: TrainState, now: int, after: int) -> TrainState:
+        data = self._data.call(now, after)
         if after - now not in self._compiled:
             self._compiled[after - now] = compiled_call(self._setup, after - now, state, data)
         state, metrics = self._compiled[after - now](state, data)
         self._unseen.append((now, metrics))
-        return state, after
+        return state
 
-    def _at_boundary(self, state: TrainState, now: int) -> None:
-        if self._due("log_every", now):
+    def _do_what_is_due(self, state: TrainState, now: int) -> None:
+        if is_due(self._config, "log_every", now):
             self._writers.metrics(now, self._look())
             self._writers.progress(now, self._data.waited)
-        if self._due("sample_every", now):
+        if is_due(self._config, "sample_every", now):
             self._look()
             picture = self._generate.picture(state)
             images.write_png(self._workdir / "samples" / f"{now:08d}.png", picture)
             self._writers.picture(now, picture)
-        if self._due("evaluate_every", now):
+        if is_due(self._config, "evaluate_every", now):
             self._look()
             scores = self._evaluate(state)
             self._writers.metrics(now, scores)
             if self._best is not None:
                 self._best.see(state, scores[self._config.evaluation.best])
-        if self._due("checkpoint_every", now):
+        if is_due(self._config, "checkpoint_every", now):
             self._look()
             self._writers.flush()
             self._checkpoints.save(state)
-
-    def _due(self, cadence: str, now: int) -> bool:
-        every = self._config[cadence]
-        return every > 0 and (now % every == 0 or now == self._config.num_steps)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         samples = self._scoring.samples(state.ema, self._config.evaluation.num_samples)
@@ -182,7 +186,8 @@ class _Loop:
         state = self._checkpoints.restore(abstract_state(self._setup)) or initial_state(self._setup)
         now = int(state.step)
         while now < wanted:
-            state, now = self._advance(state, now, self._data.call(now, next_boundary(self._config, now)))
+            after = next_boundary(self._config, now)
+            state, now = self._advance(state, now, after), after
         return state
 
     def _save(self, state: TrainState, now: int) -> None:
@@ -197,6 +202,27 @@ class _Loop:
         self._writers.say(f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there")
 
 
+def advance_to_end(config, state, stop_requested: Callable, advance: Callable, at_boundary: Callable):
+    """The loop itself: (state, step) at config.num_steps, or where a signal asked it to stop.
+
+    Args:
+      state: of a run, or of a population: what has a `step`.
+      advance: (state, now, after) -> the state of step `after`.
+      at_boundary: (state, now) -> None: does what is due there.
+    """
+    now = int(state.step)
+    while now < config.num_steps and not stop_requested():
+        after = next_boundary(config, now)
+        state, now = advance(state, now, after), after
+        at_boundary(state, now)
+    return state, now
+
+
+def is_due(config, cadence: str, now: int) -> bool:
+    """Whether `cadence`, such as log_every, is due at this step: at its multiples, and at the end unless it is 0."""
+    return config[cadence] > 0 and (now % config[cadence] == 0 or now == config.num_steps)
+
+
 def next_boundary(config, now: int) -> int:
     """Where the call that starts at step `now` ends: at the next step at which anything is due.
 
@@ -208,7 +234,7 @@ def next_boundary(config, now: int) -> int:
 
 
 @contextmanager
-def _stop_signals():
+def stop_signals():
     """Within it SIGTERM and SIGINT only set a flag, which the yielded function reads; a second Ctrl-C acts as usual."""
     received = []
     previous = {}

@@ -1,0 +1,67 @@
+"""`python -m gan_jax.sweep --config=CONFIG --sweep=FILE --workdir=DIR`: trains what a sweep file asks for."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gan_jax import command_line, runtime
+from gan_jax.errors import InputError
+from gan_jax.sweep.plan import describe, members, programs, read_sweep
+from gan_jax.sweep.run import about, run_program
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The base of every member: configs/NAME.py[:VARIANT].")
+_SWEEP = flags.DEFINE_string("sweep", None, "A Python file whose sweep() yields a dict of config keys a member.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder; an interrupted sweep goes on in it.")
+_LIST = flags.DEFINE_bool("list", False, "Print the plan and stop.")
+_ONLY = flags.DEFINE_list("only", [], "Of these members alone, by their numbers in the plan: --only=0,3.")
+
+
+def main(argv: list[str]) -> None:
+    """Plans and trains; a user's mistake ends in one line and exit status 2."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)
+    try:
+        _sweep(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _sweep(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+    for name in ("config", "sweep", *([] if _LIST.value else ["workdir"])):
+        if flags.FLAGS[name].value is None:
+            raise InputError(f"--{name} is missing")
+    found = members(_CONFIG.value, read_sweep(Path(_SWEEP.value)))
+    chosen = _chosen(len(found))
+    groups = programs([each for each in found if each.number in chosen])
+    print(describe(groups), flush=True)
+    if _LIST.value:
+        return
+    print(f"runtime: {runtime.fast()}", flush=True)
+    workdir = Path(_WORKDIR.value)
+    for group in groups:
+        if all(about(workdir, member) for member in group):
+            continue
+        if not run_program(group, workdir):
+            print("stopped by a signal; the same command goes on from there")
+            return
+
+
+def _chosen(count: int) -> set[int]:
+    numbers = set()
+    for text in _ONLY.value:
+        if not text.isdigit() or int(text) >= count:
+            raise InputError(f"--only has {text!r}; the members are 0 to {count - 1}")
+        numbers.add(int(text))
+    return numbers or set(range(count))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse)
