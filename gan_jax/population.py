@@ -9,7 +9,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from gan_jax import step
@@ -23,7 +22,7 @@ class Member(struct.PyTreeNode):
     """One run of a population, or, with a leading axis, all of them."""
 
     state: TrainState
-    alive: jax.Array  # bool: False once a metric was not finite; the state is that before the call where it happened
+    alive: jax.Array  # int32, 1; 0 once a metric was not finite: the state is then that before the call where it was
 
 
 class Crew(struct.PyTreeNode):
@@ -74,7 +73,7 @@ class Population:
     def _crew(init: Callable) -> Callable:
         def made(hyperparameters, keys):
             states = init(hyperparameters, keys)
-            return Crew(jnp.int32(0), Member(states, jnp.ones(len(keys), bool)))
+            return Crew(jnp.int32(0), Member(states, jnp.ones(len(keys), jnp.int32)))
 
         return made
 
@@ -89,20 +88,10 @@ class Population:
 def _advance(setup: Setup, within, steps: int, member: Member, data):
     state, metrics = step.train_steps(setup.recipe, within, setup.source, steps, member.state, data)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(each)) for each in metrics.values()]))
-    alive = member.alive & finite
-    kept = jax.tree.map(partial(_where, alive), state, member.state)
+    alive = member.alive * finite
+    kept = jax.tree.map(partial(_where, alive == 1), state, member.state)
     return Member(kept, alive), metrics
 
 
 def _where(condition, x, y):
     return jnp.where(condition, x, y)
-
-
-def member_of(crew: Crew, index: int) -> TrainState:
-    """The state of one member, on the host's first device."""
-    return jax.tree.map(lambda x: x[index], crew.members.state)
-
-
-def alive(crew: Crew) -> np.ndarray:
-    """Which members are, bool [members]."""
-    return np.asarray(crew.members.alive)

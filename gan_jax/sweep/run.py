@@ -123,7 +123,7 @@ class _Together:
             return self._population.initial()
         crew = self._checkpoints.restore(self._population.abstract())
         self._checkpoints.discard_after(int(crew.step))
-        for i in np.flatnonzero(~self._alive(crew)):
+        for i in np.flatnonzero(~self._alive(crew)).tolist():
             self._diverged[i] = _read(self._in_folder(i, "diverged.json"), "diverged")
         return crew
 
@@ -206,12 +206,12 @@ class _Together:
     def _living(self, crew: Crew) -> list[tuple[int, TrainState]]:
         """The members that have not diverged, each with its state on the host, without its key."""
         states = jax.device_get(crew.members.state.replace(key=None))
-        alive = [i for i in np.flatnonzero(self._alive(crew)) if i < len(self._members)]
+        alive = [i for i in np.flatnonzero(self._alive(crew)).tolist() if i < len(self._members)]
         return [(i, jax.tree.map(lambda x, i=i: x[i], states)) for i in alive]
 
     @staticmethod
     def _alive(crew: Crew) -> np.ndarray:
-        return np.asarray(crew.members.alive)
+        return np.asarray(crew.members.alive) == 1
 
     @property
     def _in_the_plane(self) -> bool:
