@@ -7,8 +7,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gan_jax import command_line, runtime
+from gan_jax.data import Spec, make_source
 from gan_jax.errors import InputError
+from gan_jax.evaluation.comparison import better
 from gan_jax.sweep.plan import describe, members, programs, read_sweep
+from gan_jax.sweep.report import REPORT, write_report
+from gan_jax.sweep.results import TABLE, collect, write_table
 from gan_jax.sweep.run import about, run_program
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The base of every member: configs/NAME.py[:VARIANT].")
@@ -47,11 +51,15 @@ def _sweep(argv: list[str]) -> None:
     print(f"runtime: {runtime.fast()}", flush=True)
     workdir = Path(_WORKDIR.value)
     for group in groups:
-        if all(about(workdir, member) for member in group):
-            continue
-        if not run_program(group, workdir):
+        ended = all(about(workdir, member) for member in group)
+        if not ended and not run_program(group, workdir):
             print("stopped by a signal; the same command goes on from there")
             return
+    results = collect(found, workdir)
+    config, source = found[0].config, make_source(Spec(**found[0].config.data.to_dict()))
+    write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
+    write_report(results, workdir, f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}")
+    print(f"wrote {workdir / TABLE} and {workdir / REPORT}")
 
 
 def _chosen(count: int) -> set[int]:

@@ -1,0 +1,123 @@
+"""What a sweep found: a row for each member, and the same across seeds with intervals."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gan_jax.evaluation.bootstrap import interval
+from gan_jax.files import write_atomically
+from gan_jax.sweep.plan import Member
+from gan_jax.sweep.run import about, member_folder
+
+TABLE = "results.csv"
+LEVEL, RESAMPLES = 0.95, 2_000  # of the intervals across seeds
+SEED = "seed"  # the key over which one averages
+
+
+class Result(NamedTuple):
+    """A member that has come to its end, or not yet."""
+
+    member: Member
+    status: str
+    seconds: float | None  # its share of the wall time of its program
+    scores: dict[str, float]  # of evaluation.json; {} where it diverged
+    curves: dict[str, np.ndarray]  # of metrics.jsonl: name -> [points, 2], step and value
+
+
+def collect(found: list[Member], workdir: Path) -> list[Result]:
+    """The results so far, in the order of the members."""
+    return [_result(member, workdir) for member in found]
+
+
+def _result(member: Member, workdir: Path) -> Result:
+    told, folder = about(workdir, member), member_folder(workdir, member)
+    if told is None:
+        return Result(member, "not finished", None, {}, {})
+    scores = {}
+    if told["status"] == "finished":
+        written = json.loads((folder / "evaluation.json").read_text())
+        numbers = {name: value for name, value in written.items() if isinstance(value, int | float)}
+        scores = {name: value for name, value in numbers.items() if name not in ("step", "num_samples")}
+    return Result(member, told["status"], told["seconds"], scores, _curves(folder / "metrics.jsonl"))
+
+
+def _curves(path: Path) -> dict[str, np.ndarray]:
+    points: dict[str, list] = {}
+    for line in path.read_text().splitlines():
+        values = json.loads(line)
+        step = values.pop("step")
+        for name, value in values.items():
+            points.setdefault(name, []).append((step, value))
+    return {name: np.array(each, np.float64) for name, each in points.items()}
+
+
+def write_table(results: list[Result], better: dict[str, int], path: Path) -> None:
+    """`results.csv`: a row for each member with its overrides, how it ended, its last and its best numbers.
+
+    `better`: score -> whether higher (1) or lower (-1) values are better; of these, `best_NAME` too, where a run was
+    scored while it trained.
+    """
+    keys = list(dict.fromkeys(key for result in results for key in result.member.overrides))
+    rows = [_row(result, keys, better) for result in results]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def _row(result: Result, keys: list[str], better: dict[str, int]) -> dict:
+    row = {"member": result.member.number, "status": result.status, "seconds": result.seconds}
+    row |= {key: result.member.overrides.get(key, "") for key in keys}
+    row |= {name: points[-1, 1] for name, points in result.curves.items()} | result.scores
+    scored = [name for name in better if name in result.curves]
+    return row | {f"best_{name}": better[name] * (better[name] * result.curves[name][:, 1]).max() for name in scored}
+
+
+class Condition(NamedTuple):
+    """The members that differ in their seeds alone."""
+
+    overrides: dict  # but for the seed
+    results: list[Result]
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.overrides.items()) or "base"
+
+
+def conditions(results: list[Result]) -> list[Condition]:
+    """The results in groups that differ in their seeds alone, in the order of the members."""
+    groups: dict[tuple, Condition] = {}
+    for result in results:
+        overrides = {key: value for key, value in result.member.overrides.items() if key != SEED}
+        groups.setdefault(tuple(overrides.items()), Condition(overrides, [])).results.append(result)
+    return list(groups.values())
+
+
+class Spread(NamedTuple):
+    """A score across seeds."""
+
+    mean: float
+    low: float  # of the bootstrap interval of the mean, at LEVEL
+    high: float
+    count: int  # of runs that have it
+
+
+def across_seeds(condition: Condition) -> dict[str, Spread]:
+    """Each score of the members that finished: its mean, and the interval of that where there are two or more."""
+    names = list(dict.fromkeys(name for result in condition.results for name in result.scores))
+    spreads = {}
+    for name in names:
+        values = np.array([result.scores[name] for result in condition.results if name in result.scores])
+        if len(values) > 1:
+            low, high = interval(np.mean, (values,), RESAMPLES, LEVEL, 0)
+        else:
+            low = high = np.nan
+        spreads[name] = Spread(float(values.mean()), low, high, len(values))
+    return spreads
