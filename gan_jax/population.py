@@ -6,6 +6,7 @@ frozen in its last good state; the others go on.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,18 @@ class Crew(struct.PyTreeNode):
 
     step: jax.Array  # int32: of those that are alive
     members: Member  # each leaf [members, ...]
+
+
+class Call(NamedTuple):
+    """(crew, data) -> (crew after `steps` steps, metrics {name: [members, steps]}); the crew is donated."""
+
+    steps: int
+    program: Program
+
+    def __call__(self, crew: Crew, data):
+        """One call."""
+        members, metrics = self.program(crew.members, data)
+        return Crew(crew.step + self.steps, members), metrics
 
 
 class Population:
@@ -58,16 +71,10 @@ class Population:
             jax.tree.map(lambda x: self._typed(x, self._layout.sharding), shapes.members),
         )
 
-    def compiled(self, steps: int, crew: Crew) -> Callable:
-        """(crew, data) -> (crew after `steps` steps, metrics {name: [members, steps]}); the crew is donated."""
+    def compiled(self, steps: int, crew: Crew) -> "Call":
+        """The program that takes `steps` steps."""
         function = partial(_advance, self.setup, self._layout.within, steps)
-        program: Program = self._layout.compile(function, crew.members, self.setup.source.data)
-
-        def call(crew: Crew, data):
-            members, metrics = program(crew.members, data)
-            return Crew(crew.step + steps, members), metrics
-
-        return call
+        return Call(steps, self._layout.compile(function, crew.members, self.setup.source.data))
 
     @staticmethod
     def _crew(init: Callable) -> Callable:
