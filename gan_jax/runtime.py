@@ -67,6 +67,19 @@ def _set_xla_flag() -> str:
     return f"XLA_FLAGS {CONVOLUTIONS_BY_EIGEN}"
 
 
+def share_cpu() -> str:
+    """Before JAX's backend starts: makes a CPU as many devices as it has cores; one line of what was set.
+
+    One program of small networks leaves most cores idle; one on each of them, with its share of a population, does not.
+    """
+    given, flag = os.environ.get("XLA_FLAGS", "").strip(), "--xla_force_host_platform_device_count"
+    if not will_run_on_cpu() or flag in given or given[:1] not in ("", "-"):
+        return "devices as given"
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["XLA_FLAGS"] = f"{given} {flag}={count}".strip()
+    return f"{count} CPU devices"
+
+
 def _set_allocator() -> str:
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return "malloc as given"

@@ -3,8 +3,12 @@
 Only the framework of the side is imported, so that thread pools, allocators and memory are its own.
 """
 
+import json
 import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import workloads
 
@@ -12,10 +16,15 @@ GIB = 1 << 30
 
 
 def make(kind: str, workload_name: str, precision: str, runtime: str):
-    """The side `kind`: jax, jax-cached, jax-scan, gemm, copy, or torch-LAYOUT[-MODIFIER...]."""
+    """The side `kind`: jax, jax-cached, jax-scan, population-MEMBERS-HOW, gemm, copy, torch-two, torch-LAYOUT[-...]."""
     if kind in ("gemm", "copy"):
         apply_runtime(runtime)
         return {"gemm": Gemm, "copy": Copy}[kind](precision)
+    if kind.startswith("population-"):
+        _, members, how = kind.split("-")
+        return Crowd(workload_name, precision, runtime, int(members), how)
+    if kind == "torch-two":
+        return Two(workload_name, precision)
     if kind.startswith("jax"):
         return Jax(workload_name, precision, apply_runtime(runtime), scan=kind == "jax-scan")
     return Torch(workload_name, precision, kind.split("-")[1:])
@@ -80,6 +89,89 @@ class Jax:
     def peak_bytes(self) -> int | None:
         """The most device memory ever used; None where that is the process's own."""
         return _jax_peak(self.jax)
+
+
+class Crowd:
+    """The shipped population of `members` runs that differ in their seeds; a step here is one step of one of them."""
+
+    def __init__(self, workload_name: str, precision: str, runtime: str, members: int, how: str):
+        from gan_jax import runtime as runtimes
+
+        shared = runtimes.share_cpu()
+        self.runtime = f"{shared}; {apply_runtime(runtime)}"
+        import jax
+
+        from gan_jax import devices
+        from gan_jax.population import Population
+
+        self.jax, self.precision = jax, _jax_precision(precision)
+        workload = workloads.make(workload_name, self.precision)
+        layout, one = devices.population(devices.EACH[how]), devices.mesh(jax.devices()[:1])
+        setup = jax_setup(workload, one)
+        setups = [setup._replace(keys=recipe_keys(seed)) for seed in range(members)]
+        steps = workload.config.steps_per_call
+        self.crew = (population := Population(setups, layout)).initial()
+        self.data = layout.within.place({"image": workloads.batch(workload)[0]})
+        self.compile = partial(population.compiled, steps)
+        self.compiled, self.metrics = None, {}
+        self.per_call = steps * members
+
+    def run(self, steps: int) -> None:
+        """Takes `steps` steps of a member each, a multiple of `per_call`."""
+        self.compiled = self.compiled or self.compile(self.crew)
+        for _ in range(steps // self.per_call):
+            self.crew, self.metrics = self.compiled(self.crew, self.data)
+        self.jax.block_until_ready((self.crew, self.metrics))
+
+    def describe(self) -> dict:
+        """What this side is and where its losses stand, the worst member's."""
+        losses = {name: float(self.jax.numpy.max(self.metrics[name][:, -1])) for name in ("d_loss", "g_loss")}
+        return _jax_facts(self.jax, self.precision) | {"runtime": self.runtime, "losses": losses}
+
+    def peak_bytes(self) -> int | None:
+        """The most device memory ever used; None where that is the process's own."""
+        return _jax_peak(self.jax)
+
+
+def recipe_keys(seed: int):
+    """The streams of randomness of a run."""
+    from gan_jax import recipe
+
+    return recipe.run_keys(seed)
+
+
+class Two:
+    """Two processes of PyTorch with one thread each, side by side; a step here is one step of either."""
+
+    per_call = 2
+
+    def __init__(self, workload_name: str, precision: str):
+        options = {"kind": "torch-eager", "workload_name": workload_name, "precision": precision, "runtime": "plain"}
+        command = [sys.executable, str(Path(__file__).parent / "worker.py"), json.dumps(options)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+        self.processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+        for process in self.processes:
+            json.loads(process.stdout.readline())
+
+    def run(self, steps: int) -> None:
+        """Takes half of the steps in each process."""
+        self._ask({"steps": steps // 2})
+
+    def describe(self) -> dict:
+        """What one of them is."""
+        first, _ = self._ask({"describe": True})
+        return first | {"versions": f"{first['versions']}, two processes"}
+
+    def peak_bytes(self) -> int | None:
+        """Of no interest."""
+        return None
+
+    def _ask(self, request: dict) -> list[dict]:
+        for process in self.processes:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        return [json.loads(process.stdout.readline()) for process in self.processes]
 
 
 def jax_setup(workload, layout):

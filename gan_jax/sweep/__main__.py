@@ -48,7 +48,7 @@ def _sweep(argv: list[str]) -> None:
     print(describe(groups), flush=True)
     if _LIST.value:
         return
-    print(f"runtime: {runtime.fast()}", flush=True)
+    print(f"runtime: {runtime.share_cpu()}; {runtime.fast()}", flush=True)
     workdir = Path(_WORKDIR.value)
     for group in groups:
         ended = all(about(workdir, member) for member in group)
