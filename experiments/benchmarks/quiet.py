@@ -9,7 +9,7 @@ THRESHOLD = 0.06  # of all CPUs
 
 
 class Usage(NamedTuple):
-    """Seconds so far, of the clock, of all CPUs together, of this process and its children that ended."""
+    """Seconds so far, of the clock, of all CPUs together, of this process and its children."""
 
     clock: float
     busy: float
@@ -17,10 +17,12 @@ class Usage(NamedTuple):
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Busy CPU seconds so far: of the whole machine (stolen ones too), and of this process with its ended children."""
+    """Busy CPU seconds so far: of the whole machine (stolen ones too), and of this process with all its children."""
     times = psutil.cpu_times()
-    own = psutil.Process().cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0), sum(own[:4])
+    process = psutil.Process()
+    own = sum(process.cpu_times()[:4])  # its own, and those of children that have ended
+    own += sum(sum(child.cpu_times()[:2]) for child in process.children(recursive=True))
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0), own
 
 
 def usage() -> Usage:
