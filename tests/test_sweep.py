@@ -1,0 +1,227 @@
+"""Sweeps: what is planned, that an interrupted sweep goes on exactly, and what its report says."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from gan_jax.errors import InputError
+from gan_jax.sweep import plan, report, results
+from gan_jax.sweep.plan import Member
+
+SWEEP = """
+def sweep():
+    for name in ("non_saturating", "wgan"):
+        for seed in range(2):
+            yield {"objective.name": name, "seed": seed}
+    yield {"generator.width": 16}
+    yield {"seed": 7, "generator.optimizer.learning_rate": 1e30, "discriminator.optimizer.learning_rate": 1e30}
+"""
+SHORT = (
+    "--config=configs/mixture.py:ring8",
+    "--config.num_steps=40",
+    "--config.batch_size=16",
+    "--config.steps_per_call=5",
+    "--config.log_every=10",
+    "--config.sample_every=20",
+    "--config.checkpoint_every=10",
+    "--config.evaluate_every=20",
+    "--config.evaluation.num_samples=100",
+    "--config.generator.width=8",
+    "--config.discriminator.width=8",
+)
+
+
+# The plan.
+
+
+def test_runs_that_differ_in_numbers_seed_and_objective_are_one_program(shrunk):
+    changes = [
+        {"seed": 1},
+        {"objective.name": "wgan", "penalty.weight": 3},
+        {"generator.width": 16},
+        {"generator.width": 16, "discriminator.optimizer.b2": 0.5},
+        {"penalty.name": "r1"},
+    ]
+    found = plan.members(shrunk("mixture", "ring8"), changes)
+    assert [[member.number for member in group] for group in plan.programs(found)] == [[0, 1], [2, 3], [4]]
+    assert found[1].config.penalty.weight == 3.0
+    text = plan.describe(plan.programs(found))
+    assert "5 members in 3 programs" in text
+    assert "generator.width=16" in text
+    assert "penalty.name=r1" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([{"objective.nam": "wgan"}], "did you mean objective.name"),
+        ([{"objective.name": "wgann"}], "it must be one of"),
+        ([{"seed": 1.5}], "an integer"),
+        ([{"objective": {"name": "wgan"}}], "unknown config key objective"),
+        ([{"seed": 1}, {"seed": 2}, {"seed": 1}], "members 0 and 2 are the same run"),
+    ],
+)
+def test_a_member_that_makes_no_sense_is_named(shrunk, changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        plan.members(shrunk("mixture", "ring8"), changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no function sweep"),
+        ("def sweep():\n    return []", "yields nothing"),
+        ("def sweep():\n    yield 3", "member 0 is 3"),
+        ("def sweep():\n    yield {}\n    1 / 0", "line 3: ZeroDivisionError"),
+        ("def sweep(:", "line 1: SyntaxError"),
+        ("import nothing_of_that_name", "line 1: ModuleNotFoundError"),
+    ],
+)
+def test_a_sweep_file_that_fails_is_one_line(tmp_path, text, words):
+    path = tmp_path / "sweep.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=re.escape(words)) as caught:
+        plan.read_sweep(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="there is no sweep file"):
+        plan.read_sweep(tmp_path / "none.py")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.py")), ids=lambda path: path.stem)
+def test_a_shipped_sweep_makes_sense(shrunk, path):
+    found = plan.members(shrunk("mixture", "ring8"), plan.read_sweep(path))
+    assert len(plan.programs(found)) < len(found)
+
+
+# From end to end.
+
+
+def run(*arguments, **kinds):
+    command = [sys.executable, "-m", "gan_jax.sweep", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **kinds)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """(the sweep's file, its finished folder)."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "sweep.py").write_text(SWEEP)
+    done = run(*SHORT, f"--sweep={folder / 'sweep.py'}", f"--workdir={folder / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "member 5 diverged" in done.stderr
+    return folder / "sweep.py", folder / "run"
+
+
+def files(folder):
+    """What must be the same however often a sweep was interrupted."""
+    names = ("metrics.jsonl", "evaluation.json", "samples.png", "config.json")
+    paths = [path for path in folder.rglob("*") if path.name in names or path.suffix == ".npy"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_each_member_leaves_what_a_run_leaves(swept):
+    _, folder = swept
+    members = folder / "members"
+    assert sorted(path.name for path in members.iterdir()) == [f"{i:04d}" for i in range(6)]
+    for i in range(5):
+        lines = [json.loads(line) for line in (members / f"{i:04d}" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "d_loss" in line] == [10, 20, 30, 40]
+        assert [line["step"] for line in lines if "modes" in line] == [20, 40]
+        evaluation = json.loads((members / f"{i:04d}" / "evaluation.json").read_text())
+        assert {name: evaluation[name] for name in lines[-1]} == lines[-1]
+    assert (members / "0005" / "metrics.jsonl").read_text() == ""
+    assert "diverged" in json.loads((members / "0005" / "member.json").read_text())["status"]
+
+
+def test_a_finished_sweep_is_not_run_again(swept):
+    file, folder = swept
+    before = {path: path.stat().st_mtime_ns for path in (folder / "members").rglob("*")}
+    again = run(*SHORT, f"--sweep={file}", f"--workdir={folder}")
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "members").rglob("*")} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_was_ended_goes_on_exactly(swept, tmp_path, number):
+    file, finished = swept
+    arguments = [sys.executable, "-m", "gan_jax.sweep", *SHORT, f"--sweep={file}", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("programs/*/checkpoints/10")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate()
+    if number == signal.SIGTERM:
+        assert process.returncode == 0
+    done = run(*SHORT, f"--sweep={file}", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path) == files(finished)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    for arguments, words in [
+        ([], "--config is missing"),
+        (["--config=configs/mixture.py:ring8"], "--sweep is missing"),
+        (["--config=configs/mixture.py:ring8", f"--sweep={tmp_path / 'sweep.py'}"], "--workdir is missing"),
+        (["--config=configs/mixture.py:ring8", f"--sweep={tmp_path / 'sweep.py'}", "--list", "--only=9"], "0 to 5"),
+    ]:
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+# Results.
+
+
+def test_the_table_has_a_row_for_each_member(swept):
+    rows = list(csv.DictReader((swept[1] / "results.csv").open()))
+    assert [row["member"] for row in rows] == list("012345")
+    assert [row["objective.name"] for row in rows[:4]] == ["non_saturating"] * 2 + ["wgan"] * 2
+    assert float(rows[0]["best_modes"]) >= float(rows[0]["modes"])
+    assert rows[5]["status"].startswith("diverged")
+    assert rows[5]["modes"] == ""
+
+
+def test_the_report_stands_by_itself(swept):
+    page = (swept[1] / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert page.count("<tr>") == 2 + 4 + 6  # headings, conditions, members
+    assert "data:image/gif" in page
+    assert page.count("data:image/svg+xml") >= 3
+    assert "5 finished, 1 diverged" in page
+
+
+def made(number, overrides, **scores):
+    return results.Result(Member(number, overrides, None), "finished", 1.0, scores, {})
+
+
+def test_scores_are_averaged_over_seeds():
+    found = [made(i, {"objective.name": "wgan", "seed": i}, modes=float(i)) for i in range(5)]
+    found.append(made(5, {"objective.name": "mle", "seed": 0}, modes=7.0))
+    first, second = results.conditions(found)
+    assert first.overrides == {"objective.name": "wgan"}
+    spread = results.across_seeds(first)["modes"]
+    assert (spread.mean, spread.count) == (2.0, 5)
+    assert 0 <= spread.low < 1 < 3 < spread.high <= 4
+    assert np.isnan(results.across_seeds(second)["modes"].low)
+
+
+def test_text_of_a_user_is_not_markup(tmp_path):
+    found = [made(0, {"data.dir": "<script>alert(1)</script>"}, modes=1.0)]
+    report.write_report(found, tmp_path, "a <b> title")
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "a &lt;b&gt; title" in page
