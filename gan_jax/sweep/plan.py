@@ -79,15 +79,15 @@ def _with(base: ConfigDict, changes: dict) -> ConfigDict:
     for key in changes:
         if key not in schema.SCHEMA:
             raise InputError(schema.unknown_key(key))
-    config = ConfigDict(base.to_dict())
+    values = base.to_dict()
     for key, value in changes.items():
-        group, _, name = key.rpartition(".")
-        place = config
-        for part in group.split(".") if group else ():
-            place = place[part]
-        # As a command line would: an integer will do for a number; of other types `schema.check` complains.
+        *groups, name = key.split(".")
+        place = values
+        for group in groups:
+            place = place[group]
+        # As on a command line an integer will do for a number; any other type is for `schema.check` to see.
         place[name] = float(value) if schema.SCHEMA[key].type is float and type(value) is int else value
-    return config
+    return ConfigDict(values)
 
 
 def programs(found: list[Member]) -> list[list[Member]]:
