@@ -17,7 +17,7 @@ import numpy as np
 
 from configs import dcgan
 from experiments.studies import known, report, runs
-from gan_jax import recipe, runtime
+from gan_jax import recipe
 from gan_jax.evaluate import evaluate_run
 from gan_jax.generate import COLUMNS, Generate
 from gan_jax.images import grid
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("directory", help="where TFDS keeps MNIST, as data.dir of a config")
     parser.add_argument("--only", choices=ROWS, nargs="+", help="trains these, no report")
     arguments = parser.parse_args()
-    runtime.fast()
+    runs.prepare()
     directory = str(Path(arguments.directory).resolve())
     found = {row: run_of(row, directory) for row in arguments.only or ROWS}
     if arguments.only:

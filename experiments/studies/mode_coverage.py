@@ -10,7 +10,7 @@ import numpy as np
 
 from configs import mixture
 from experiments.studies import report, runs
-from gan_jax import recipe, runtime
+from gan_jax import recipe
 from gan_jax.evaluate import evaluate_run
 from gan_jax.generate import SHOWN, Generate
 
@@ -65,7 +65,7 @@ def row(variant: str, scores: list[dict]) -> list[str]:
 
 def main() -> None:
     """Trains what is not trained yet, and writes the tables and the picture."""
-    runtime.fast()
+    runs.prepare()
     drawn, axes = report.figure(1, len(VARIANTS), 8, 4)
     rows, seeds = [], []
     for variant, ax in zip(VARIANTS, axes[0], strict=True):

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
-from gan_jax import recipe, workdirs
+from gan_jax import recipe, runtime, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.errors import DivergedError
 from gan_jax.files import write_atomically
@@ -28,6 +29,12 @@ class Run(NamedTuple):
     workdir: Path
     seconds: float  # of all its starts, on this machine as it was then; without what a kill lost
     diverged: str  # the line that says so; "" where it did not
+
+
+def prepare() -> None:
+    """Starts JAX as `gan_jax.main` does; before anything else of JAX."""
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every file that it opens
+    runtime.fast()
 
 
 def finished(config: ConfigDict, workdir: Path) -> Run:

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import stacked_mnist
 from experiments.studies import report, runs
-from gan_jax import recipe, runtime
+from gan_jax import recipe
 from gan_jax.devices import mesh
 from gan_jax.evaluation.comparison import class_labels
 from gan_jax.evaluation.extractors import extract, make_extractor
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("directory", help="where TFDS keeps MNIST, as data.dir of a config")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of these seeds alone; no report")
     arguments = parser.parse_args()
-    runtime.fast()
+    runs.prepare()
     directory = str(Path(arguments.directory).resolve())
     found = [run_of(seed, directory) for seed in arguments.seeds]
     curves = [curve(run) for run in found]
