@@ -10,26 +10,21 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from configs import base, dcgan
 from experiments.studies import (
     dirac_gan,
     estimated_divergence,
     known,
-    mnist_objectives,
     mode_coverage,
     mode_covering,
     optimal_discriminator,
     report,
     runs,
-    stacked_mnist,
     vanishing_gradient,
     wasserstein_critic,
 )
-from gan_jax import recipe, step, theory
-from gan_jax.data import Source, Spec, independent, make_source
+from gan_jax import step, theory
 from gan_jax.data.mixture import mixture
 from gan_jax.networks import Network
-from gan_jax.objectives import OBJECTIVES
 from gan_jax.theory.identities import OPTIMA
 
 CENTERS, SIGMA = ((-0.35,), (0.35,)), (0.9, 0.9)  # of the data and of the generator
@@ -271,40 +266,6 @@ def test_the_table_of_mixtures_counts_seeds_that_have_all_modes():
     assert cells[1] == "all 8 for 1 of 2 seeds"
     assert cells[2] == "97.00% ± 1.41% (least 96.00%)"
     assert cells[4] == "0.0020 ± 0.0014 (most 0.0030)"
-
-
-def test_the_curve_of_stacked_mnist_is_of_every_checkpoint(shrunk, tfds_data, tmp_path, monkeypatch):
-    changes = {"data.dir": str(tfds_data), "data.split": "test", "num_steps": 6, "checkpoints_kept": 3}
-    run = runs.finished(shrunk("stacked_mnist", None, changes), tmp_path)
-    monkeypatch.setattr(stacked_mnist, "SAMPLES", 40)
-    points = stacked_mnist.curve(run)
-    assert [each["step"] for each in points] == [2, 4, 6]
-    assert all(1 <= each["modes"] <= 40 for each in points)
-    monkeypatch.setattr(stacked_mnist, "modes", None)
-    assert stacked_mnist.curve(run) == points
-
-
-def test_real_stacks_have_as_many_modes_as_can_be_drawn(tfds_data):
-    spec = Spec(**base.get_config().data.to_dict() | {"name": "stacked_mnist", "dir": str(tfds_data), "split": "test"})
-    keys = jax.random.split(jax.random.key(0), 500)
-    found = stacked_mnist.modes(np.asarray(independent(make_source(spec), keys)["image"]))
-    assert found["modes_total"] == 1000
-    assert_allclose(found["reverse_kl"], found["reverse_kl_floor"], rtol=0.05)
-    assert found["modes"] > 370  # 394 of even digits are expected, with a deviation of 9
-
-
-def test_every_objective_has_a_row_on_mnist_and_its_config_is_whole():
-    assert set(OBJECTIVES) < set(mnist_objectives.ROWS)
-    images = Source((28, 28, 1), draw=None, std=1.0, size=60_000)
-    for row in mnist_objectives.ROWS.values():
-        config = dcgan.get_config("mnist")
-        config.update_from_flattened_dict(mnist_objectives.CHANGES | row)
-        recipe.build(config.lock(), source=images)
-
-
-def test_a_run_that_diverged_has_its_line(shrunk, tmp_path):
-    run = runs.Run(None, tmp_path, 12.3, "step 7: d_loss not finite; the largest |logit| was 9")
-    assert mnist_objectives.line("mle", run, {}, 1.5)[1:] == ["step 7: d_loss not finite", "", "", "", "", "12", "1.50"]
 
 
 def test_report_is_a_table_and_a_small_picture(tmp_path, monkeypatch, capsys):
