@@ -1,6 +1,10 @@
 """Stacked MNIST (arXiv:1611.02163): three random digits as red, green and blue, 1,000 modes to find.
 
 python -m gan_jax.main --config=configs/stacked_mnist.py --config.data.dir=DIR
+python -m gan_jax.main --mode=evaluate --workdir=WORKDIR    # modes and reverse KL by PacGAN's protocol
+
+Seen on one core, with --config.num_steps=12000: 28 min, all 1,000 modes, reverse KL 0.076 nats of 26,000 samples (a
+perfect generator: 0.019). Not run to its end yet, which would take over an hour.
 """
 
 from configs import dcgan
