@@ -28,4 +28,6 @@ def get_config(variant="ring8"):
     config.update(sample_every=4_000, checkpoint_every=4_000)
     if variant == "grid25":
         config.num_steps = 32_000
+        config.penalty.weight = 0.1
+        config.generator.width = config.discriminator.width = 96
     return config

@@ -49,19 +49,15 @@ class Checkpoints:
         """The step of the newest checkpoint, good or not; None without any."""
         return None if self._is_untouched() else self._manager.latest_step()
 
-    def steps(self) -> list[int]:
-        """The steps of the checkpoints, good or not, in order."""
-        return [] if self._is_untouched() else sorted(self._manager.all_steps())
-
-    def restore(self, template: TrainState, at: int | None = None) -> TrainState | None:
-        """The newest checkpoint that is whole, or of the step `at` alone; None without any.
+    def restore(self, template: TrainState) -> TrainState | None:
+        """The newest checkpoint that is whole; None without any.
 
         `template` gives its shapes, dtypes and shardings: a state, or one of jax.ShapeDtypeStruct.
 
         One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. Raises
         InputError where there are checkpoints and none is whole.
         """
-        steps = [step for step in reversed(self.steps()) if at in (None, step)]
+        steps = [] if self._is_untouched() else sorted(self._manager.all_steps(), reverse=True)
         reasons = {}
         for step in steps:
             try:

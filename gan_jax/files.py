@@ -14,6 +14,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Raises OSError where nothing can be written there: known before there is something to lose. Makes the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
+    """Raises OSError, naming the folder, where nothing can be written: before there is something to lose. Makes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error

@@ -10,12 +10,12 @@ import numpy as np
 
 from gan_jax import images, step
 from gan_jax.data import independent
-from gan_jax.devices import mesh
+from gan_jax.devices import Devices, mesh
 from gan_jax.progress import progress
 from gan_jax.recipe import Setup
 from gan_jax.state import Average, TrainState
 
-BATCH = 250  # examples generated in one call
+BATCH = 250  # examples generated in one call, or as many more as make the devices' shares equal
 COLUMNS = 10  # of a grid
 SHOWN = {"line": 10_000, "plane": 2_000, "grid": COLUMNS**2}  # examples in a picture
 REAL_SHOWN = 2_000
@@ -32,10 +32,15 @@ class Backdrop(NamedTuple):
 
 
 class Generate:
-    """The averaged generator of a run, compiled once for all its pictures and scores, on all devices."""
+    """The averaged generator of a run, compiled once for all its pictures and scores.
 
-    def __init__(self, setup: Setup):
-        self._setup, self._devices = setup, mesh()  # however the run is trained: an example is made by itself
+    Of several processes each makes the same calls, and gets all the examples.
+    """
+
+    def __init__(self, setup: Setup, devices: Devices | None = None):
+        """`devices` share the work, all by default, however the run is trained: an example is made by itself."""
+        self._setup, self._devices = setup, devices or mesh()
+        self._batch = -(-BATCH // self._devices.count) * self._devices.count
         self._from_latents = jax.jit(self._sample, out_shardings=self._devices.replicated)
         self._latents = jax.jit(self._draw_latents)
         self._logits = jax.jit(self._discriminate)
@@ -58,8 +63,8 @@ class Generate:
         """
         labels = self.labels(n) if labels is None else labels
         average, batches = self._devices.place(average), []
-        for start in progress(range(0, n, BATCH), "samples"):
-            of_batch = None if labels is None else np.resize(labels[start : start + BATCH], BATCH)
+        for start in progress(range(0, n, self._batch), "samples"):
+            of_batch = None if labels is None else np.resize(labels[start : start + self._batch], self._batch)
             batches.append(self.from_latents(average, self._latents(key, start), of_batch))
         return np.concatenate(batches)[:n]
 
@@ -73,10 +78,11 @@ class Generate:
 
     def from_latents(self, average: Average, latents, labels: np.ndarray | None = None) -> np.ndarray:
         """The examples at latents [n, d], for a conditional generator with labels [n]: [n, *shape] float32."""
-        inputs = (latents,) if labels is None else (latents, labels)
-        n, count = len(latents), self._devices.count
-        padded = [np.resize(each, (-(-n // count) * count, *each.shape[1:])) for each in map(np.asarray, inputs)]
-        return np.asarray(self._from_latents(self._devices.place(average), *padded))[:n]
+        inputs, n = (latents,) if labels is None else (latents, labels), len(latents)
+        if missing := -n % self._devices.count:
+            inputs = [np.resize(each, (n + missing, *each.shape[1:])) for each in map(np.asarray, inputs)]
+        # Fetched before this returns: an `average` that lay in place is the run's own, donated to its next step.
+        return np.asarray(self._from_latents(self._devices.place(average), *inputs))[:n]
 
     def picture(self, state: TrainState) -> np.ndarray:
         """What the run makes of its fixed latents, uint8 [h, w, 1 or 3]: a grid, or samples over the density."""
@@ -119,7 +125,7 @@ class Generate:
         return step.sample(self._setup.recipe, average, *map(self._devices.shard, inputs))
 
     def _draw_latents(self, key, start):
-        slots = start + jnp.arange(BATCH)
+        slots = start + jnp.arange(self._batch)
         return self._setup.recipe.prior(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
 
     def _discriminate(self, player, x):

@@ -117,14 +117,6 @@ def test_the_newest_state_comes_back_bit_for_bit(run, tmp_path):
         assert_same(restored, run.states[2])
 
 
-def test_an_older_step_comes_back_when_it_is_named(run, tmp_path):
-    save(tmp_path, run.states[1], run.states[3])
-    with closing(Checkpoints(tmp_path)) as checkpoints:
-        assert checkpoints.steps() == [1, 3]
-        assert_same(checkpoints.restore(run.states[0], 1), run.states[1])
-        assert checkpoints.restore(run.states[0], 2) is None
-
-
 def test_the_key_is_the_saved_one_and_not_the_templates(run, tmp_path):
     save(tmp_path, run.states[1])
     template = run.states[0].replace(key=run.setup.devices.place(jax.random.key(987)))

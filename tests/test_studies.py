@@ -1,35 +1,34 @@
 """The studies' own computations on small budgets, and the shipped step's metric `divergence` on known densities."""
 
 import json
+import os
 import re
+import signal
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from numpy.testing import assert_allclose
 
-from configs import base, dcgan
 from experiments.studies import (
     dirac_gan,
     estimated_divergence,
     known,
-    mnist_objectives,
     mode_coverage,
     mode_covering,
     optimal_discriminator,
     report,
     runs,
-    stacked_mnist,
     vanishing_gradient,
     wasserstein_critic,
 )
-from gan_jax import recipe, step, theory
-from gan_jax.data import Source, Spec, independent, make_source
+from gan_jax import step, theory
+from gan_jax.checkpoints import Checkpoints
 from gan_jax.data.mixture import mixture
 from gan_jax.networks import Network
-from gan_jax.objectives import OBJECTIVES
 from gan_jax.theory.identities import OPTIMA
 
 CENTERS, SIGMA = ((-0.35,), (0.35,)), (0.9, 0.9)  # of the data and of the generator
@@ -235,30 +234,66 @@ def test_affine_generator_is_where_it_is_put():
 
 def test_a_run_is_trained_once(shrunk, tmp_path, monkeypatch):
     config = shrunk("mixture", "ring8")
-    first = runs.finished(config, tmp_path)
-    assert first.seconds > 0
-    assert not first.diverged
+    with runs.finished(config, tmp_path) as first:
+        assert int(first.state.step) == config.num_steps
+        assert first.seconds > 0
     monkeypatch.setattr(runs, "train", None)
-    assert runs.finished(config, tmp_path)[1:] == first[1:]
+    with runs.finished(config, tmp_path) as second:
+        assert second.seconds == first.seconds
 
 
-def test_a_run_that_was_stopped_goes_on(shrunk, tmp_path, monkeypatch):
-    config = shrunk("mixture", "ring8")
+def test_a_run_that_was_stopped_goes_on(shrunk, tmp_path, monkeypatch, capsys):
+    config, save = shrunk("mixture", "ring8"), Checkpoints.save
+
+    def saving(self, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, state)
+
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "train", lambda setup, workdir: False)
+        patched.setattr(Checkpoints, "save", saving)
         with pytest.raises(SystemExit, match="goes on"):
-            runs.finished(config, tmp_path)
-    before = json.loads((tmp_path / runs.ABOUT).read_text())["seconds"]
-    assert runs.finished(config, tmp_path).seconds > before
+            runs.finished(config, tmp_path).__enter__()
+    (tmp_path / runs.SECONDS).write_text("1000.0")
+    with runs.finished(config, tmp_path) as run:
+        assert 1000 < run.seconds < 1600
+    assert "going on from step 2" in capsys.readouterr().err
 
 
-def test_a_run_that_diverged_says_so_and_is_not_trained_again(shrunk, tmp_path, monkeypatch):
-    changes = {"objective.name": "mle", "discriminator.optimizer.learning_rate": 1e9}
-    config = shrunk("mixture", "ring8", changes | {"generator.optimizer.learning_rate": 1e9})
-    run = runs.finished(config, tmp_path)
-    assert "not finite" in run.diverged
-    monkeypatch.setattr(runs, "train", None)
-    assert runs.finished(config, tmp_path).diverged == run.diverged
+def test_a_run_whose_last_checkpoint_is_corrupt_is_trained_to_its_end_again(shrunk, tmp_path, capsys):
+    config = shrunk("mixture", "ring8")
+    with runs.finished(config, tmp_path) as first:
+        expected = jax.tree.leaves(first.state.ema.params)
+    for path in (tmp_path / "checkpoints" / "4").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-20])
+    with runs.finished(config, tmp_path) as again:
+        for found, leaf in zip(jax.tree.leaves(again.state.ema.params), expected, strict=True):
+            np.testing.assert_array_equal(found, leaf)
+    assert "checkpoint 4 is corrupt" in capsys.readouterr().err
+
+
+def test_a_study_ends_in_one_line_where_its_runs_are_of_another_config(shrunk, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runs.runtime, "fast", lambda: "")
+    with runs.finished(shrunk("mixture", "ring8"), tmp_path):
+        pass
+    other = shrunk("mixture", "ring8", {"seed": 9})
+    assert runs.exit_status(lambda: runs.finished(other, tmp_path).__enter__()) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "seed is 0 there, 9 here" in line
+    assert line.endswith("remove that folder")
+
+
+def test_the_study_of_mixtures_from_end_to_end(shrunk, tmp_path, monkeypatch):
+    configs = {variant: shrunk("mixture", variant) for variant in mode_coverage.VARIANTS}
+    monkeypatch.setattr(mode_coverage.mixture, "get_config", lambda variant: ConfigDict(configs[variant].to_dict()))
+    monkeypatch.setattr(mode_coverage, "SEEDS", range(2))
+    monkeypatch.setattr(runs, "FOLDER", tmp_path / "runs")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    mode_coverage.main()
+    text = (tmp_path / "results" / "mode_coverage.md").read_text()
+    assert len(re.findall(r"^\| (ring8|grid25) \| [01] \|", text, re.MULTILINE)) == 4
+    evaluation = json.loads((tmp_path / "runs" / "mode_coverage" / "grid25-1" / "evaluation.json").read_text())
+    assert f"| grid25 | 1 | {evaluation['modes']} | {evaluation['high_quality']:.2%} |" in text
 
 
 def test_the_table_of_mixtures_counts_seeds_that_have_all_modes():
@@ -271,40 +306,6 @@ def test_the_table_of_mixtures_counts_seeds_that_have_all_modes():
     assert cells[1] == "all 8 for 1 of 2 seeds"
     assert cells[2] == "97.00% ± 1.41% (least 96.00%)"
     assert cells[4] == "0.0020 ± 0.0014 (most 0.0030)"
-
-
-def test_the_curve_of_stacked_mnist_is_of_every_checkpoint(shrunk, tfds_data, tmp_path, monkeypatch):
-    changes = {"data.dir": str(tfds_data), "data.split": "test", "num_steps": 6, "checkpoints_kept": 3}
-    run = runs.finished(shrunk("stacked_mnist", None, changes), tmp_path)
-    monkeypatch.setattr(stacked_mnist, "SAMPLES", 40)
-    points = stacked_mnist.curve(run)
-    assert [each["step"] for each in points] == [2, 4, 6]
-    assert all(1 <= each["modes"] <= 40 for each in points)
-    monkeypatch.setattr(stacked_mnist, "modes", None)
-    assert stacked_mnist.curve(run) == points
-
-
-def test_real_stacks_have_as_many_modes_as_can_be_drawn(tfds_data):
-    spec = Spec(**base.get_config().data.to_dict() | {"name": "stacked_mnist", "dir": str(tfds_data), "split": "test"})
-    keys = jax.random.split(jax.random.key(0), 500)
-    found = stacked_mnist.modes(np.asarray(independent(make_source(spec), keys)["image"]))
-    assert found["modes_total"] == 1000
-    assert_allclose(found["reverse_kl"], found["reverse_kl_floor"], rtol=0.05)
-    assert found["modes"] > 370  # 394 of even digits are expected, with a deviation of 9
-
-
-def test_every_objective_has_a_row_on_mnist_and_its_config_is_whole():
-    assert set(OBJECTIVES) < set(mnist_objectives.ROWS)
-    images = Source((28, 28, 1), draw=None, std=1.0, size=60_000)
-    for row in mnist_objectives.ROWS.values():
-        config = dcgan.get_config("mnist")
-        config.update_from_flattened_dict(mnist_objectives.CHANGES | row)
-        recipe.build(config.lock(), source=images)
-
-
-def test_a_run_that_diverged_has_its_line(shrunk, tmp_path):
-    run = runs.Run(None, tmp_path, 12.3, "step 7: d_loss not finite; the largest |logit| was 9")
-    assert mnist_objectives.line("mle", run, {}, 1.5)[1:] == ["step 7: d_loss not finite", "", "", "", "", "12", "1.50"]
 
 
 def test_report_is_a_table_and_a_small_picture(tmp_path, monkeypatch, capsys):
@@ -328,8 +329,8 @@ def test_every_study_has_a_committed_result(name):
     text = (report.RESULTS / f"{name}.md").read_text()
     assert f"Made by `python -m experiments.studies.{name}`" in text
     assert (report.RESULTS / f"{name}.png").stat().st_size < 300_000
-    widths = {line.replace("\\|", "").count("|") for line in text.split("\n\n")[2].splitlines() if line.startswith("|")}
-    assert len(widths) <= 1  # every row of a table has its header's cells
+    for table in (block.splitlines() for block in text.split("\n\n") if block.startswith("|")):
+        assert len({line.replace("\\|", "").count("|") for line in table}) == 1  # each row has its header's cells
     assert f"({name}.png)" in text
     documents = (report.RESULTS.parents[1] / "docs").glob("*.md")
     assert any(f"experiments/results/{name}.md" in path.read_text() for path in documents)

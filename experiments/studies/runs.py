@@ -1,57 +1,77 @@
-"""Whole runs of shipped configs, each in a folder of its own: what the tables of scores share.
+"""Whole runs of shipped configs, each in a folder of its own: what a table of scores is made of.
 
 A run that is finished is not trained again, and one that was interrupted goes on from its newest checkpoint.
 """
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
-from gan_jax import recipe, workdirs
+from gan_jax import recipe, runtime, subcommands, workdirs
 from gan_jax.checkpoints import Checkpoints
-from gan_jax.errors import DivergedError
 from gan_jax.files import write_atomically
 from gan_jax.recipe import Setup
+from gan_jax.state import TrainState
 from gan_jax.train import train
 
 FOLDER = Path("runs")
-ABOUT = "study.json"  # of a run's folder, what it is not told by its own files: {"seconds": ..., "diverged": ...}
+SECONDS = "seconds.json"  # of a run's folder: of all its starts
 
 
 class Run(NamedTuple):
     """A run that has come to its end."""
 
     setup: Setup
+    state: TrainState  # after the last step
     workdir: Path
-    seconds: float  # of all its starts, on this machine as it was then; without what a kill lost
-    diverged: str  # the line that says so; "" where it did not
+    seconds: float  # of training, on this machine as it was then; without what a kill lost
 
 
-def finished(config: ConfigDict, workdir: Path) -> Run:
-    """The run of this config in `workdir`, trained where it is not yet.
+@contextmanager
+def finished(config: ConfigDict, workdir: Path) -> Iterator[Run]:
+    """The run of this config in `workdir`, trained where it is not yet; within it the folder is this process's own.
 
-    Raises SystemExit where a signal ends it early, and InputError where the folder is of another config or in use.
+    Raises SystemExit where a signal ends it early, DivergedError, and InputError where the folder is another config's
+    or in use.
     """
-    setup, path = recipe.build(config.lock()), workdir / ABOUT
-    with workdirs.claimed(workdir, config):
-        about = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "diverged": ""}
-        if about["diverged"] or checkpoints(workdir).latest_step() == config.num_steps:
-            return Run(setup, workdir, **about)
-        start, complete = time.perf_counter(), True
-        try:
-            complete = train(setup, workdir)
-        except DivergedError as error:
-            about["diverged"] = str(error)
-        about["seconds"] += time.perf_counter() - start
-        write_atomically(path, json.dumps(about).encode())
+    setup = recipe.build(ConfigDict(config.to_dict()).lock())
+    with workdirs.claimed(workdir, setup.config):
+        state = _last_state(setup, workdir)
+        if state is None:
+            _train(setup, workdir)
+            state = _last_state(setup, workdir)
+        yield Run(setup, state, workdir, _seconds(workdir))
+
+
+def _train(setup: Setup, workdir: Path) -> None:
+    start = time.perf_counter()
+    complete = train(setup, workdir)
+    seconds = _seconds(workdir) + time.perf_counter() - start
+    write_atomically(workdir / SECONDS, json.dumps(seconds).encode())
     if not complete:
         raise SystemExit("stopped; the same command goes on from there")
-    return Run(setup, workdir, **about)
 
 
-def checkpoints(workdir: Path) -> Checkpoints:
-    """Those of a run, to be read."""
-    return Checkpoints(workdir / "checkpoints")
+def _last_state(setup: Setup, workdir: Path) -> TrainState | None:
+    """The state after the last step; None where that is not there, or its checkpoint is corrupt."""
+    with closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints:
+        state = checkpoints.restore(recipe.abstract_state(setup))
+    return state if state is not None and int(state.step) == setup.config.num_steps else None
+
+
+def _seconds(workdir: Path) -> float:
+    path = workdir / SECONDS
+    return json.loads(path.read_text()) if path.exists() else 0.0
+
+
+def exit_status(main: Callable[[], None]) -> int:
+    """Runs a study as `gan_jax.main` runs a verb: JAX started as there, a mistake in one line and status 2."""
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every file that it opens
+    runtime.fast()
+    return subcommands.exit_status(main, lambda line: line.replace("choose another --workdir", "remove that folder"))

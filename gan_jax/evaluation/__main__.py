@@ -81,11 +81,11 @@ def _seed(text: str) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    require_writable(arguments.out.parent)
     print(f"runtime: {runtime.fast()}", file=sys.stderr)
     how = training.TRAININGS[arguments.name]
     examples = training.read_examples(how, "train", arguments.dir)
     test = training.read_examples(how, "test", arguments.dir)
+    require_writable(arguments.out.parent)  # known now, and not when it is trained
     arrays = weight_files.pack(training.train(how, examples, arguments.seed))
     accuracy = training.accuracy(weight_files.unpack(arrays), test)
     weight_files.write(arguments.out, arrays, _about(arguments, how, accuracy, len(test.images)))
