@@ -103,12 +103,12 @@ def _by_class(real: np.ndarray, fake: np.ndarray, by_modes: bool) -> dict[str, S
         # Without an interval: it falls as examples repeat, so that resamples lie beside it.
         scores["inception_score"] = Score(inception_score(probabilities, SPLITS)[0])
     if by_modes:
-        found = label_scores(*_labels(fake)) | {"reverse_kl_real": label_scores(*_labels(real))["reverse_kl"]}
+        found = label_scores(*class_labels(fake)) | {"reverse_kl_real": label_scores(*class_labels(real))["reverse_kl"]}
         scores |= {name: Score(value) for name, value in found.items()}
     return scores
 
 
-def _labels(logits: np.ndarray) -> tuple[np.ndarray, int]:
+def class_labels(logits: np.ndarray) -> tuple[np.ndarray, int]:
     """The likeliest classes, int [n], of logits [n, classes] or [n, channels, classes]; how many there are.
 
     Those of the channels are the digits of one number, the first channel's first.
