@@ -49,6 +49,21 @@ class Checkpoints:
         """The step of the newest checkpoint, good or not; None without any."""
         return None if self._is_untouched() else self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, good or not, in order."""
+        return [] if self._is_untouched() else sorted(self._manager.all_steps())
+
+    def restore_step(self, step: int, template: TrainState) -> TrainState:
+        """The checkpoint of one step. Raises InputError where there is none, or it is not whole."""
+        if step not in self.steps():
+            raise InputError(f"no checkpoint of step {step} in {self._directory}; there are {self.steps()}")
+        try:
+            return self._restore(step, template)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise InputError(f"checkpoint {step} in {self._directory} is corrupt ({_summary(error)})") from error
+
     def restore(self, template: TrainState) -> TrainState | None:
         """The newest checkpoint that is whole; None without any.
 
@@ -57,7 +72,7 @@ class Checkpoints:
         One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. Raises
         InputError where there are checkpoints and none is whole.
         """
-        steps = [] if self._is_untouched() else sorted(self._manager.all_steps(), reverse=True)
+        steps = self.steps()[::-1]
         reasons = {}
         for step in steps:
             try:
@@ -79,7 +94,7 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Moves the checkpoints after `step`, which a run passed over, out of its way: STEP becomes corrupt-STEP."""
-        for newer in [each for each in self._manager.all_steps() if each > step]:
+        for newer in [each for each in self.steps() if each > step]:
             folder = self._directory / str(newer)
             folder.rename(_unused(self._directory / f"corrupt-{newer}"))
         self._manager.reload()

@@ -1,32 +1,25 @@
 """The studies' own computations on small budgets, and the shipped step's metric `divergence` on known densities."""
 
-import json
-import os
 import re
-import signal
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from numpy.testing import assert_allclose
 
 from experiments.studies import (
     dirac_gan,
     estimated_divergence,
     known,
-    mode_coverage,
     mode_covering,
     optimal_discriminator,
     report,
-    runs,
     vanishing_gradient,
     wasserstein_critic,
 )
 from gan_jax import step, theory
-from gan_jax.checkpoints import Checkpoints
 from gan_jax.data.mixture import mixture
 from gan_jax.networks import Network
 from gan_jax.theory.identities import OPTIMA
@@ -227,85 +220,6 @@ def test_affine_generator_is_where_it_is_put():
     deep = known.setup_on(mixture(np.zeros((1, 1)), 1.0), {"batch_size": 8})
     with pytest.raises(ValueError, match="not an affine map"):
         known.affine_generator(deep, 0.5, 2.0)
-
-
-# Runs whose scores make a table.
-
-
-def test_a_run_is_trained_once(shrunk, tmp_path, monkeypatch):
-    config = shrunk("mixture", "ring8")
-    with runs.finished(config, tmp_path) as first:
-        assert int(first.state.step) == config.num_steps
-        assert first.seconds > 0
-    monkeypatch.setattr(runs, "train", None)
-    with runs.finished(config, tmp_path) as second:
-        assert second.seconds == first.seconds
-
-
-def test_a_run_that_was_stopped_goes_on(shrunk, tmp_path, monkeypatch, capsys):
-    config, save = shrunk("mixture", "ring8"), Checkpoints.save
-
-    def saving(self, state):
-        os.kill(os.getpid(), signal.SIGTERM)
-        save(self, state)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", saving)
-        with pytest.raises(SystemExit, match="goes on"):
-            runs.finished(config, tmp_path).__enter__()
-    (tmp_path / runs.SECONDS).write_text("1000.0")
-    with runs.finished(config, tmp_path) as run:
-        assert 1000 < run.seconds < 1600
-    assert "going on from step 2" in capsys.readouterr().err
-
-
-def test_a_run_whose_last_checkpoint_is_corrupt_is_trained_to_its_end_again(shrunk, tmp_path, capsys):
-    config = shrunk("mixture", "ring8")
-    with runs.finished(config, tmp_path) as first:
-        expected = jax.tree.leaves(first.state.ema.params)
-    for path in (tmp_path / "checkpoints" / "4").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:-20])
-    with runs.finished(config, tmp_path) as again:
-        for found, leaf in zip(jax.tree.leaves(again.state.ema.params), expected, strict=True):
-            np.testing.assert_array_equal(found, leaf)
-    assert "checkpoint 4 is corrupt" in capsys.readouterr().err
-
-
-def test_a_study_ends_in_one_line_where_its_runs_are_of_another_config(shrunk, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runs.runtime, "fast", lambda: "")
-    with runs.finished(shrunk("mixture", "ring8"), tmp_path):
-        pass
-    other = shrunk("mixture", "ring8", {"seed": 9})
-    assert runs.exit_status(lambda: runs.finished(other, tmp_path).__enter__()) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "seed is 0 there, 9 here" in line
-    assert line.endswith("remove that folder")
-
-
-def test_the_study_of_mixtures_from_end_to_end(shrunk, tmp_path, monkeypatch):
-    configs = {variant: shrunk("mixture", variant) for variant in mode_coverage.VARIANTS}
-    monkeypatch.setattr(mode_coverage.mixture, "get_config", lambda variant: ConfigDict(configs[variant].to_dict()))
-    monkeypatch.setattr(mode_coverage, "SEEDS", range(2))
-    monkeypatch.setattr(runs, "FOLDER", tmp_path / "runs")
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
-    mode_coverage.main()
-    text = (tmp_path / "results" / "mode_coverage.md").read_text()
-    assert len(re.findall(r"^\| (ring8|grid25) \| [01] \|", text, re.MULTILINE)) == 4
-    evaluation = json.loads((tmp_path / "runs" / "mode_coverage" / "grid25-1" / "evaluation.json").read_text())
-    assert f"| grid25 | 1 | {evaluation['modes']} | {evaluation['high_quality']:.2%} |" in text
-
-
-def test_the_table_of_mixtures_counts_seeds_that_have_all_modes():
-    common = {"modes_total": 8, "high_quality_ceiling": 0.9889, "reverse_kl_floor": 0.0014}
-    scores = [
-        common | {"modes": 8, "high_quality": 0.98, "reverse_kl": 0.001, "seconds": 3.0},
-        common | {"modes": 7, "high_quality": 0.96, "reverse_kl": 0.003, "seconds": 5.0},
-    ]
-    cells = mode_coverage.row("ring8", scores)
-    assert cells[1] == "all 8 for 1 of 2 seeds"
-    assert cells[2] == "97.00% ± 1.41% (least 96.00%)"
-    assert cells[4] == "0.0020 ± 0.0014 (most 0.0030)"
 
 
 def test_report_is_a_table_and_a_small_picture(tmp_path, monkeypatch, capsys):

@@ -60,7 +60,7 @@ def _train(setup: Setup, workdir: Path) -> None:
 
 def _last_state(setup: Setup, workdir: Path) -> TrainState | None:
     """The state after the last step; None where that is not there, or its checkpoint is corrupt."""
-    with closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints:
+    with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         state = checkpoints.restore(recipe.abstract_state(setup))
     return state if state is not None and int(state.step) == setup.config.num_steps else None
 
