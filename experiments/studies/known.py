@@ -13,6 +13,7 @@ from jax.scipy.stats import norm
 from configs import base
 from gan_jax import recipe, step
 from gan_jax.data import Source
+from gan_jax.devices import mesh
 from gan_jax.networks import Network
 from gan_jax.recipe import Setup
 from gan_jax.state import TrainState
@@ -41,10 +42,13 @@ def grid(low: float, high: float, cells: int, dimension: int) -> Grid:
 
 
 def setup_on(source: Source, changes: dict) -> Setup:
-    """The setup of `configs/base.py` with `changes` {dotted key: value}, on a source that no config names."""
+    """The setup of `configs/base.py` with `changes` {dotted key: value}, on a source that no config names.
+
+    On one device: these networks are too small for several to share a batch with gain.
+    """
     config = base.get_config()
     config.update_from_flattened_dict(changes)
-    return recipe.build(config.lock(), source=source)
+    return recipe.build(config.lock(), mesh(jax.devices()[:1]), source)
 
 
 def against(setup: Setup, fake: Source) -> Setup:
