@@ -90,14 +90,19 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("how", ["vmap", "map"])
-@pytest.mark.parametrize("data", ["ring8", "digits"])
-def test_a_member_of_mlps_is_the_run_alone(shrunk, how, data):
-    common = {"data.name": data, "penalty.name": "r1", "penalty.weight": 0.5}
+@pytest.fixture(scope="module", params=["ring8", "digits"])
+def by_themselves(request, shrunk):
+    """Runs that differ in what a population's may: (their configs, three steps of each alone)."""
+    common = {"data.name": request.param, "penalty.name": "r1", "penalty.weight": 0.5}
     configs = [shrunk("mixture", "ring8", common | changes) for changes in CHANGES]
+    return configs, [alone(config, 3) for config in configs]
+
+
+@pytest.mark.parametrize("how", ["vmap", "map"])
+def test_a_member_of_mlps_is_the_run_alone(by_themselves, how):
+    configs, runs = by_themselves
     crew, metrics = together(configs, population(EACH[how]), 3)
-    for i, config in enumerate(configs):
-        state, expected = alone(config, 3)
+    for i, (state, expected) in enumerate(runs):
         assert_is_member(crew, i, state, 1e-4)
         for name, values in expected.items():
             assert_allclose(metrics[name][i], values, rtol=1e-3, atol=1e-4)

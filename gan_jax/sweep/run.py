@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -171,7 +172,8 @@ class _Together:
         bad = ", ".join(name for name, value in zip(names, values[:, index], strict=True) if not np.isfinite(value))
         self._diverged[i] = f"step {first + index + 1:,}: {bad} not finite"
         write_atomically(self._in_folder(i, "diverged.json"), json.dumps(self._diverged[i]).encode())
-        self._bar.write(f"member {self._members[i].number} diverged, {self._diverged[i]}; the others go on")
+        number, why = self._members[i].number, self._diverged[i]
+        self._bar.write(f"member {number} diverged, {why}; the others go on", file=sys.stderr)
 
     def _log(self, now: int, values: dict[int, dict[str, float]]) -> None:
         for i, each in values.items():
@@ -206,12 +208,12 @@ class _Together:
     def _living(self, crew: Crew) -> list[tuple[int, TrainState]]:
         """The members that have not diverged, each with its state on the host, without its key."""
         states = jax.device_get(crew.members.state.replace(key=None))
-        alive = [i for i in np.flatnonzero(self._alive(crew)).tolist() if i < len(self._members)]
+        alive = np.flatnonzero(self._alive(crew)).tolist()
         return [(i, jax.tree.map(lambda x, i=i: x[i], states)) for i in alive]
 
-    @staticmethod
-    def _alive(crew: Crew) -> np.ndarray:
-        return np.asarray(crew.members.alive) == 1
+    def _alive(self, crew: Crew) -> np.ndarray:
+        """Of each member, without the copies of the last one that fill the devices."""
+        return np.asarray(crew.members.alive)[: len(self._members)] == 1
 
     @property
     def _in_the_plane(self) -> bool:
