@@ -1,5 +1,6 @@
 """Files written whole or not at all, so that a kill at any moment leaves none half written."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)
+
+
+def read_json(path: Path, default):
+    """What the file holds; `default` where there is none."""
+    return json.loads(path.read_text()) if path.exists() else default
 
 
 def require_writable(folder: Path) -> None:

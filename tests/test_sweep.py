@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 
+from gan_jax import recipe
+from gan_jax.devices import mesh
 from gan_jax.errors import InputError
-from gan_jax.sweep import plan, report, results
+from gan_jax.sweep import layout, plan, report, results
 from gan_jax.sweep.plan import Member
 
 SWEEP = """
@@ -36,6 +39,7 @@ SHORT = (
     "--config.evaluation.num_samples=100",
     "--config.generator.width=8",
     "--config.discriminator.width=8",
+    "--how=vmap",
 )
 
 
@@ -175,12 +179,34 @@ def test_mistakes_are_one_line(tmp_path):
         (["--config=configs/mixture.py:ring8"], "--sweep is missing"),
         (["--config=configs/mixture.py:ring8", f"--sweep={tmp_path / 'sweep.py'}"], "--workdir is missing"),
         (["--config=configs/mixture.py:ring8", f"--sweep={tmp_path / 'sweep.py'}", "--list", "--only=9"], "0 to 5"),
+        (
+            [*SHORT, f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path}", "--devices_per_member=3"],
+            "the 4 devices",
+        ),
     ]:
         done = run(*arguments)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ")
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_what_is_faster_is_measured_once(shrunk, tmp_path, monkeypatch):
+    setups = [recipe.build(shrunk("mixture", "ring8", {"seed": seed}), mesh(jax.devices()[:1])) for seed in range(2)]
+    assert layout.fastest(setups, 1) in layout.MEASURED
+    monkeypatch.setattr(layout, "fastest", lambda setups, per_member: "map")
+    layout.layout_for(setups, layout.Choice(layout.AUTO, 1), tmp_path)
+    monkeypatch.setattr(layout, "fastest", None)
+    for per_member, count in ((1, jax.device_count()), (2, jax.device_count() // 2)):
+        spread, at_once = layout.layout_for(setups, layout.Choice(layout.AUTO, per_member), tmp_path)
+        assert (spread.count, spread.within.count, at_once) == (count, per_member, 0)
+    assert json.loads((tmp_path / layout.HOW).read_text()) == "map"
+
+
+def test_devices_that_cannot_share_a_member_are_told(shrunk, tmp_path):
+    setups = [recipe.build(shrunk("mixture", "ring8", {"batch_size": 9}), mesh(jax.devices()[:1]))]
+    with pytest.raises(InputError, match="does not divide the 9 examples"):
+        layout.layout_for(setups, layout.Choice("vmap", 2), tmp_path)
 
 
 # Results.

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from gan_jax import recipe, runtime, subcommands, workdirs
 from gan_jax.checkpoints import Checkpoints
-from gan_jax.files import write_atomically
+from gan_jax.files import read_json, write_atomically
 from gan_jax.recipe import Setup
 from gan_jax.state import TrainState
 from gan_jax.train import train
@@ -46,13 +46,13 @@ def finished(config: ConfigDict, workdir: Path) -> Iterator[Run]:
         if state is None:
             _train(setup, workdir)
             state = _last_state(setup, workdir)
-        yield Run(setup, state, workdir, _seconds(workdir))
+        yield Run(setup, state, workdir, read_json(workdir / SECONDS, 0.0))
 
 
 def _train(setup: Setup, workdir: Path) -> None:
     start = time.perf_counter()
     complete = train(setup, workdir)
-    seconds = _seconds(workdir) + time.perf_counter() - start
+    seconds = read_json(workdir / SECONDS, 0.0) + time.perf_counter() - start
     write_atomically(workdir / SECONDS, json.dumps(seconds).encode())
     if not complete:
         raise SystemExit("stopped; the same command goes on from there")
@@ -63,11 +63,6 @@ def _last_state(setup: Setup, workdir: Path) -> TrainState | None:
     with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         state = checkpoints.restore(recipe.abstract_state(setup))
     return state if state is not None and int(state.step) == setup.config.num_steps else None
-
-
-def _seconds(workdir: Path) -> float:
-    path = workdir / SECONDS
-    return json.loads(path.read_text()) if path.exists() else 0.0
 
 
 def exit_status(main: Callable[[], None]) -> int:

@@ -23,7 +23,7 @@ from gan_jax.devices import mesh
 from gan_jax.evaluation.comparison import class_labels
 from gan_jax.evaluation.extractors import extract, make_extractor
 from gan_jax.evaluation.modes import label_scores
-from gan_jax.files import write_atomically
+from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import COLUMNS, Generate
 from gan_jax.images import grid
 
@@ -53,7 +53,7 @@ def run_of(seed: int, directory: str):
 def curve(run: runs.Run) -> list[dict]:
     """The scores of every checkpoint, each with its `step`, oldest first; those that are known are read."""
     path = run.workdir / CURVE
-    found = json.loads(path.read_text()) if path.exists() else []
+    found = read_json(path, [])
     generate = Generate(run.setup)
     with closing(Checkpoints(run.workdir / "checkpoints")) as checkpoints:
         for step in sorted(set(checkpoints.steps()) - {each["step"] for each in found}):

@@ -10,6 +10,7 @@ from gan_jax import command_line, runtime
 from gan_jax.data import Spec, make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
+from gan_jax.sweep.layout import AUTO, MEASURED, Choice
 from gan_jax.sweep.plan import describe, members, programs, read_sweep
 from gan_jax.sweep.report import REPORT, write_report
 from gan_jax.sweep.results import TABLE, collect, write_table
@@ -20,6 +21,8 @@ _SWEEP = flags.DEFINE_string("sweep", None, "A Python file whose sweep() yields 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder; an interrupted sweep goes on in it.")
 _LIST = flags.DEFINE_bool("list", False, "Print the plan and stop.")
 _ONLY = flags.DEFINE_list("only", [], "Of these members alone, by their numbers in the plan: --only=0,3.")
+_HOW = flags.DEFINE_enum("how", AUTO, [AUTO, *MEASURED], "How members take a step; auto: the faster one, measured.")
+_PER_MEMBER = flags.DEFINE_integer("devices_per_member", 1, "Devices that share a member's batch.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +55,7 @@ def _sweep(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value)
     for group in groups:
         ended = all(about(workdir, member) for member in group)
-        if not ended and not run_program(group, workdir):
+        if not ended and not run_program(group, workdir, Choice(_HOW.value, _PER_MEMBER.value)):
             print("stopped by a signal; the same command goes on from there")
             return
     results = collect(found, workdir)

@@ -13,14 +13,15 @@ from tqdm import tqdm
 
 from gan_jax import images, recipe
 from gan_jax.checkpoints import Checkpoints
-from gan_jax.devices import EACH, Layout, mesh, population
+from gan_jax.devices import Layout, mesh
 from gan_jax.evaluate import evaluate_run
-from gan_jax.files import write_atomically
+from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import Generate
 from gan_jax.population import Crew, Population
 from gan_jax.recipe import Setup
 from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
+from gan_jax.sweep.layout import Choice, layout_for
 from gan_jax.sweep.plan import Member
 from gan_jax.train import advance_to_end, is_due, stop_signals
 from gan_jax.workdirs import CONFIG
@@ -55,20 +56,10 @@ def build(members: list[Member]) -> list[Setup]:
     return [first, *(setup._replace(reference=first.reference) for setup in rest)]
 
 
-def layout_for(setup: Setup) -> tuple[Layout, int]:
-    """How members are trained on this machine, and how many of them at once (0: all)."""
-    convolves = setup.recipe.generator.convolves or setup.recipe.discriminator.convolves
-    if not convolves:
-        return population(EACH["vmap"]), 0
-    if jax.default_backend() == "cpu":  # where a convolution in a loop, or of a batch of kernels, is slow
-        return population(EACH["unroll"]), len(jax.devices())
-    return population(EACH["map"]), 0
-
-
-def run_program(members: list[Member], workdir: Path) -> bool:
+def run_program(members: list[Member], workdir: Path, choice: Choice) -> bool:
     """Trains the members of one program; False if a signal ended it early. Those that have ended are left alone."""
     setups = build(members)
-    layout, at_once = layout_for(setups[0])
+    layout, at_once = layout_for(setups, choice, _program_folder(workdir, members))
     at_once = at_once or len(members)
     for start in range(0, len(members), at_once):
         part = slice(start, start + at_once)
@@ -86,13 +77,13 @@ class _Together:
         self._members, self._setups, self._workdir = members, setups, workdir
         self._population = Population(setups, layout)
         self._config = setups[0].config  # whose cadences are those of all
-        self._folder = workdir / "programs" / _name(members)
+        self._folder = _program_folder(workdir, members)
         self._generate = Generate(setups[0])
         self._data = layout.within.place(setups[0].source.data)
         self._compiled = {}
         self._unseen = []  # (first step, metrics) of the calls whose numbers nobody has looked at
         self._diverged: dict[int, str] = {}  # place -> why
-        self._clock, self._seconds = time.perf_counter(), _read(self._folder / "seconds.json", 0.0)
+        self._clock, self._seconds = time.perf_counter(), read_json(self._folder / "seconds.json", 0.0)
 
     def run(self) -> bool:
         for member in self._members:
@@ -125,7 +116,7 @@ class _Together:
         crew = self._checkpoints.restore(self._population.abstract())
         self._checkpoints.discard_after(int(crew.step))
         for i in np.flatnonzero(~self._alive(crew)).tolist():
-            self._diverged[i] = _read(self._in_folder(i, "diverged.json"), "diverged")
+            self._diverged[i] = read_json(self._in_folder(i, "diverged.json"), "diverged")
         return crew
 
     def _advance(self, crew: Crew, now: int, after: int) -> Crew:
@@ -223,11 +214,7 @@ class _Together:
         return member_folder(self._workdir, self._members[i]).joinpath(*names)
 
 
-def _name(members: list[Member]) -> str:
-    """A folder's name for these runs together: another set of them begins anew."""
+def _program_folder(workdir: Path, members: list[Member]) -> Path:
+    """Of these runs together: another set of them begins anew."""
     told = json.dumps([member.config.to_dict() for member in members], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
-
-
-def _read(path: Path, default):
-    return json.loads(path.read_text()) if path.exists() else default
+    return workdir / "programs" / hashlib.sha256(told.encode()).hexdigest()[:12]
