@@ -18,8 +18,7 @@ def get_config():
     config.evaluation.update(extractor="mnist", num_samples=26_000)  # as PacGAN has it (arXiv:1712.04086)
     config.objective.name = "rpgan"
     config.penalty.update(name="r1", weight=0.3)
-    config.num_steps = 30_000
-    config.update(sample_every=2_500, checkpoint_every=2_500)
+    config.num_steps = 12_000
     config.generator.width = 48
     config.discriminator.update(width=32, normalization="none")
     for player in (config.generator, config.discriminator):
