@@ -37,6 +37,14 @@ def claimed(workdir: Path, config: ConfigDict):
 
     Raises InputError where the folder holds another config or a run without one, cannot be written, or is in use.
     """
+    with locked(workdir):
+        _settle(workdir, config)
+        yield
+
+
+@contextmanager
+def locked(workdir: Path):
+    """Within it the folder, which it makes, is this process's own. Raises InputError where it cannot be so."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -47,7 +55,6 @@ def claimed(workdir: Path, config: ConfigDict):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"workdir {workdir} is in use by another process; choose another --workdir") from error
-        _settle(workdir, config)
         yield
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from numpy.testing import assert_allclose
 
 from gan_jax import recipe
 from gan_jax.devices import mesh
@@ -146,6 +148,24 @@ def test_each_member_leaves_what_a_run_leaves(swept):
     assert "diverged" in json.loads((members / "0005" / "member.json").read_text())["status"]
 
 
+def test_a_member_can_be_read_as_a_run(swept, tmp_path):
+    member = tmp_path / "member"
+    shutil.copytree(swept[1] / "members" / "0002", member)
+    expected = json.loads((member / "evaluation.json").read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "gan_jax.main", "--mode=evaluate", f"--workdir={member}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((member / "evaluation.json").read_text())
+    assert found["step"] == 40
+    for name in ("high_quality", "sliced_wasserstein"):
+        assert_allclose(found[name], expected[name], rtol=1e-5)
+
+
 def test_a_finished_sweep_is_not_run_again(swept):
     file, folder = swept
     before = {path: path.stat().st_mtime_ns for path in (folder / "members").rglob("*")}
@@ -174,6 +194,8 @@ def test_a_sweep_that_was_ended_goes_on_exactly(swept, tmp_path, number):
 
 def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "sweep.py").write_text(SWEEP)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
     for arguments, words in [
         ([], "--config is missing"),
         (["--config=configs/mixture.py:ring8"], "--sweep is missing"),
@@ -183,6 +205,7 @@ def test_mistakes_are_one_line(tmp_path):
             [*SHORT, f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path}", "--devices_per_member=3"],
             "the 4 devices",
         ),
+        ([*SHORT, f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'run'}"], "holds a run"),
     ]:
         done = run(*arguments)
         assert done.returncode == 2

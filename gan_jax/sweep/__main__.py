@@ -6,12 +6,12 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gan_jax import command_line, runtime
+from gan_jax import command_line, runtime, workdirs
 from gan_jax.data import Spec, make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
 from gan_jax.sweep.layout import AUTO, MEASURED, Choice
-from gan_jax.sweep.plan import describe, members, programs, read_sweep
+from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
 from gan_jax.sweep.report import REPORT, write_report
 from gan_jax.sweep.results import TABLE, collect, write_table
 from gan_jax.sweep.run import about, run_program
@@ -53,11 +53,24 @@ def _sweep(argv: list[str]) -> None:
         return
     print(f"runtime: {runtime.share_cpu()}; {runtime.fast()}", flush=True)
     workdir = Path(_WORKDIR.value)
+    with workdirs.locked(workdir):
+        if (workdir / workdirs.CONFIG).exists():
+            raise InputError(f"workdir {workdir} holds a run; choose another --workdir")
+        if _train(groups, workdir):
+            _report(found, workdir)
+
+
+def _train(groups: list[list[Member]], workdir: Path) -> bool:
+    """Whether all came to their end."""
     for group in groups:
         ended = all(about(workdir, member) for member in group)
         if not ended and not run_program(group, workdir, Choice(_HOW.value, _PER_MEMBER.value)):
             print("stopped by a signal; the same command goes on from there")
-            return
+            return False
+    return True
+
+
+def _report(found: list[Member], workdir: Path) -> None:
     results = collect(found, workdir)
     config, source = found[0].config, make_source(Spec(**found[0].config.data.to_dict()))
     write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from gan_jax import images, recipe
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import Layout, mesh
+from gan_jax.errors import InputError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import Generate
@@ -49,9 +50,11 @@ def about(workdir: Path, member: Member) -> dict | None:
 
 
 def build(members: list[Member]) -> list[Setup]:
-    """The setups of the members of a program, which share their data."""
+    """The setups of the members of a program, which share their data. Raises InputError where that is streamed."""
     one = mesh(jax.devices()[:1])
     first = recipe.build(members[0].config, one)
+    if first.source.streamed:
+        raise InputError("the data of a sweep lies on its devices; choose a set that fits there, data.placement=device")
     rest = [recipe.build(member.config, one, first.source) for member in members[1:]]
     return [first, *(setup._replace(reference=first.reference) for setup in rest)]
 
@@ -191,10 +194,20 @@ class _Together:
             evaluate_run(setup, state, folder, 0, generate)
             images.write_png(folder / PICTURE, generate.picture(state))
         for i in range(len(self._members)):
+            self._save_member(i, crew)
             status = f"diverged, {self._diverged[i]}" if i in self._diverged else "finished"
             share = self._seconds / len(self._members)
             told = {"status": status, "seconds": share, "together": len(self._members)}
             write_atomically(self._in_folder(i, ABOUT), (json.dumps(told) + "\n").encode())
+
+    def _save_member(self, i: int, crew: Crew) -> None:
+        """Its last good state as a checkpoint of a run by itself, for the verbs that read those."""
+        states = crew.members.state
+        key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(states.key))[i])
+        state = jax.tree.map(lambda x: np.asarray(x)[i], states.replace(key=None)).replace(key=key)
+        state = state.replace(hyperparameters=state.hyperparameters.replace(objective=np.int32(0)))
+        with closing(Checkpoints(self._in_folder(i, "checkpoints"), kept=1)) as checkpoints:
+            checkpoints.save(self._setups[i].devices.place(state))
 
     def _living(self, crew: Crew) -> list[tuple[int, TrainState]]:
         """The members that have not diverged, each with its state on the host, without its key."""
