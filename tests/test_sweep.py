@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose
 from gan_jax import recipe
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
-from gan_jax.sweep import layout, plan, report, results
+from gan_jax.sweep import layout, maps, plan, report, results
 from gan_jax.sweep.plan import Member
 
 SWEEP = """
@@ -266,6 +266,30 @@ def test_scores_are_averaged_over_seeds():
     assert (spread.mean, spread.count) == (2.0, 5)
     assert 0 <= spread.low < 1 < 3 < spread.high <= 4
     assert np.isnan(results.across_seeds(second)["modes"].low)
+
+
+def test_what_varies_together_is_one_axis_of_a_map(tmp_path):
+    """Two players' rates; one cell without a seed that finished."""
+    found = []
+    for name in ("wgan", "mle"):
+        for rate in (1e-3, 2e-3, 4e-3):
+            rates = {f"{player}.optimizer.learning_rate": rate for player in ("generator", "discriminator")}
+            for seed in range(2):
+                overrides = {"objective.name": name} | rates | {"seed": seed}
+                found.append(made(len(found), overrides, modes=1000 * rate + seed))
+    found[-2:] = [each._replace(status="diverged, step 3", scores={}) for each in found[-2:]]
+    groups = results.conditions(found)
+    down, across = maps.axes(groups)
+    assert (down.label, down.values) == ("objective", ["wgan", "mle"])
+    assert (across.label, across.values) == ("learning_rate", ["0.001", "0.002", "0.004"])
+    grids = maps.grids(groups, down, across)
+    np.testing.assert_allclose(grids["modes"], [[1.5, 2.5, 4.5], [1.5, 2.5, np.nan]])
+    np.testing.assert_array_equal(grids[maps.FINISHED], [[1, 1, 1], [1, 1, 0]])
+    report.write_summary(found, tmp_path, "a title", "a command")
+    text = (tmp_path / report.SUMMARY).read_text()
+    assert "| objective=mle, learning_rate=0.002 | 2 of 2 | 2.5 [2, 3] |" in text
+    assert (tmp_path / report.MAPS).stat().st_size < 100_000
+    assert maps.draw(groups[:3]) is None  # one objective alone
 
 
 def test_text_of_a_user_is_not_markup(tmp_path):

@@ -1,5 +1,6 @@
 """`python -m gan_jax.sweep --config=CONFIG --sweep=FILE --workdir=DIR`: trains what a sweep file asks for."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
 from gan_jax.sweep.layout import AUTO, MEASURED, Choice
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
-from gan_jax.sweep.report import REPORT, write_report
+from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary
 from gan_jax.sweep.results import TABLE, collect, write_table
 from gan_jax.sweep.run import about, run_program
 
@@ -74,8 +75,10 @@ def _report(found: list[Member], workdir: Path) -> None:
     results = collect(found, workdir)
     config, source = found[0].config, make_source(Spec(**found[0].config.data.to_dict()))
     write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
-    write_report(results, workdir, f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}")
-    print(f"wrote {workdir / TABLE} and {workdir / REPORT}")
+    title = f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}"
+    write_summary(results, workdir, title, shlex.join(["python", "-m", "gan_jax.sweep", *sys.argv[1:]]))
+    write_report(results, workdir, title)
+    print(f"wrote {workdir / TABLE}, {workdir / SUMMARY} and {workdir / REPORT}")
 
 
 def _chosen(count: int) -> set[int]:

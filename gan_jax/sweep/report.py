@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gan_jax.files import write_atomically
-from gan_jax.sweep.results import LEVEL, Condition, Result, across_seeds, conditions
+from gan_jax.sweep import maps
+from gan_jax.sweep.results import LEVEL, Condition, Result, across_seeds, conditions, summary
 from gan_jax.sweep.run import PICTURE, POINTS, member_folder
 
-REPORT = "report.html"
+REPORT, SUMMARY, MAPS = "report.html", "summary.md", "maps.png"
 THUMBNAIL = 200  # pixels, the width of a member's picture
 DRAWN = ("d_loss", "g_loss", "divergence")  # curves beside those of scores
 MOVED = 12  # conditions of which there is an animation
@@ -59,8 +60,9 @@ def write_report(results: list[Result], workdir: Path, title: str) -> None:
         "<h2>Across seeds</h2>",
         f"<p>Mean, and its {LEVEL:.0%} interval by the bootstrap over seeds. A click on a heading sorts.</p>",
         _across(groups),
+        *_maps(groups),
         "<h2>Learning curves</h2>",
-        "<p>The mean of the seeds, and the range between them.</p>",
+        "<p>The mean of the seeds that finished, and the range between them.</p>",
         _curves(groups),
         *_animations(groups, workdir),
         "<h2>Members</h2>",
@@ -75,6 +77,24 @@ def write_report(results: list[Result], workdir: Path, title: str) -> None:
     write_atomically(workdir / REPORT, page.encode())
 
 
+def write_summary(results: list[Result], workdir: Path, title: str, command: str) -> None:
+    """Writes `summary.md` and, where two things vary, `maps.png`: small enough to be kept with code."""
+    figure = maps.draw(conditions(results))
+    parts = [f"# {title}", f"Made by `{command}`.", _ended(results).capitalize() + ".", summary(results)]
+    if figure is not None:
+        write_atomically(workdir / MAPS, _palette_png(figure))
+        parts.append(f"![means across seeds; white: no seed finished]({MAPS})")
+    write_atomically(workdir / SUMMARY, ("\n\n".join(parts) + "\n").encode())
+
+
+def _palette_png(figure: Figure) -> bytes:
+    figure.canvas.draw()
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    picture.quantize(128, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
 def _ended(results: list[Result]) -> str:
     count = {"finished": 0, "diverged": 0, "not finished": 0}
     for result in results:
@@ -87,20 +107,14 @@ def _across(groups: list[Condition]) -> str:
     names = list(dict.fromkeys(name for spread in spreads for name in spread))
     rows = []
     for group, spread in zip(groups, spreads, strict=True):
-        cells = [_cell(group.label, text=True), _cell(f"{_finished(group)} of {len(group.results)}")]
+        cells = [_cell(group.label, text=True), _cell(f"{group.finished} of {len(group.results)}")]
         for name in names:
             if name not in spread:
                 cells.append(_cell(""))
                 continue
-            found = spread[name]
-            between = f" [{found.low:.4g}, {found.high:.4g}]" if found.count > 1 else ""
-            cells.append(_cell(f"{found.mean:.4g}{between}", value=found.mean))
+            cells.append(_cell(spread[name].text, value=spread[name].mean))
         rows.append(cells)
     return _table(["", "finished", *names], rows)
-
-
-def _finished(group: Condition) -> int:
-    return sum(result.status == "finished" for result in group.results)
 
 
 def _members(results: list[Result], workdir: Path) -> str:
@@ -139,6 +153,14 @@ def _picture(result: Result, workdir: Path) -> str:
     return _embedded(lambda file: image.quantize(64).save(file, "png", optimize=True), "image/png", "samples")
 
 
+def _maps(groups: list[Condition]) -> list[str]:
+    figure = maps.draw(groups)
+    if figure is None:
+        return []
+    picture = _embedded(lambda file: figure.savefig(file, format="png"), "image/png", "means across seeds")
+    return ["<h2>Maps</h2>", "<p>Means across seeds; white: no seed finished.</p>", f"<figure>{picture}</figure>"]
+
+
 def _curves(groups: list[Condition]) -> str:
     names = list(dict.fromkeys(name for group in groups for result in group.results for name in result.curves))
     scores = {name for group in groups for result in group.results for name in result.scores}
@@ -149,11 +171,11 @@ def _curves(groups: list[Condition]) -> str:
 def _curve(groups: list[Condition], name: str) -> str:
     figure, ax = _figure(6, 4)
     for group in groups:
-        points = [result.curves[name] for result in group.results if name in result.curves]
+        finished = [result for result in group.results if result.status == "finished"]
+        points = [result.curves[name] for result in finished if name in result.curves]
         if not points:
             continue
-        shortest = min(map(len, points))  # those that diverged have fewer
-        steps, values = points[0][:shortest, 0], np.stack([each[:shortest, 1] for each in points])
+        steps, values = points[0][:, 0], np.stack([each[:, 1] for each in points])
         (line,) = ax.plot(steps, values.mean(axis=0), label=group.label, linewidth=1.5)
         ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set(xlabel="step", title=name)

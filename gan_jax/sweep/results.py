@@ -79,6 +79,11 @@ def _row(result: Result, keys: list[str], better: dict[str, int]) -> dict:
     return row | {f"best_{name}": better[name] * (better[name] * result.curves[name][:, 1]).max() for name in scored}
 
 
+def short(key: str) -> str:
+    """A key's last word that tells something: `objective` of objective.name, `weight` of penalty.weight."""
+    return key.removesuffix(".name").rpartition(".")[2]
+
+
 class Condition(NamedTuple):
     """The members that differ in their seeds alone."""
 
@@ -88,7 +93,13 @@ class Condition(NamedTuple):
     @property
     def label(self) -> str:
         """In words."""
-        return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.overrides.items()) or "base"
+        told = dict.fromkeys(f"{short(key)}={value}" for key, value in self.overrides.items())
+        return ", ".join(told) or "base"  # two players' equal rates once
+
+    @property
+    def finished(self) -> int:
+        """How many did."""
+        return sum(result.status == "finished" for result in self.results)
 
 
 def conditions(results: list[Result]) -> list[Condition]:
@@ -108,6 +119,11 @@ class Spread(NamedTuple):
     high: float
     count: int  # of runs that have it
 
+    @property
+    def text(self) -> str:
+        """In words, with the interval where there is one."""
+        return f"{self.mean:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.count > 1 else "")
+
 
 def across_seeds(condition: Condition) -> dict[str, Spread]:
     """Each score of the members that finished: its mean, and the interval of that where there are two or more."""
@@ -121,3 +137,16 @@ def across_seeds(condition: Condition) -> dict[str, Spread]:
             low = high = np.nan
         spreads[name] = Spread(float(values.mean()), low, high, len(values))
     return spreads
+
+
+def summary(results: list[Result]) -> str:
+    """Markdown: a row for each condition, its scores across seeds with their intervals."""
+    groups = conditions(results)
+    spreads = [across_seeds(group) for group in groups]
+    names = list(dict.fromkeys(name for spread in spreads for name in spread))
+    lines = [["", "finished", *names], ["---"] * (2 + len(names))]
+    for group, spread in zip(groups, spreads, strict=True):
+        cells = [spread[name].text if name in spread else "" for name in names]
+        lines.append([group.label, f"{group.finished} of {len(group.results)}", *cells])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them.\n\n{table}"
