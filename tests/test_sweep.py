@@ -292,6 +292,14 @@ def test_what_varies_together_is_one_axis_of_a_map(tmp_path):
     assert maps.draw(groups[:3]) is None  # one objective alone
 
 
+def test_what_is_the_same_for_all_is_said_once():
+    found = [made(i, {"seed": i}, modes=float(i), modes_total=8.0) for i in range(3)]
+    assert results.references(found) == {"modes_total": 8.0}
+    text = results.summary(found)
+    assert "The same for all: modes_total 8." in text
+    assert "|  | finished | modes |" in text
+
+
 def test_text_of_a_user_is_not_markup(tmp_path):
     found = [made(0, {"data.dir": "<script>alert(1)</script>"}, modes=1.0)]
     report.write_report(found, tmp_path, "a <b> title")

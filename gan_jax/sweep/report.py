@@ -13,7 +13,7 @@ from PIL import Image
 
 from gan_jax.files import write_atomically
 from gan_jax.sweep import maps
-from gan_jax.sweep.results import LEVEL, Condition, Result, across_seeds, conditions, summary
+from gan_jax.sweep.results import LEVEL, Condition, Result, across_seeds, conditions, references, summary, told
 from gan_jax.sweep.run import PICTURE, POINTS, member_folder
 
 REPORT, SUMMARY, MAPS = "report.html", "summary.md", "maps.png"
@@ -53,20 +53,21 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 def write_report(results: list[Result], workdir: Path, title: str) -> None:
     """Writes `report.html` in the sweep's folder."""
-    groups = conditions(results)
+    groups, same = conditions(results), references(results)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{_ended(results)}</p>",
         "<h2>Across seeds</h2>",
-        f"<p>Mean, and its {LEVEL:.0%} interval by the bootstrap over seeds. A click on a heading sorts.</p>",
-        _across(groups),
+        f"<p>Mean, and its {LEVEL:.0%} interval by the bootstrap over seeds.{told(same)}</p>",
+        "<p>A click on a heading sorts.</p>",
+        _across(groups, same),
         *_maps(groups),
         "<h2>Learning curves</h2>",
         "<p>The mean of the seeds that finished, and the range between them.</p>",
-        _curves(groups),
+        _curves(groups, same),
         *_animations(groups, workdir),
         "<h2>Members</h2>",
-        _members(results, workdir),
+        _members(results, same, workdir),
     ]
     page = (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
@@ -102,9 +103,9 @@ def _ended(results: list[Result]) -> str:
     return ", ".join(f"{number} {word}" for word, number in count.items() if number)
 
 
-def _across(groups: list[Condition]) -> str:
+def _across(groups: list[Condition], same: dict) -> str:
     spreads = [across_seeds(group) for group in groups]
-    names = list(dict.fromkeys(name for spread in spreads for name in spread))
+    names = [name for name in dict.fromkeys(name for spread in spreads for name in spread) if name not in same]
     rows = []
     for group, spread in zip(groups, spreads, strict=True):
         cells = [_cell(group.label, text=True), _cell(f"{group.finished} of {len(group.results)}")]
@@ -117,9 +118,9 @@ def _across(groups: list[Condition]) -> str:
     return _table(["", "finished", *names], rows)
 
 
-def _members(results: list[Result], workdir: Path) -> str:
+def _members(results: list[Result], same: dict, workdir: Path) -> str:
     keys = list(dict.fromkeys(key for result in results for key in result.member.overrides))
-    names = list(dict.fromkeys(name for result in results for name in result.scores))
+    names = [name for name in dict.fromkeys(name for each in results for name in each.scores) if name not in same]
     rows = []
     for result in results:
         cells = [_cell(str(result.member.number)), _cell(_picture(result, workdir), raw=True)]
@@ -161,10 +162,10 @@ def _maps(groups: list[Condition]) -> list[str]:
     return ["<h2>Maps</h2>", "<p>Means across seeds; white: no seed finished.</p>", f"<figure>{picture}</figure>"]
 
 
-def _curves(groups: list[Condition]) -> str:
+def _curves(groups: list[Condition], same: dict) -> str:
     names = list(dict.fromkeys(name for group in groups for result in group.results for name in result.curves))
     scores = {name for group in groups for result in group.results for name in result.scores}
-    drawn = [name for name in names if name in DRAWN or name in scores]
+    drawn = [name for name in names if name in DRAWN or (name in scores and name not in same)]
     return "\n".join(_curve(groups, name) for name in drawn)
 
 

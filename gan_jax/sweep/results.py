@@ -139,14 +139,27 @@ def across_seeds(condition: Condition) -> dict[str, Spread]:
     return spreads
 
 
+def references(results: list[Result]) -> dict[str, float]:
+    """The scores that are the same for every member, such as a ceiling: said once, and in no table."""
+    scored = [result.scores for result in results if result.scores]
+    names = scored[0] if len(scored) > 1 else {}
+    return {name: names[name] for name in names if all(each.get(name) == names[name] for each in scored)}
+
+
 def summary(results: list[Result]) -> str:
     """Markdown: a row for each condition, its scores across seeds with their intervals."""
-    groups = conditions(results)
+    groups, same = conditions(results), references(results)
     spreads = [across_seeds(group) for group in groups]
-    names = list(dict.fromkeys(name for spread in spreads for name in spread))
+    names = [name for name in dict.fromkeys(name for spread in spreads for name in spread) if name not in same]
     lines = [["", "finished", *names], ["---"] * (2 + len(names))]
     for group, spread in zip(groups, spreads, strict=True):
         cells = [spread[name].text if name in spread else "" for name in names]
         lines.append([group.label, f"{group.finished} of {len(group.results)}", *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them.\n\n{table}"
+    about = f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them."
+    return f"{about}{told(same)}\n\n{table}"
+
+
+def told(same: dict[str, float]) -> str:
+    """A sentence, with a space before it, on what `references` found; "" where that is nothing."""
+    return f" The same for all: {', '.join(f'{name} {value:.4g}' for name, value in same.items())}." if same else ""
