@@ -3,8 +3,9 @@
 python -m gan_jax.main --config=configs/stacked_mnist.py --config.data.dir=DIR
 python -m gan_jax.main --mode=evaluate --workdir=WORKDIR    # modes and reverse KL by PacGAN's protocol
 
-Seen on one CPU core: 28 min, all 1,000 modes, reverse KL 0.076 nats of 26,000 samples (a perfect generator: 0.019); it
-still falls with more steps. docs/data.md says where the data comes from; on an accelerator add
+Seen on one CPU core, three seeds (experiments/results/stacked_mnist.md): 15 to 28 min, all 1,000 modes, reverse KL
+0.074 to 0.090 nats of 26,000 samples (a perfect generator: 0.019). More steps are no remedy: with
+--config.num_steps=30000 seed 0 ended at 0.116. docs/data.md says where the data comes from; on an accelerator add
 --config.steps_per_call=100: only on a CPU is 1 the right number.
 """
 

@@ -126,9 +126,9 @@ def write(done: dict[str, Found]) -> None:
     about = (
         f"{CHANGES['num_steps']:,} updates of either player at batch {done[order[0]].setup.config.batch_size}, DCGAN "
         f"of width {CHANGES['generator.width']}, R1 of weight {CHANGES['penalty.weight']} where the row does not say "
-        f"otherwise, one seed. Brackets: 95 % intervals over samples, not over seeds. The seconds are of one CPU core "
-        f"beside other work; the cost is that of a step in this process, in turns, the cheapest being 1 "
-        f"({cheapest * 1000:.0f} ms, {jax.default_backend()})."
+        f"otherwise, one seed. Brackets: 95 % intervals over samples, not over seeds. The seconds are those that "
+        f"each run took, whatever ran beside it; the cost is that of a step in one process, in turns, the cheapest "
+        f"being 1 ({cheapest * 1000:.0f} ms, {jax.default_backend()})."
     )
     lines = [line(row, done[row], seconds[row] / cheapest) for row in order]
     drawn = draw({row: done[row].picture for row in order if not done[row].diverged})
