@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from gan_jax.errors import InputError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes `content` beside `path` and renames it into place."""
@@ -14,9 +16,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def read_json(path: Path, default):
-    """What the file holds; `default` where there is none."""
-    return json.loads(path.read_text()) if path.exists() else default
+def read_json(path: Path, default=None):
+    """What the file holds; `default` where there is none. Raises InputError where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; remove it to begin it anew") from error
 
 
 def require_writable(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line: `python -m gan_jax.main --config=configs/dcgan.py`; `--help` lists the flags."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,11 +12,12 @@ from gan_jax import command_line, recipe, runtime, schema, workdirs
 from gan_jax.best import FOLDER
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import mesh
-from gan_jax.errors import DivergedError, InputError
+from gan_jax.errors import InputError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.profiling import profile
 from gan_jax.sample import sample
 from gan_jax.spectrum import spectrum_of_run
+from gan_jax.subcommands import exit_status
 from gan_jax.train import train
 
 NEWEST = "checkpoints"  # the folder of the newest ones
@@ -44,29 +46,16 @@ def main(argv: list[str]) -> None:
     """Dispatches to the verb; a user's mistake ends in one line and exit status 2, a diverged run in 1."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells every file that it opens
-    try:
-        if len(argv) > 1:
-            raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
-        _check_flags()
-        runs_with = runtime.RUNTIMES[_RUNTIME.value]()  # before anything starts JAX's backend
-        {"train": _train, "profile": _profile}.get(_MODE.value, _use_run)(runs_with)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except DivergedError as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print("error: out of memory; smaller networks or a smaller batch_size need less", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+    if status := exit_status(partial(_run, argv)):
+        sys.exit(status)
+
+
+def _run(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+    _check_flags()
+    runs_with = runtime.RUNTIMES[_RUNTIME.value]()  # before anything starts JAX's backend
+    {"train": _train, "profile": _profile}.get(_MODE.value, _use_run)(runs_with)
 
 
 def _check_flags() -> None:

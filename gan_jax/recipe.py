@@ -128,7 +128,7 @@ def make_hyperparameters(config) -> Hyperparameters:
     """The numbers of a config that a compiled step takes as arguments."""
     flat = schema.flatten(config.to_dict())
     numbers = {field: jnp.float32(flat[key]) for key, field in NUMBERS.items()}
-    return Hyperparameters(**numbers, objective=jnp.int32(0))
+    return Hyperparameters(**numbers)
 
 
 def together(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:

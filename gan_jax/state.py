@@ -33,7 +33,7 @@ class Hyperparameters(struct.PyTreeNode):
     penalty_weight: jax.Array
     label_smoothing: jax.Array
     ema_decay: jax.Array
-    objective: jax.Array  # int32, among those of the program; of no effect where it has one alone
+    objective: jax.Array | None = None  # int32, among those of the program; None where it has one alone
 
 
 class TrainState(struct.PyTreeNode):

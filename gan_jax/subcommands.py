@@ -1,10 +1,12 @@
-"""What the command lines with subcommands share: every mistake is one line on stderr and exit status 2."""
+"""What the command lines share: every mistake is one line on stderr and exit status 2."""
 
 import argparse
 import sys
 from collections.abc import Callable
 
-from gan_jax.errors import InputError
+import jax
+
+from gan_jax.errors import DivergedError, InputError
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,7 +17,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) -> int:
-    """Runs a command: 0, or 2 after a mistake and 130 after an interrupt, each told in one line.
+    """Runs a command: 0, or 1 where a run diverged, 2 after a mistake, 130 after an interrupt, each told in one line.
 
     `explain` puts the line of an InputError into the words of this command line.
     """
@@ -23,6 +25,14 @@ def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) ->
         run()
     except InputError as error:
         print(f"error: {explain(str(error))}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: out of memory; smaller networks or a smaller batch_size need less", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gan_jax.data import Source
 from gan_jax.errors import InputError
-from gan_jax.files import write_atomically
+from gan_jax.files import read_json, write_atomically
 from gan_jax.schema import flatten
 
 CONFIG, DATA = "config.json", "data.json"
@@ -80,10 +80,13 @@ def read_config(workdir: Path) -> ConfigDict:
     return ConfigDict(values).lock()
 
 
-def require_same(workdir: Path, old: ConfigDict, new: ConfigDict) -> None:
-    """Raises InputError, naming the keys, where the run's config `old` differs from `new`."""
+def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool = True) -> None:
+    """Raises InputError, naming the keys, where the run's config `old` differs from `new`.
+
+    `rescored`: whether it may be scored otherwise than before.
+    """
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
-    fixed = [key for key in old | new if key not in MAY_DIFFER and not key.startswith(SCORING)]
+    fixed = [key for key in old | new if key not in MAY_DIFFER and not (rescored and key.startswith(SCORING))]
     changed = [key for key in fixed if old.get(key) != new.get(key)]
     if changed:
         shown = ", ".join(f"{key} is {_shown(old, key)} there, {_shown(new, key)} here" for key in changed[:3])
@@ -98,7 +101,7 @@ def settle_data(workdir: Path, source: Source) -> None:
     """
     path, new = workdir / DATA, {name: getattr(source, name) for name in ("shape", "size", "classes", "identity")}
     new = json.loads(json.dumps(new))
-    old = _read_json(path)
+    old = read_json(path)
     if old is not None:
         changed = [name for name in ("shape", "size", "classes") if old.get(name) != new[name]]
         if changed:
@@ -114,19 +117,10 @@ def settle_data(workdir: Path, source: Source) -> None:
 
 def known_source(workdir: Path) -> Source | None:
     """A source of the shape and the classes of the run's images, without any: all that sampling needs."""
-    about = _read_json(workdir / DATA)
+    about = read_json(workdir / DATA)
     if about is None or len(about["shape"]) != 3:
         return None
     return Source(tuple(about["shape"]), draw=None, std=1.0, size=about["size"], classes=tuple(about["classes"]))
-
-
-def _read_json(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; remove it to begin it anew") from error
 
 
 def _shown(values: dict, key: str) -> str:

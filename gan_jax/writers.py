@@ -25,12 +25,17 @@ class MetricsFile:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds a line; it is out of this process when this returns."""
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.write(metrics_line(step, values))
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def metrics_line(step: int, values: dict[str, float]) -> str:
+    """What the file says of a step."""
+    return json.dumps({"step": step} | values) + "\n"
 
 
 def _lines(path: Path) -> list[bytes]:

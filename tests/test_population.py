@@ -60,8 +60,8 @@ def alone(config, steps):
 
 def together(configs, layout, steps):
     """The states of the runs and their metrics, as a population."""
-    one = mesh(jax.devices()[:1])
-    crowd = Population([recipe.build(config, one) for config in configs], layout)
+    devices = layout.within if layout.within.count > 1 else mesh(jax.devices()[:1])
+    crowd = Population([recipe.build(config, devices) for config in configs], layout)
     crew = crowd.initial()
     call = crowd.compiled(steps, crew)
     return call(crew, layout.within.place(crowd.setup.source.data))
@@ -116,10 +116,12 @@ def test_a_member_of_convolutions_is_the_run_alone(shrunk):
         assert_is_member(crew, i, alone(config, 2)[0], 1e-3)
 
 
-def test_devices_may_share_a_member(shrunk):
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_devices_may_share_a_member(shrunk, normalization):
     if jax.device_count() < 4:
         pytest.skip("needs four devices")
-    configs = [shrunk("mixture", "ring8", {"seed": seed, "batch_size": 8}) for seed in range(3)]
+    changes = {"batch_size": 8, "generator.normalization": normalization, "penalty.name": "none", "penalty.weight": 0.0}
+    configs = [shrunk("mixture", "ring8", {"seed": seed} | changes) for seed in range(3)]
     crew, metrics = together(configs, population(EACH["vmap"], per_member=2), 3)
     for i, config in enumerate(configs):
         state, expected = alone(config, 3)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from gan_jax.images import write_png
 from gan_jax.sweep import report, results
+from gan_jax.sweep.folders import PICTURE, POINTS, member_folder
 from gan_jax.sweep.plan import Member
-from gan_jax.sweep.run import PICTURE, POINTS, member_folder
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Clicks headings of the last table, and writes down what is then to be seen.
@@ -55,7 +55,8 @@ def written(tmp_path_factory):
         write_png(place / PICTURE, np.full((100, 100, 3), 40 * i, np.uint8))
         for step in (10, 20):
             points = np.random.default_rng(step).standard_normal((50, 2))
-            np.save(place / POINTS / f"{step:08d}.npy", points.astype(np.float16))
+            points[0] = np.inf
+            np.save(place / POINTS / f"{step:08d}.npy", points)
     report.write_report(found, folder, "a sweep")
     return folder / report.REPORT
 

@@ -20,6 +20,7 @@ from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.sweep import layout, maps, plan, report, results
 from gan_jax.sweep.plan import Member
+from gan_jax.sweep.run import build
 
 SWEEP = """
 def sweep():
@@ -185,6 +186,8 @@ def test_a_sweep_that_was_ended_goes_on_exactly(swept, tmp_path, number):
         time.sleep(0.05)
     process.send_signal(number)
     process.communicate()
+    assert not (tmp_path / "results.csv").exists()
+    assert not list(tmp_path.glob("members/*/member.json"))
     if number == signal.SIGTERM:
         assert process.returncode == 0
     done = run(*SHORT, f"--sweep={file}", f"--workdir={tmp_path}")
@@ -214,22 +217,61 @@ def test_mistakes_are_one_line(tmp_path):
         assert done.stderr.count("\n") == 1
 
 
+def setups_of(shrunk, count, changes=None):
+    configs = [shrunk("mixture", "ring8", {"seed": seed} | (changes or {})) for seed in range(count)]
+    return [recipe.build(config, mesh(jax.devices()[:1])) for config in configs]
+
+
 def test_what_is_faster_is_measured_once(shrunk, tmp_path, monkeypatch):
-    setups = [recipe.build(shrunk("mixture", "ring8", {"seed": seed}), mesh(jax.devices()[:1])) for seed in range(2)]
-    assert layout.fastest(setups, 1) in layout.MEASURED
-    monkeypatch.setattr(layout, "fastest", lambda setups, per_member: "map")
+    setups, every = setups_of(shrunk, 5), jax.devices()
+    assert layout.fastest(setups[:2], 1, every[:2]) in layout.MEASURED
+    monkeypatch.setattr(layout, "fastest", lambda setups, per_member, devices: "map")
     layout.layout_for(setups, layout.Choice(layout.AUTO, 1), tmp_path)
     monkeypatch.setattr(layout, "fastest", None)
-    for per_member, count in ((1, jax.device_count()), (2, jax.device_count() // 2)):
-        spread, at_once = layout.layout_for(setups, layout.Choice(layout.AUTO, per_member), tmp_path)
-        assert (spread.count, spread.within.count, at_once) == (count, per_member, 0)
-    assert json.loads((tmp_path / layout.HOW).read_text()) == "map"
+    assert layout.layout_for(setups, layout.Choice(layout.AUTO, 1), tmp_path).count == len(every)
+    assert json.loads((tmp_path / layout.HOW).read_text())["how"] == "map"
 
 
-def test_devices_that_cannot_share_a_member_are_told(shrunk, tmp_path):
-    setups = [recipe.build(shrunk("mixture", "ring8", {"batch_size": 9}), mesh(jax.devices()[:1]))]
-    with pytest.raises(InputError, match="does not divide the 9 examples"):
-        layout.layout_for(setups, layout.Choice("vmap", 2), tmp_path)
+def test_no_more_devices_are_taken_than_there_is_work_for(shrunk, tmp_path):
+    if jax.device_count() < 4:
+        pytest.skip("needs four devices")
+    setups = setups_of(shrunk, 1)
+    assert layout.layout_for(setups, layout.Choice("vmap", 1), tmp_path / "1").count == 1
+    spread = layout.layout_for(setups, layout.Choice("vmap", 2), tmp_path / "2")
+    assert (spread.count, spread.within.count) == (1, 2)
+    with pytest.raises(InputError, match="begun with 1 devices, and here are 2"):
+        layout.layout_for(setups, layout.Choice("vmap", 2), tmp_path / "1")
+
+
+def test_a_config_that_cannot_be_built_is_named_before_anything_trains(shrunk):
+    found = plan.members(shrunk("mixture", "ring8"), [{}, {"seed": 1, "conditional": True}])
+    with pytest.raises(InputError, match=r"member 1 .*conditional"):
+        build(found, 1)
+    found = plan.members(shrunk("mixture", "ring8", {"evaluate_every": 2}), [{"evaluation.best": "modes"}])
+    with pytest.raises(InputError, match=r"member 0 .*runs by themselves"):
+        build(found, 1)
+
+
+def test_a_member_run_alone_is_not_run_again_with_the_others(tmp_path):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    arguments = [*SHORT, f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'run'}"]
+    alone = run(*arguments, "--only=1")
+    assert alone.returncode == 0, alone.stderr
+    folder = tmp_path / "run" / "members" / "0001"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    both = run(*arguments, "--only=0,1")
+    assert both.returncode == 0, both.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    assert json.loads((tmp_path / "run" / "members" / "0000" / "member.json").read_text())["together"] == 1
+
+
+def test_another_sweep_does_not_take_a_folder(swept, tmp_path):
+    (tmp_path / "sweep.py").write_text("def sweep():\n    yield {'seed': 11}\n")
+    before = files(swept[1])
+    done = run(*SHORT, f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={swept[1]}")
+    assert done.returncode == 2
+    assert "seed is 0 there, 11 here" in done.stderr
+    assert files(swept[1]) == before
 
 
 # Results.

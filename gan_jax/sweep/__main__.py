@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -11,11 +13,14 @@ from gan_jax import command_line, runtime, workdirs
 from gan_jax.data import Spec, make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
-from gan_jax.sweep.layout import AUTO, MEASURED, Choice
+from gan_jax.subcommands import exit_status
+from gan_jax.sweep.folders import require_same, waiting
+from gan_jax.sweep.layout import AUTO, MEASURED, Choice, check
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
 from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary
 from gan_jax.sweep.results import TABLE, collect, write_table
-from gan_jax.sweep.run import about, run_program
+from gan_jax.sweep.run import build, run_program
+from gan_jax.train import stop_signals
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The base of every member: configs/NAME.py[:VARIANT].")
 _SWEEP = flags.DEFINE_string("sweep", None, "A Python file whose sweep() yields a dict of config keys a member.")
@@ -30,14 +35,8 @@ def main(argv: list[str]) -> None:
     """Plans and trains; a user's mistake ends in one line and exit status 2."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)
-    try:
-        _sweep(argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    if status := exit_status(partial(_sweep, argv)):
+        sys.exit(status)
 
 
 def _sweep(argv: list[str]) -> None:
@@ -53,22 +52,25 @@ def _sweep(argv: list[str]) -> None:
     if _LIST.value:
         return
     print(f"runtime: {runtime.share_cpu()}; {runtime.fast()}", flush=True)
+    check(_PER_MEMBER.value)
     workdir = Path(_WORKDIR.value)
-    with workdirs.locked(workdir):
-        if (workdir / workdirs.CONFIG).exists():
-            raise InputError(f"workdir {workdir} holds a run; choose another --workdir")
-        if _train(groups, workdir):
+    with workdirs.locked(workdir), stop_signals() as stop_requested:
+        require_same(workdir, found)
+        if _train(groups, workdir, stop_requested):
             _report(found, workdir)
-
-
-def _train(groups: list[list[Member]], workdir: Path) -> bool:
-    """Whether all came to their end."""
-    for group in groups:
-        ended = all(about(workdir, member) for member in group)
-        if not ended and not run_program(group, workdir, Choice(_HOW.value, _PER_MEMBER.value)):
+        else:
             print("stopped by a signal; the same command goes on from there")
-            return False
-    return True
+
+
+def _train(groups: list[list[Member]], workdir: Path, stop_requested: Callable) -> bool:
+    """Whether all came to their end. All are built first: a mistake in the last is known before the first trains."""
+    setups = [build(group, _PER_MEMBER.value) for group in groups]
+    choice = Choice(_HOW.value, _PER_MEMBER.value)
+    return all(
+        run_program(group, each, workdir, choice, stop_requested)
+        for group, each in zip(groups, setups, strict=True)
+        if waiting(workdir, group)
+    )
 
 
 def _report(found: list[Member], workdir: Path) -> None:
@@ -84,7 +86,7 @@ def _report(found: list[Member], workdir: Path) -> None:
 def _chosen(count: int) -> set[int]:
     numbers = set()
     for text in _ONLY.value:
-        if not text.isdigit() or int(text) >= count:
+        if not text.isdecimal() or int(text) >= count:
             raise InputError(f"--only has {text!r}; the members are 0 to {count - 1}")
         numbers.add(int(text))
     return numbers or set(range(count))

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import jax
 
-from gan_jax.devices import EACH, Layout, population
+from gan_jax.devices import EACH, Devices, Layout, mesh, population
 from gan_jax.errors import InputError
 from gan_jax.files import read_json, write_atomically
 from gan_jax.population import Population
 from gan_jax.recipe import Setup
 
-AUTO = "auto"
+AUTO, WRITTEN_OUT = "auto", "unroll"
 MEASURED = ("vmap", "map")
-HOW = "how.json"  # of a program's folder: which of MEASURED was faster
+HOW = "how.json"  # of a program's folder: how its members were spread when it began
 CALLS = 3  # of which the fastest counts
 
 
@@ -26,37 +26,61 @@ class Choice(NamedTuple):
     per_member: int  # devices that share a member's batch
 
 
-def layout_for(setups: list[Setup], choice: Choice, folder: Path) -> tuple[Layout, int]:
-    """How these members are spread over the devices, and how many are trained at once (0: all).
+def check(per_member: int) -> None:
+    """Raises InputError where this machine's devices cannot be shared so."""
+    if jax.device_count() % per_member:
+        raise InputError(f"--devices_per_member={per_member} does not divide the {jax.device_count()} devices")
 
-    What was measured is kept in `folder`, so that a sweep that goes on takes the same steps. Raises InputError where
-    the devices, or the batch, cannot be shared so.
+
+def devices_of_a_member(per_member: int) -> Devices:
+    """What the setup of a member is built for."""
+    if per_member == 1:
+        return mesh(jax.devices()[:1])
+    return population(EACH[WRITTEN_OUT], per_member).within  # the same however members take their steps
+
+
+def at_once(setup: Setup, choice: Choice) -> int | None:
+    """How many members like this one are trained at once; None: all."""
+    return jax.device_count() // choice.per_member if _slow_in_a_loop(setup) else None
+
+
+def _slow_in_a_loop(setup: Setup) -> bool:
+    """Convolutions on a CPU are: and over a batch of kernels."""
+    convolves = setup.recipe.generator.convolves or setup.recipe.discriminator.convolves
+    return convolves and jax.default_backend() == "cpu"
+
+
+def layout_for(setups: list[Setup], choice: Choice, folder: Path) -> Layout:
+    """How these members are spread, no more devices being taken than they need.
+
+    It is kept in `folder`, so that a program that goes on takes the same steps. Raises InputError where it cannot.
     """
-    _check(setups[0].config.batch_size, choice.per_member)
-    if _convolves(setups[0]) and jax.default_backend() == "cpu":  # slow there in a loop, or over a batch of kernels
-        layout = population(EACH["unroll"], choice.per_member)
-        return layout, layout.count
-    how = choice.how if choice.how != AUTO else read_json(folder / HOW, None)
-    if how is None:
-        how = fastest(setups, choice.per_member)
-        write_atomically(folder / HOW, json.dumps(how).encode())
-    return population(EACH[how], choice.per_member), 0
+    groups = min(jax.device_count() // choice.per_member, len(setups))
+    devices = jax.devices()[: groups * choice.per_member]
+    now = {"devices": len(devices), "devices_per_member": choice.per_member}
+    begun = read_json(folder / HOW)
+    if begun is None:
+        begun = now | {"how": _settled(setups, choice, devices)}
+        write_atomically(folder / HOW, json.dumps(begun).encode())
+    for name, value in now.items():
+        if begun[name] != value:
+            raise InputError(
+                f"{folder} was begun with {begun[name]} {name}, and here are {value}; go on where there are as many, "
+                "or remove that folder"
+            )
+    return population(EACH[begun["how"]], choice.per_member, devices)
 
 
-def _check(batch_size: int, per_member: int) -> None:
-    for what, count in (("devices", jax.device_count()), ("examples of batch_size", batch_size)):
-        if count % per_member:
-            raise InputError(f"--devices_per_member={per_member} does not divide the {count} {what}")
+def _settled(setups: list[Setup], choice: Choice, devices: list) -> str:
+    if _slow_in_a_loop(setups[0]):
+        return WRITTEN_OUT
+    return fastest(setups, choice.per_member, devices) if choice.how == AUTO else choice.how
 
 
-def _convolves(setup: Setup) -> bool:
-    return setup.recipe.generator.convolves or setup.recipe.discriminator.convolves
-
-
-def fastest(setups: list[Setup], per_member: int) -> str:
+def fastest(setups: list[Setup], per_member: int, devices: list) -> str:
     """Which of MEASURED takes less time for a call of these members on this machine."""
     steps = min(setups[0].config.steps_per_call, setups[0].config.num_steps)
-    return min(MEASURED, key=lambda how: _seconds_of_a_call(setups, population(EACH[how], per_member), steps))
+    return min(MEASURED, key=lambda how: _seconds_of_a_call(setups, population(EACH[how], per_member, devices), steps))
 
 
 def _seconds_of_a_call(setups: list[Setup], layout: Layout, steps: int) -> float:

@@ -60,6 +60,7 @@ def members(base: ConfigDict, overrides: Iterable[dict]) -> list[Member]:
 
     Raises InputError, naming the member, where a key does not exist or a value makes no sense, or where two are alike.
     """
+    schema.check(base)
     found, seen = [], {}
     for number, changes in enumerate(overrides):
         try:

@@ -13,12 +13,14 @@ from PIL import Image
 
 from gan_jax.files import write_atomically
 from gan_jax.sweep import maps
+from gan_jax.sweep.folders import PICTURE, POINTS, member_folder
 from gan_jax.sweep.results import LEVEL, Condition, Result, across_seeds, conditions, references, summary, told
-from gan_jax.sweep.run import PICTURE, POINTS, member_folder
 
 REPORT, SUMMARY, MAPS = "report.html", "summary.md", "maps.png"
 THUMBNAIL = 200  # pixels, the width of a member's picture
 DRAWN = ("d_loss", "g_loss", "divergence")  # curves beside those of scores
+FARTHEST = 1e6  # of points that decide on the extent of a picture
+NAMED = 48  # conditions whose curves have a legend
 MOVED = 12  # conditions of which there is an animation
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
@@ -84,7 +86,7 @@ def write_summary(results: list[Result], workdir: Path, title: str, command: str
     parts = [f"# {title}", f"Made by `{command}`.", _ended(results).capitalize() + ".", summary(results)]
     if figure is not None:
         write_atomically(workdir / MAPS, _palette_png(figure))
-        parts.append(f"![means across seeds; white: no seed finished]({MAPS})")
+        parts.append(f"![means across seeds; white: no seed finished, or no such members]({MAPS})")
     write_atomically(workdir / SUMMARY, ("\n\n".join(parts) + "\n").encode())
 
 
@@ -159,7 +161,11 @@ def _maps(groups: list[Condition]) -> list[str]:
     if figure is None:
         return []
     picture = _embedded(lambda file: figure.savefig(file, format="png"), "image/png", "means across seeds")
-    return ["<h2>Maps</h2>", "<p>Means across seeds; white: no seed finished.</p>", f"<figure>{picture}</figure>"]
+    return [
+        "<h2>Maps</h2>",
+        "<p>Means across seeds; white: no seed finished, or no such members.</p>",
+        f"<figure>{picture}</figure>",
+    ]
 
 
 def _curves(groups: list[Condition], same: dict) -> str:
@@ -180,8 +186,8 @@ def _curve(groups: list[Condition], name: str) -> str:
         (line,) = ax.plot(steps, values.mean(axis=0), label=group.label, linewidth=1.5)
         ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set(xlabel="step", title=name)
-    if 1 < len(groups) <= 12:
-        ax.legend(fontsize=7)
+    if 1 < len(groups) <= NAMED:
+        figure.legend(fontsize=6, loc="outside right", ncols=-(-len(groups) // 24))
     return f"<figure>{_embedded(lambda file: figure.savefig(file, format='svg'), 'image/svg+xml', name)}</figure>"
 
 
@@ -198,8 +204,10 @@ def _animations(groups: list[Condition], workdir: Path) -> list[str]:
 
 
 def _animation(paths: list[Path]) -> str:
-    points = [np.load(path).astype(np.float32) for path in paths]
-    extent = 1.2 * max(float(np.quantile(np.abs(each), 0.99)) for each in points[len(points) // 2 :])
+    points = [np.load(path) for path in paths]
+    late = np.abs(np.concatenate(points[len(points) // 2 :]))
+    late = late[late < FARTHEST]  # none of NaN
+    extent = 1.2 * float(np.quantile(late, 0.99)) if late.size else 1.0
     frames = []
     for path, each in zip(paths, points, strict=True):
         figure, ax = _figure(3, 3)

@@ -10,8 +10,8 @@ import numpy as np
 
 from gan_jax.evaluation.bootstrap import interval
 from gan_jax.files import write_atomically
+from gan_jax.sweep.folders import METRICS, SCORES, about, member_folder
 from gan_jax.sweep.plan import Member
-from gan_jax.sweep.run import about, member_folder
 
 TABLE = "results.csv"
 LEVEL, RESAMPLES = 0.95, 2_000  # of the intervals across seeds
@@ -39,10 +39,10 @@ def _result(member: Member, workdir: Path) -> Result:
         return Result(member, "not finished", None, {}, {})
     scores = {}
     if told["status"] == "finished":
-        written = json.loads((folder / "evaluation.json").read_text())
+        written = json.loads((folder / SCORES).read_text())
         numbers = {name: value for name, value in written.items() if isinstance(value, int | float)}
         scores = {name: value for name, value in numbers.items() if name not in ("step", "num_samples")}
-    return Result(member, told["status"], told["seconds"], scores, _curves(folder / "metrics.jsonl"))
+    return Result(member, told["status"], told["seconds"], scores, _curves(folder / METRICS))
 
 
 def _curves(path: Path) -> dict[str, np.ndarray]:
@@ -104,10 +104,10 @@ class Condition(NamedTuple):
 
 def conditions(results: list[Result]) -> list[Condition]:
     """The results in groups that differ in their seeds alone, in the order of the members."""
-    groups: dict[tuple, Condition] = {}
+    groups: dict[frozenset, Condition] = {}
     for result in results:
         overrides = {key: value for key, value in result.member.overrides.items() if key != SEED}
-        groups.setdefault(tuple(overrides.items()), Condition(overrides, [])).results.append(result)
+        groups.setdefault(frozenset(overrides.items()), Condition(overrides, [])).results.append(result)
     return list(groups.values())
 
 
