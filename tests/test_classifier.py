@@ -22,7 +22,7 @@ REQUIRED = {
     "mnist": 0.992,
     "cifar10": 0.84,
 }  # a support vector machine on the pixels of digits reaches 0.953
-SHIPPED = pytest.mark.parametrize("name", SHAPES)
+EVERY = pytest.mark.parametrize("name", SHAPES)
 
 
 @cache
@@ -41,7 +41,7 @@ def params_of(shape):
     return load(next(name for name in SHAPES if SHAPES[name] == shape))[0]
 
 
-@SHIPPED
+@EVERY
 def test_shipped_weights_reach_what_their_file_says(name, request):
     folder = request.getfixturevalue("tfds_data") if name != "digits" else ""
     test = read_examples(TRAININGS[name], "test", folder)
@@ -52,7 +52,7 @@ def test_shipped_weights_reach_what_their_file_says(name, request):
     assert abs(measured - about["test_accuracy"]) * len(test.images) <= 1
 
 
-@SHIPPED
+@EVERY
 def test_shipped_files_are_small_and_say_how_they_were_made(name):
     path = WEIGHTS / f"{name}.npz"
     assert path.stat().st_size < 1_000_000
