@@ -47,5 +47,6 @@ def _in_colour(config, variant):
         player.optimizer.update(learning_rate=2e-4, decay_to=1.0)
     if variant == "cifar10":
         config.data.name = "tfds:cifar10"
+        config.evaluation.update(extractor="cifar10", num_samples=10_000)
     else:
         config.data.update(name="tfds:celeb_a" if variant == "celeba64" else "folder", image_size=64)

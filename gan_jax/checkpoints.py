@@ -58,11 +58,9 @@ class Checkpoints:
         if step not in self.steps():
             raise InputError(f"no checkpoint of step {step} in {self._directory}; there are {self.steps()}")
         try:
-            return self._restore(step, template)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise InputError(f"checkpoint {step} in {self._directory} is corrupt ({_summary(error)})") from error
+            return self._whole(step, template)
+        except InputError as error:
+            raise InputError(f"checkpoint {step} in {self._directory} is corrupt ({error})") from error
 
     def restore(self, template: TrainState) -> TrainState | None:
         """The newest checkpoint that is whole; None without any.
@@ -76,11 +74,9 @@ class Checkpoints:
         reasons = {}
         for step in steps:
             try:
-                state = self._restore(step, template)
-            except MemoryError:
-                raise
-            except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise whatever a torn file leads them to
-                reasons[step] = _summary(error)
+                state = self._whole(step, template)
+            except InputError as error:
+                reasons[step] = str(error)
                 continue
             for bad in reasons:
                 print(f"checkpoint {bad} is corrupt ({reasons[bad]}); going back to {step}", file=sys.stderr)
@@ -108,6 +104,15 @@ class Checkpoints:
         """Waits, and releases the background threads."""
         if "_manager" in vars(self):
             self._manager.close()
+
+    def _whole(self, step: int, template: TrainState) -> TrainState:
+        """Raises InputError, which says why, where the checkpoint is not whole."""
+        try:
+            return self._restore(step, template)
+        except MemoryError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever a torn file leads them to
+            raise InputError(_summary(error)) from error
 
     def _restore(self, step: int, template: TrainState) -> TrainState:
         import orbax.checkpoint as ocp

@@ -100,7 +100,7 @@ def main() -> None:
     """Trains what is not trained yet; with all seeds, writes the tables and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("directory", help="where TFDS keeps MNIST, as data.dir of a config")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of these seeds alone; no report")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="these alone, without the report")
     arguments = parser.parse_args()
     directory = str(Path(arguments.directory).resolve())
     curves, seconds, picture = [], [], None

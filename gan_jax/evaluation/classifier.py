@@ -1,7 +1,7 @@
 """Small classifiers whose features score images that Inception was not made for, such as handwritten digits.
 
-Trained by `python -m gan_jax.evaluation train NAME`; those in SHAPES have their weights in the package. A file says how
-it was made and the accuracy that was measured on the test set.
+Trained by `python -m gan_jax.evaluation train NAME`; their weights are in the package, and each file says how it was
+made and the accuracy that was measured on the test set.
 """
 
 from functools import partial
@@ -83,7 +83,6 @@ NETWORKS = {
 }
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}  # of the images, by classifier
-SHIPPED = ("digits", "mnist")  # which have their file in WEIGHTS
 
 
 def load(name: str, path: Path | None = None) -> tuple[Any, str]:
@@ -98,8 +97,6 @@ def load(name: str, path: Path | None = None) -> tuple[Any, str]:
     if name not in SHAPES:
         raise InputError(f"there is no classifier {name!r}; valid: {', '.join(SHAPES)}")
     makes = f"python -m gan_jax.evaluation train {name} --out=FILE.npz makes such a file"
-    if path is None and name not in SHIPPED:
-        raise InputError(f"config key evaluation.weights is missing: {name}'s are not in the package; {makes}")
     remedy = "install gan-jax again" if path is None else makes
     arrays, about = weight_files.read(path or WEIGHTS / f"{name}.npz", remedy)
     variables = weight_files.unpack(arrays)
