@@ -18,9 +18,10 @@ CONVOLUTIONS_BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_conv
 TRIED_JAXLIB = ("0.10.2", "0.12.0.1")
 
 # Of glibc's malloc.h: [(parameter, value)]. Large arrays come from the heap, which is not given back to the kernel
-# between steps: each page given back is a page fault in the next step. One arena, so that all of them share that heap.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
-MALLOPT = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1))
+# between steps: each page given back is a page fault in the next step. The number of arenas stays as it is: with one
+# for all threads, those that run small networks wait for each other, and for its free list, in pieces since compiling.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+MALLOPT = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_MAX, 0))
 
 
 def plain() -> str:

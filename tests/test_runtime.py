@@ -21,7 +21,7 @@ NAMES = (
     "JAX_CPU_ENABLE_ASYNC_DISPATCH",
 )  # variables that the runtime reads
 PREFIXES = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "JAX_ENABLE_COMPILATION", "MALLOC_")
-MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_MMAP_MAX": -4, "M_ARENA_MAX": -8}  # of glibc's malloc.h
+MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_MMAP_MAX": -4}  # of glibc's malloc.h
 DISPATCH = {"jax_cpu_enable_async_dispatch": False}  # what the runtime sets besides the cache
 
 

@@ -101,17 +101,17 @@ class Crowd:
         self.runtime = f"{shared}; {apply_runtime(runtime)}"
         import jax
 
-        from gan_jax import devices
+        from gan_jax import devices, recipe
         from gan_jax.population import Population
 
         self.jax, self.precision = jax, _jax_precision(precision)
         workload = workloads.make(workload_name, self.precision)
         layout, one = devices.population(devices.EACH[how]), devices.mesh(jax.devices()[:1])
-        setup = jax_setup(workload, one)
-        setups = [setup._replace(keys=recipe_keys(seed)) for seed in range(members)]
+        setup = jax_setup(workload, one, workloads.batch(workload)[0])
+        setups = [setup._replace(keys=recipe.run_keys(seed)) for seed in range(members)]
         steps = workload.config.steps_per_call
         self.crew = (population := Population(setups, layout)).initial()
-        self.data = layout.within.place({"image": workloads.batch(workload)[0]})
+        self.data = layout.within.place(setup.source.data)
         self.compile = partial(population.compiled, steps)
         self.compiled, self.metrics = None, {}
         self.per_call = steps * members
@@ -131,13 +131,6 @@ class Crowd:
     def peak_bytes(self) -> int | None:
         """The most device memory ever used; None where that is the process's own."""
         return _jax_peak(self.jax)
-
-
-def recipe_keys(seed: int):
-    """The streams of randomness of a run."""
-    from gan_jax import recipe
-
-    return recipe.run_keys(seed)
 
 
 class Two:
@@ -174,12 +167,12 @@ class Two:
         return [json.loads(process.stdout.readline()) for process in self.processes]
 
 
-def jax_setup(workload, layout):
-    """`recipe.build` of the workload's config, on data of its shape."""
+def jax_setup(workload, layout, batch=()):
+    """`recipe.build` of the workload's config, on data of its shape: each minibatch is that `batch`."""
     from gan_jax import recipe
     from gan_jax.data import Source
 
-    return recipe.build(workload.config, layout, Source(shape=workload.shape, draw=_same_batch, std=1.0))
+    return recipe.build(workload.config, layout, Source(shape=workload.shape, draw=_same_batch, std=1.0, data=batch))
 
 
 def _same_batch(batch, indices, keys):

@@ -36,7 +36,6 @@ KEEP_FREED_MEMORY = {  # gan_jax.runtime's mallopt, as the environment variables
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_ARENA_MAX": "1",
 }
 
 CACHE_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}

@@ -26,7 +26,8 @@ class Hidden(nn.Module):
     def __call__(self, x, train: bool):
         """x [n, d] -> [n, width]."""
         for _ in range(self.depth):
-            x = nn.Dense(self.width, dtype=self.dtype)(x)
+            # Batch normalisation takes a bias away again: training one would be Adam on rounding errors.
+            x = nn.Dense(self.width, use_bias=self.normalization != "batch", dtype=self.dtype)(x)
             x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
             x = ACTIVATIONS[self.activation](x)
         return x
