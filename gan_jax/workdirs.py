@@ -43,8 +43,11 @@ def claimed(workdir: Path, config: ConfigDict):
 
 
 @contextmanager
-def locked(workdir: Path):
-    """Within it the folder, which it makes, is this process's own. Raises InputError where it cannot be so."""
+def locked(workdir: Path, shared: bool = False, wait: bool = False):
+    """Within it the folder, which it makes, is this process's own, or that of those who share it.
+
+    Raises InputError where it cannot be so; where somebody else has it now, one can wait instead.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -52,7 +55,8 @@ def locked(workdir: Path):
         raise InputError(f"cannot write to workdir {workdir}: {error.strerror}; choose another --workdir") from error
     with lock:  # the system lets go of it when the process ends, however it ends
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(lock, kind if wait else kind | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"workdir {workdir} is in use by another process; choose another --workdir") from error
         yield

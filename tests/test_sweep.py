@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from numpy.testing import assert_allclose
 
-from gan_jax import recipe
+from gan_jax import recipe, workdirs
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.sweep import layout, maps, plan, report, results
@@ -195,6 +195,35 @@ def test_a_sweep_that_was_ended_goes_on_exactly(swept, tmp_path, number):
     assert files(tmp_path) == files(finished)
 
 
+def test_processes_share_a_sweep(swept, tmp_path):
+    file, finished = swept
+    arguments = [sys.executable, "-m", "gan_jax.sweep", *SHORT, f"--sweep={file}", f"--workdir={tmp_path}"]
+    processes = [
+        subprocess.Popen([*arguments, "--num_processes=2", f"--process_id={i}"], cwd=ROOT, stdout=subprocess.PIPE)
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=600)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted("still training" in each for each in said) == [False, True]
+    rows, expected = (list(csv.DictReader((folder / "results.csv").open())) for folder in (tmp_path, finished))
+    assert len(rows) == len(expected) == 6
+    for row, other in zip(rows, expected, strict=True):
+        assert row["status"].split(",")[0] == other["status"].split(",")[0]
+        if row["status"] == "finished":
+            assert_allclose(float(row["d_loss"]), float(other["d_loss"]), rtol=1e-3)
+    together = [json.loads(path.read_text())["together"] for path in sorted(tmp_path.glob("members/*/member.json"))]
+    assert together == [3, 2, 3, 2, 1, 3]
+    assert "process_id" not in (tmp_path / "summary.md").read_text()
+
+
+def test_a_folder_in_use_is_not_shared_unasked(tmp_path):
+    for first, second in [(True, False), (False, True), (False, False)]:
+        with workdirs.locked(tmp_path, first), pytest.raises(InputError, match="in use"):
+            workdirs.locked(tmp_path, second).__enter__()
+    with workdirs.locked(tmp_path, shared=True), workdirs.locked(tmp_path, shared=True):
+        pass
+
+
 def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "sweep.py").write_text(SWEEP)
     (tmp_path / "run").mkdir()
@@ -209,6 +238,10 @@ def test_mistakes_are_one_line(tmp_path):
             "the 4 devices",
         ),
         ([*SHORT, f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'run'}"], "holds a run"),
+        (
+            [*SHORT, f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'new'}", "--process_id=1"],
+            "go together",
+        ),
     ]:
         done = run(*arguments)
         assert done.returncode == 2

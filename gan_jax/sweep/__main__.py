@@ -1,11 +1,14 @@
 """`python -m gan_jax.sweep --config=CONFIG --sweep=FILE --workdir=DIR`: trains what a sweep file asks for."""
 
+import re
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -22,12 +25,15 @@ from gan_jax.sweep.results import TABLE, collect, write_table
 from gan_jax.sweep.run import build, run_program
 from gan_jax.train import stop_signals
 
+PROCESSES = "processes"  # of the sweep's folder: what they lock
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The base of every member: configs/NAME.py[:VARIANT].")
 _SWEEP = flags.DEFINE_string("sweep", None, "A Python file whose sweep() yields a dict of config keys a member.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder; an interrupted sweep goes on in it.")
 _LIST = flags.DEFINE_bool("list", False, "Print the plan and stop.")
 _ONLY = flags.DEFINE_list("only", [], "Of these members alone, by their numbers in the plan: --only=0,3.")
 _HOW = flags.DEFINE_enum("how", AUTO, [AUTO, *MEASURED], "How members take a step; auto: the faster one, measured.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "That share the sweep (JAX's by default).", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
 _PER_MEMBER = flags.DEFINE_integer("devices_per_member", 1, "Devices that share a member's batch.", lower_bound=1)
 
 
@@ -53,13 +59,37 @@ def _sweep(argv: list[str]) -> None:
         return
     print(f"runtime: {runtime.share_cpu()}; {runtime.fast()}", flush=True)
     check(_PER_MEMBER.value)
+    index, count = _place()
     workdir = Path(_WORKDIR.value)
-    with workdirs.locked(workdir), stop_signals() as stop_requested:
+    with _locked(workdir, index, count), stop_signals() as stop_requested:
         require_same(workdir, found)
-        if _train(groups, workdir, stop_requested):
-            _report(found, workdir)
-        else:
+        shares = [group[index::count] for group in groups if group[index::count]]
+        if not _train(shares, workdir, stop_requested):
             print("stopped by a signal; the same command goes on from there")
+            return
+        with workdirs.locked(workdir / PROCESSES, wait=True):  # two that end at once see each other's members
+            if any(waiting(workdir, group) for group in groups):
+                print("other processes are still training; the one that ends last writes the report")
+            else:
+                _report(found, workdir)
+
+
+def _place() -> tuple[int, int]:
+    """(which process this is, of how many): each trains its share of the members of every program."""
+    if (_PROCESSES.value is None) != (_PROCESS.value is None):
+        raise InputError("--num_processes and --process_id go together; give both or neither")
+    if _PROCESSES.value is None:
+        return jax.process_index(), jax.process_count()
+    if _PROCESS.value >= _PROCESSES.value:
+        raise InputError(f"--process_id is {_PROCESS.value}; of {_PROCESSES.value} processes, 0 is the first")
+    return _PROCESS.value, _PROCESSES.value
+
+
+@contextmanager
+def _locked(workdir: Path, index: int, count: int):
+    """Nobody else trains in the folder, but for the other processes of this sweep."""
+    with workdirs.locked(workdir, shared=count > 1), workdirs.locked(workdir / PROCESSES / str(index)):
+        yield
 
 
 def _train(groups: list[list[Member]], workdir: Path, stop_requested: Callable) -> bool:
@@ -78,7 +108,8 @@ def _report(found: list[Member], workdir: Path) -> None:
     config, source = found[0].config, make_source(Spec(**found[0].config.data.to_dict()))
     write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
     title = f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}"
-    write_summary(results, workdir, title, shlex.join(["python", "-m", "gan_jax.sweep", *sys.argv[1:]]))
+    arguments = [each for each in sys.argv[1:] if not re.match("--?(process_id|num_processes)=", each)]
+    write_summary(results, workdir, title, shlex.join(["python", "-m", "gan_jax.sweep", *arguments]))
     write_report(results, workdir, title)
     print(f"wrote {workdir / TABLE}, {workdir / SUMMARY} and {workdir / REPORT}")
 

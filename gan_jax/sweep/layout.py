@@ -1,4 +1,4 @@
-"""How the members of a program are spread over this machine's devices, and how those of one device take a step."""
+"""How the members of a program are spread over this process's devices, and how those of one device take a step."""
 
 import json
 import time
@@ -28,20 +28,20 @@ class Choice(NamedTuple):
 
 def check(per_member: int) -> None:
     """Raises InputError where this machine's devices cannot be shared so."""
-    if jax.device_count() % per_member:
-        raise InputError(f"--devices_per_member={per_member} does not divide the {jax.device_count()} devices")
+    if jax.local_device_count() % per_member:
+        raise InputError(f"--devices_per_member={per_member} does not divide the {jax.local_device_count()} devices")
 
 
 def devices_of_a_member(per_member: int) -> Devices:
     """What the setup of a member is built for."""
     if per_member == 1:
-        return mesh(jax.devices()[:1])
+        return mesh(jax.local_devices()[:1])
     return population(EACH[WRITTEN_OUT], per_member).within  # the same however members take their steps
 
 
 def at_once(setup: Setup, choice: Choice) -> int | None:
     """How many members like this one are trained at once; None: all."""
-    return jax.device_count() // choice.per_member if _slow_in_a_loop(setup) else None
+    return jax.local_device_count() // choice.per_member if _slow_in_a_loop(setup) else None
 
 
 def _slow_in_a_loop(setup: Setup) -> bool:
@@ -55,8 +55,8 @@ def layout_for(setups: list[Setup], choice: Choice, folder: Path) -> Layout:
 
     It is kept in `folder`, so that a program that goes on takes the same steps. Raises InputError where it cannot.
     """
-    groups = min(jax.device_count() // choice.per_member, len(setups))
-    devices = jax.devices()[: groups * choice.per_member]
+    groups = min(jax.local_device_count() // choice.per_member, len(setups))
+    devices = jax.local_devices()[: groups * choice.per_member]
     now = {"devices": len(devices), "devices_per_member": choice.per_member}
     begun = read_json(folder / HOW)
     if begun is None:
