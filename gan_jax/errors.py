@@ -8,5 +8,9 @@ class InputError(ValueError):
     """
 
 
+class NotFiniteError(InputError):
+    """What a generator gives is not finite, and cannot be scored."""
+
+
 class DivergedError(ArithmeticError):
     """Training left the finite numbers; the message is one line that names the step. `main` exits with status 1."""

@@ -19,7 +19,7 @@ from gan_jax.state import TrainState
 from gan_jax.step import init_state
 
 
-class Member(struct.PyTreeNode):
+class MemberState(struct.PyTreeNode):
     """One run of a population, or, with a leading axis, all of them."""
 
     state: TrainState
@@ -30,7 +30,7 @@ class Crew(struct.PyTreeNode):
     """A population between two calls."""
 
     step: jax.Array  # int32: of those that are alive
-    members: Member  # each leaf [members, ...]
+    members: MemberState  # each leaf [members, ...]
 
 
 class Call(NamedTuple):
@@ -80,7 +80,7 @@ class Population:
     def _crew(init: Callable) -> Callable:
         def made(hyperparameters, keys):
             states = init(hyperparameters, keys)
-            return Crew(jnp.int32(0), Member(states, jnp.ones(len(keys), jnp.int32)))
+            return Crew(jnp.int32(0), MemberState(states, jnp.ones(len(keys), jnp.int32)))
 
         return made
 
@@ -92,12 +92,12 @@ class Population:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _advance(setup: Setup, within, steps: int, member: Member, data):
+def _advance(setup: Setup, within, steps: int, member: MemberState, data):
     state, metrics = step.train_steps(setup.recipe, within, setup.source, steps, member.state, data)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(each)) for each in metrics.values()]))
     alive = member.alive * finite
     kept = jax.tree.map(partial(_where, alive == 1), state, member.state)
-    return Member(kept, alive), metrics
+    return MemberState(kept, alive), metrics
 
 
 def _where(condition, x, y):

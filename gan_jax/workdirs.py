@@ -50,15 +50,17 @@ def locked(workdir: Path, shared: bool = False, wait: bool = False):
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        lock = (workdir / ".lock").open("a+")  # readable too, or NFS does not share it
     except OSError as error:
         raise InputError(f"cannot write to workdir {workdir}: {error.strerror}; choose another --workdir") from error
     with lock:  # the system lets go of it when the process ends, however it ends
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(lock, kind if wait else kind | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"workdir {workdir} is in use by another process; choose another --workdir") from error
+        except OSError as error:
+            raise InputError(f"cannot lock {lock.name}: {error.strerror}; choose another --workdir") from error
         yield
 
 

@@ -106,7 +106,8 @@ class Crowd:
 
         self.jax, self.precision = jax, _jax_precision(precision)
         workload = workloads.make(workload_name, self.precision)
-        layout, one = devices.population(devices.EACH[how]), devices.mesh(jax.devices()[:1])
+        needed = jax.devices()[: min(members, jax.device_count())]
+        layout, one = devices.population(devices.EACH[how], devices=needed), devices.mesh(needed[:1])
         setup = jax_setup(workload, one, workloads.batch(workload)[0])
         setups = [setup._replace(keys=recipe.run_keys(seed)) for seed in range(members)]
         steps = workload.config.steps_per_call

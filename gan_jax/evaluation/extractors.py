@@ -11,7 +11,7 @@ import numpy as np
 
 from gan_jax.data import Source
 from gan_jax.devices import Devices
-from gan_jax.errors import InputError
+from gan_jax.errors import InputError, NotFiniteError
 from gan_jax.evaluation import classifier, inception
 from gan_jax.progress import progress
 
@@ -44,10 +44,10 @@ def eight_bits(images: np.ndarray) -> np.ndarray:
 def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Features:
     """The features of images [n, h, w, c], uint8, or float32 in [-1, 1] and then rounded; in batches, over a mesh.
 
-    Raises InputError where a pixel is not finite.
+    Raises NotFiniteError where a pixel is not finite.
     """
     if not np.isfinite(images).all():
-        raise InputError("the images are not finite: a generator that gives NaN or infinity cannot be scored")
+        raise NotFiniteError("the images are not finite: a generator that gives NaN or infinity cannot be scored")
     images = images if images.dtype == np.uint8 else eight_bits(images)
     size = -(-BATCH // devices.count) * devices.count
     found = []

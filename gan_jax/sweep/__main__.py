@@ -1,14 +1,14 @@
 """`python -m gan_jax.sweep --config=CONFIG --sweep=FILE --workdir=DIR`: trains what a sweep file asks for."""
 
+import json
 import re
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -16,23 +16,24 @@ from gan_jax import command_line, runtime, workdirs
 from gan_jax.data import Spec, make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
+from gan_jax.files import read_json, write_atomically
 from gan_jax.subcommands import exit_status
-from gan_jax.sweep.folders import require_same, waiting
-from gan_jax.sweep.layout import AUTO, MEASURED, Choice, check
+from gan_jax.sweep.folders import about, require_same, waiting
+from gan_jax.sweep.layout import AUTO, MEASURED, Choice, check, check_how
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
 from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary
 from gan_jax.sweep.results import TABLE, collect, write_table
 from gan_jax.sweep.run import build, run_program
 from gan_jax.train import stop_signals
 
-PROCESSES = "processes"  # of the sweep's folder: what they lock
+PROCESSES, PLAN = "processes", "plan.json"  # of the sweep's folder: what they lock, and what they agree on
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The base of every member: configs/NAME.py[:VARIANT].")
 _SWEEP = flags.DEFINE_string("sweep", None, "A Python file whose sweep() yields a dict of config keys a member.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder; an interrupted sweep goes on in it.")
 _LIST = flags.DEFINE_bool("list", False, "Print the plan and stop.")
 _ONLY = flags.DEFINE_list("only", [], "Of these members alone, by their numbers in the plan: --only=0,3.")
 _HOW = flags.DEFINE_enum("how", AUTO, [AUTO, *MEASURED], "How members take a step; auto: the faster one, measured.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "That share the sweep (JAX's by default).", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "That share the sweep.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
 _PER_MEMBER = flags.DEFINE_integer("devices_per_member", 1, "Devices that share a member's batch.", lower_bound=1)
 
@@ -68,8 +69,9 @@ def _sweep(argv: list[str]) -> None:
             print("stopped by a signal; the same command goes on from there")
             return
         with workdirs.locked(workdir / PROCESSES, wait=True):  # two that end at once see each other's members
-            if any(waiting(workdir, group) for group in groups):
-                print("other processes are still training; the one that ends last writes the report")
+            missing = sum(about(workdir, member) is None for group in groups for member in group)
+            if missing:
+                print(f"{missing} members are left to other processes; the one that ends last writes the report")
             else:
                 _report(found, workdir)
 
@@ -79,7 +81,7 @@ def _place() -> tuple[int, int]:
     if (_PROCESSES.value is None) != (_PROCESS.value is None):
         raise InputError("--num_processes and --process_id go together; give both or neither")
     if _PROCESSES.value is None:
-        return jax.process_index(), jax.process_count()
+        return 0, 1
     if _PROCESS.value >= _PROCESSES.value:
         raise InputError(f"--process_id is {_PROCESS.value}; of {_PROCESSES.value} processes, 0 is the first")
     return _PROCESS.value, _PROCESSES.value
@@ -88,13 +90,27 @@ def _place() -> tuple[int, int]:
 @contextmanager
 def _locked(workdir: Path, index: int, count: int):
     """Nobody else trains in the folder, but for the other processes of this sweep."""
-    with workdirs.locked(workdir, shared=count > 1), workdirs.locked(workdir / PROCESSES / str(index)):
+    plan = {"processes": count, "only": sorted(_ONLY.value)}
+    with ExitStack() as stack:
+        with workdirs.locked(workdir / PROCESSES, wait=True):  # for the moment in which one looks who is there
+            with suppress(InputError), workdirs.locked(workdir):
+                write_atomically(workdir / PROCESSES / PLAN, json.dumps(plan).encode())
+            stack.enter_context(workdirs.locked(workdir, shared=count > 1))
+            begun = read_json(workdir / PROCESSES / PLAN)
+            if begun != plan:
+                raise InputError(
+                    f"others train in workdir {workdir} with --num_processes={begun['processes']} and "
+                    f"--only={','.join(begun['only'])}; give this process the same"
+                )
+        stack.enter_context(workdirs.locked(workdir / PROCESSES / str(index)))
         yield
 
 
 def _train(groups: list[list[Member]], workdir: Path, stop_requested: Callable) -> bool:
     """Whether all came to their end. All are built first: a mistake in the last is known before the first trains."""
     setups = [build(group, _PER_MEMBER.value) for group in groups]
+    for each in setups:
+        check_how(each[0], _HOW.value)
     choice = Choice(_HOW.value, _PER_MEMBER.value)
     return all(
         run_program(group, each, workdir, choice, stop_requested)
@@ -108,8 +124,8 @@ def _report(found: list[Member], workdir: Path) -> None:
     config, source = found[0].config, make_source(Spec(**found[0].config.data.to_dict()))
     write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
     title = f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}"
-    arguments = [each for each in sys.argv[1:] if not re.match("--?(process_id|num_processes)=", each)]
-    write_summary(results, workdir, title, shlex.join(["python", "-m", "gan_jax.sweep", *arguments]))
+    command = shlex.join(["python", "-m", "gan_jax.sweep", *sys.argv[1:]])
+    write_summary(results, workdir, title, re.sub(r" --?(process_id|num_processes)[= ]\d+", "", command))
     write_report(results, workdir, title)
     print(f"wrote {workdir / TABLE}, {workdir / SUMMARY} and {workdir / REPORT}")
 

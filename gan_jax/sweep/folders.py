@@ -12,6 +12,7 @@ from gan_jax.schema import flatten
 from gan_jax.sweep.plan import Member
 
 ABOUT = "member.json"  # of a member's folder, once it has come to its end: {"status": ..., "seconds": ...}
+PROGRAM = "program.json"  # of a member's folder: the name of the program that trains it
 DIVERGED = "diverged.json"  # of one that was lost: {"step": ..., "why": ...}
 PICTURE, POINTS = "samples.png", "points"  # the last samples; of data in the plane, samples of every sample_every
 CHECKPOINTS = "checkpoints"  # of a program, and, of its last state, of a member
@@ -43,14 +44,18 @@ def require_same(workdir: Path, members: list[Member]) -> None:
             workdirs.require_same(folder, workdirs.read_config(folder), member.config, rescored=False)
 
 
-def begin(workdir: Path, member: Member, anew: bool) -> None:
-    """Notes a member's config; removes what an earlier run of it left, where it begins anew or had come to its end."""
+def begin(workdir: Path, member: Member, program: str, anew: bool) -> None:
+    """Notes a member's config and program.
+
+    Removes what an earlier run of it left, where it begins anew or had come to its end.
+    """
     folder = member_folder(workdir, member)
     if anew or (folder / ABOUT).exists():
         (folder / ABOUT).unlink(missing_ok=True)  # first: a kill in between must not leave one that looks finished
         for name in (PICTURE, SCORES, *([DIVERGED] if anew else [])):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    write_atomically(folder / PROGRAM, json.dumps(program).encode())
     write_atomically(folder / workdirs.CONFIG, (json.dumps(member.config.to_dict(), indent=2) + "\n").encode())
 
 
@@ -66,6 +71,17 @@ def waiting(workdir: Path, members: list[Member]) -> list[Member]:
     """
     if all(about(workdir, member) for member in members):
         return []
-    if (program_folder(workdir, members) / CHECKPOINTS).exists():
+    if _begun_together(workdir, members):
         return members
     return [member for member in members if about(workdir, member) is None]
+
+
+def discard_stale(workdir: Path, members: list[Member]) -> None:
+    """Removes what there is of a program whose members have since been trained by another one."""
+    if not _begun_together(workdir, members):
+        shutil.rmtree(program_folder(workdir, members), ignore_errors=True)
+
+
+def _begun_together(workdir: Path, members: list[Member]) -> bool:
+    name = program_folder(workdir, members).name
+    return all(read_json(member_folder(workdir, member) / PROGRAM) == name for member in members)

@@ -16,6 +16,7 @@ from gan_jax.recipe import Setup
 AUTO, WRITTEN_OUT = "auto", "unroll"
 MEASURED = ("vmap", "map")
 HOW = "how.json"  # of a program's folder: how its members were spread when it began
+AT_ONCE = "at_once.json"  # of the folder of all members of a program that are too many to be trained at once
 CALLS = 3  # of which the fastest counts
 
 
@@ -32,6 +33,12 @@ def check(per_member: int) -> None:
         raise InputError(f"--devices_per_member={per_member} does not divide the {jax.local_device_count()} devices")
 
 
+def check_how(setup: Setup, how: str) -> None:
+    """Raises InputError where members like this one do not take their steps so."""
+    if how != AUTO and _slow_in_a_loop(setup):
+        raise InputError(f"--how={how} is not for networks that convolve on a CPU, where their steps are written out")
+
+
 def devices_of_a_member(per_member: int) -> Devices:
     """What the setup of a member is built for."""
     if per_member == 1:
@@ -39,9 +46,16 @@ def devices_of_a_member(per_member: int) -> Devices:
     return population(EACH[WRITTEN_OUT], per_member).within  # the same however members take their steps
 
 
-def at_once(setup: Setup, choice: Choice) -> int | None:
-    """How many members like this one are trained at once; None: all."""
-    return jax.local_device_count() // choice.per_member if _slow_in_a_loop(setup) else None
+def at_once(setup: Setup, members: int, choice: Choice, folder: Path) -> int:
+    """How many of these members, all like this one, are trained at once: all but where a loop is slow.
+
+    That is kept in `folder`, as in `layout_for`.
+    """
+    if not _slow_in_a_loop(setup):
+        return members
+    count = jax.local_device_count() // choice.per_member
+    _require_as_begun(folder / AT_ONCE, {"members at once": count})
+    return count
 
 
 def _slow_in_a_loop(setup: Setup) -> bool:
@@ -58,17 +72,26 @@ def layout_for(setups: list[Setup], choice: Choice, folder: Path) -> Layout:
     groups = min(jax.local_device_count() // choice.per_member, len(setups))
     devices = jax.local_devices()[: groups * choice.per_member]
     now = {"devices": len(devices), "devices_per_member": choice.per_member}
-    begun = read_json(folder / HOW)
-    if begun is None:
-        begun = now | {"how": _settled(setups, choice, devices)}
-        write_atomically(folder / HOW, json.dumps(begun).encode())
+    if not (folder / HOW).exists():
+        write_atomically(folder / HOW, json.dumps(now | {"how": _settled(setups, choice, devices)}).encode())
+    if choice.how != AUTO:
+        now["how"] = choice.how
+    begun = _require_as_begun(folder / HOW, now)
+    return population(EACH[begun["how"]], choice.per_member, devices)
+
+
+def _require_as_begun(path: Path, now: dict) -> dict:
+    """What the file holds, and where there is none what is so `now`. Raises InputError where the two differ."""
+    if not path.exists():
+        write_atomically(path, json.dumps(now).encode())
+    begun = read_json(path)
     for name, value in now.items():
         if begun[name] != value:
             raise InputError(
-                f"{folder} was begun with {begun[name]} {name}, and here are {value}; go on where there are as many, "
-                "or remove that folder"
+                f"{path.parent} was begun with {name} {begun[name]}, which is {value} here; go on as it was begun, or "
+                "remove that folder"
             )
-    return population(EACH[begun["how"]], choice.per_member, devices)
+    return begun
 
 
 def _settled(setups: list[Setup], choice: Choice, devices: list) -> str:

@@ -10,6 +10,8 @@ from gan_jax.sweep.results import Condition, across_seeds, short
 
 FINISHED = "finished"  # the share of seeds that did
 COLUMNS = 3
+REFERENCES = ("_floor", "_ceiling")  # ends of names of what is no score of a run
+SPAN = 30  # highest over lowest, from where on colours are logarithmic
 
 
 class Axis(NamedTuple):
@@ -56,7 +58,9 @@ def draw(groups: list[Condition]) -> Figure | None:
         return None
     down, across = varying
     shown = {
-        name: grid for name, grid in grids(groups, down, across).items() if np.unique(grid[~np.isnan(grid)]).size > 1
+        name: grid
+        for name, grid in grids(groups, down, across).items()
+        if np.unique(grid[~np.isnan(grid)]).size > 1 and not name.endswith(REFERENCES)
     }
     rows = max(-(-len(shown) // COLUMNS), 1)
     height = 1.2 + 0.25 * len(down.values)
@@ -72,7 +76,8 @@ def draw(groups: list[Condition]) -> Figure | None:
 
 def _map(ax, name: str, grid: np.ndarray, down: Axis, across: Axis) -> None:
     ax.set_axis_on()
-    image = ax.imshow(grid, aspect="auto", cmap="viridis")
+    low, high = np.nanmin(grid), np.nanmax(grid)
+    image = ax.imshow(grid, aspect="auto", cmap="viridis", norm="log" if 0 < SPAN * low < high else "linear")
     ax.set_title(name, fontsize=9)
     ax.set_xticks(range(len(across.values)), across.values, fontsize=7, rotation=45 if len(across.values) > 4 else 0)
     ax.set_yticks(range(len(down.values)), down.values, fontsize=7)

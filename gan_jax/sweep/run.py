@@ -15,7 +15,7 @@ from gan_jax import images, recipe, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data import Source
 from gan_jax.devices import Layout
-from gan_jax.errors import InputError
+from gan_jax.errors import InputError, NotFiniteError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import Generate
@@ -63,13 +63,15 @@ def run_program(
 ) -> bool:
     """Trains those members of a program that have not come to their end; False where a signal ended it early."""
     setup_of = {member.number: setup for member, setup in zip(members, setups, strict=True)}
-    members = folders.waiting(workdir, members)
-    size = at_once(setups[0], choice) or len(members)
+    size = at_once(setups[0], len(members), choice, folders.program_folder(workdir, members))
     for start in range(0, len(members), size):
-        part = members[start : start + size]
-        setups = [setup_of[member.number] for member in part]
-        layout = layout_for(setups, choice, folders.program_folder(workdir, part))
-        if stop_requested() or not _Together(part, setups, layout, workdir, stop_requested).run():
+        part = folders.waiting(workdir, members[start : start + size])
+        if not part:
+            continue
+        folders.discard_stale(workdir, part)
+        of_part = [setup_of[member.number] for member in part]
+        layout = layout_for(of_part, choice, folders.program_folder(workdir, part))
+        if stop_requested() or not _Together(part, of_part, layout, workdir, stop_requested).run():
             return False
     return True
 
@@ -86,6 +88,7 @@ class _Together:
         self._config = setups[0].config  # whose cadences are those of all
         self._folder = folders.program_folder(workdir, members)
         self._generate = Generate(setups[0])
+        Scoring(setups[0], self._generate)  # what is missing for it is known before anything trains
         self._data = layout.within.place(setups[0].source.data)
         self._compiled = {}
         self._unseen = []  # (first step, metrics) of the calls whose numbers nobody has looked at
@@ -109,7 +112,7 @@ class _Together:
 
     def _begin(self, now: int) -> None:
         for i, (member, setup) in enumerate(zip(self._members, self._setups, strict=True)):
-            folders.begin(self._workdir, member, anew=now == 0)
+            folders.begin(self._workdir, member, self._folder.name, anew=now == 0)
             workdirs.settle_data(member_folder(self._workdir, member), setup.source)
             MetricsFile(self._in_folder(i, METRICS), now).close()
             lost = read_json(self._in_folder(i, DIVERGED))
@@ -183,7 +186,7 @@ class _Together:
         try:
             samples = scoring.samples(state.ema, self._config.evaluation.num_samples)
             scores = scoring.scores(samples, resamples=0)
-        except InputError as error:  # its samples are not finite, though its metrics were
+        except NotFiniteError as error:  # though its metrics were
             self._lose(i, now, str(error))
         else:
             self._log(now, {i: {name: score.value for name, score in scores.items()}})
@@ -205,7 +208,7 @@ class _Together:
             try:
                 evaluate_run(setup, state, folder, 0, generate)
                 images.write_png(folder / PICTURE, generate.picture(state))
-            except InputError as error:
+            except NotFiniteError as error:
                 self._lose(i, self._config.num_steps, str(error))
         for i in range(len(self._members)):
             self._save_member(i, crew)
