@@ -64,7 +64,7 @@ def _sweep(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value)
     with _locked(workdir, index, count), stop_signals() as stop_requested:
         require_same(workdir, found)
-        shares = [group[index::count] for group in groups if group[index::count]]
+        shares = [share for group in groups if (share := group[index::count])]
         if not _train(shares, workdir, stop_requested):
             print("stopped by a signal; the same command goes on from there")
             return
