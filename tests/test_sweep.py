@@ -108,6 +108,13 @@ def test_a_sweep_file_that_fails_is_one_line(tmp_path, text, words):
         plan.read_sweep(tmp_path / "none.py")
 
 
+def test_numbers_of_numpy_are_numbers(shrunk):
+    changes = [{"seed": seed, "penalty.weight": np.float32(0.5)} for seed in np.arange(2)]
+    found = plan.members(shrunk("mixture", "ring8"), changes)
+    assert [member.config.seed for member in found] == [0, 1]
+    assert {type(value) for member in found for value in member.overrides.values()} == {int, float}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.py")), ids=lambda path: path.stem)
 def test_a_shipped_sweep_makes_sense(shrunk, path):
     found = plan.members(shrunk("mixture", "ring8"), plan.read_sweep(path))
@@ -410,6 +417,8 @@ def test_what_varies_together_is_one_axis_of_a_map(tmp_path):
     assert "| objective=mle, learning_rate=0.002 | 2 of 2 | 2.5 [2, 3] |" in text
     assert (tmp_path / report.MAPS).stat().st_size < 100_000
     assert maps.draw(groups[:3]) is None  # one objective alone
+    report.write_summary(found[:6], tmp_path, "a title", "a command")
+    assert not (tmp_path / report.MAPS).exists()
 
 
 def test_what_is_the_same_for_all_is_said_once():

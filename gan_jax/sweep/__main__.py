@@ -125,7 +125,7 @@ def _report(found: list[Member], workdir: Path) -> None:
     write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
     title = f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}"
     command = shlex.join(["python", "-m", "gan_jax.sweep", *sys.argv[1:]])
-    write_summary(results, workdir, title, re.sub(r" --?(process_id|num_processes)[= ]\d+", "", command))
+    write_summary(results, workdir, title, re.sub(r" --?(process_id|num_processes|only)[= ]\S+", "", command))
     write_report(results, workdir, title)
     print(f"wrote {workdir / TABLE}, {workdir / SUMMARY} and {workdir / REPORT}")
 

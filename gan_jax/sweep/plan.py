@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from gan_jax import schema
@@ -62,7 +63,8 @@ def members(base: ConfigDict, overrides: Iterable[dict]) -> list[Member]:
     """
     schema.check(base)
     found, seen = [], {}
-    for number, changes in enumerate(overrides):
+    for number, given in enumerate(overrides):
+        changes = {key: value.item() if isinstance(value, np.generic) else value for key, value in given.items()}
         try:
             config = _with(base, changes)
             schema.check(config)

@@ -84,6 +84,7 @@ def write_summary(results: list[Result], workdir: Path, title: str, command: str
     """Writes `summary.md` and, where two things vary, `maps.png`: small enough to be kept with code."""
     figure = maps.draw(conditions(results))
     parts = [f"# {title}", f"Made by `{command}`.", _ended(results).capitalize() + ".", summary(results)]
+    (workdir / MAPS).unlink(missing_ok=True)
     if figure is not None:
         write_atomically(workdir / MAPS, _palette_png(figure))
         parts.append(f"![means across seeds; white: no seed finished, or no such members]({MAPS})")
