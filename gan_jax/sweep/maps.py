@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gan_jax.sweep.results import Condition, across_seeds, short
+from gan_jax.sweep.results import Condition, scores_of, short
 
 FINISHED = "finished"  # the share of seeds that did
 COLUMNS = 3
@@ -41,13 +41,13 @@ def _axis(groups: list[Condition], places: tuple[int, ...], keys: list[str]) -> 
 
 def grids(groups: list[Condition], down: Axis, across: Axis) -> dict[str, np.ndarray]:
     """Of each score the means [down, across]; NaN where no seed has it. FINISHED comes first."""
-    spreads = [across_seeds(group) for group in groups]
-    names = list(dict.fromkeys(name for spread in spreads for name in spread))
+    scores = [scores_of(group) for group in groups]
+    names = list(dict.fromkeys(name for each in scores for name in each))
     found = {name: np.full((len(down.values), len(across.values)), np.nan) for name in (FINISHED, *names)}
-    for group, spread, i, j in zip(groups, spreads, down.places, across.places, strict=True):
+    for group, each, i, j in zip(groups, scores, down.places, across.places, strict=True):
         found[FINISHED][i, j] = group.finished / len(group.results)
-        for name, value in spread.items():
-            found[name][i, j] = value.mean
+        for name, values in each.items():
+            found[name][i, j] = values.mean()
     return found
 
 

@@ -125,12 +125,18 @@ class Spread(NamedTuple):
         return f"{self.mean:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.count > 1 else "")
 
 
+def scores_of(condition: Condition) -> dict[str, np.ndarray]:
+    """Each score of the members that finished: [members]."""
+    names = list(dict.fromkeys(name for result in condition.results for name in result.scores))
+    return {
+        name: np.array([result.scores[name] for result in condition.results if name in result.scores]) for name in names
+    }
+
+
 def across_seeds(condition: Condition) -> dict[str, Spread]:
     """Each score of the members that finished: its mean, and the interval of that where there are two or more."""
-    names = list(dict.fromkeys(name for result in condition.results for name in result.scores))
     spreads = {}
-    for name in names:
-        values = np.array([result.scores[name] for result in condition.results if name in result.scores])
+    for name, values in scores_of(condition).items():
         if len(values) > 1:
             low, high = interval(np.mean, (values,), RESAMPLES, LEVEL, 0)
         else:
