@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,14 +136,15 @@ def scores_of(condition: Condition) -> dict[str, np.ndarray]:
 
 def across_seeds(condition: Condition) -> dict[str, Spread]:
     """Each score of the members that finished: its mean, and the interval of that where there are two or more."""
-    spreads = {}
-    for name, values in scores_of(condition).items():
-        if len(values) > 1:
-            low, high = interval(np.mean, (values,), RESAMPLES, LEVEL, 0)
-        else:
-            low = high = np.nan
-        spreads[name] = Spread(float(values.mean()), low, high, len(values))
-    return spreads
+    return {name: _spread(tuple(values)) for name, values in scores_of(condition).items()}
+
+
+@cache  # the summary and the report ask for the same ones
+def _spread(scores: tuple[float, ...]) -> Spread:
+    values, low, high = np.array(scores), np.nan, np.nan
+    if len(values) > 1:
+        low, high = interval(np.mean, (values,), RESAMPLES, LEVEL, 0)
+    return Spread(float(values.mean()), low, high, len(values))
 
 
 def references(results: list[Result]) -> dict[str, float]:
