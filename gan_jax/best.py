@@ -2,8 +2,10 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
+from gan_jax import processes
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.errors import InputError
 from gan_jax.files import write_atomically
@@ -22,7 +24,7 @@ class Best:
         """
         self._path, self._name, self._sign, self._protocol = workdir / ABOUT, name, sign, protocol
         self._checkpoints = Checkpoints(workdir / FOLDER, kept=1)
-        self._value = _read(self._path, name, protocol)
+        self._value = processes.by_first(partial(_read, self._path, name, protocol))
 
     def see(self, state: TrainState, value: float) -> None:
         """Keeps the state, if it is better than all before it; of equals the earliest; none that is not finite."""
@@ -35,7 +37,8 @@ class Best:
             self._checkpoints.save(state)
             self._checkpoints.wait()
         about = {"step": step, self._name: value, "protocol": self._protocol}
-        write_atomically(self._path, (json.dumps(about) + "\n").encode())
+        if processes.is_first():
+            write_atomically(self._path, (json.dumps(about) + "\n").encode())
         self._value = value
 
     def close(self) -> None:

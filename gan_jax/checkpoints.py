@@ -3,12 +3,13 @@
 import gc
 import sys
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from gan_jax import processes
 from gan_jax.bits import scramble
 from gan_jax.errors import InputError
 from gan_jax.files import require_writable
@@ -36,6 +37,8 @@ class Checkpoints:
 
     def _is_untouched(self) -> bool:
         """Whether this object has done nothing yet and found an empty folder, or none."""
+        if processes.several():  # they make the manager together: it waits for all
+            return False
         return "_manager" not in vars(self) and not (self._directory.is_dir() and any(self._directory.iterdir()))
 
     def save(self, state: TrainState) -> None:
@@ -74,11 +77,11 @@ class Checkpoints:
         reasons = {}
         for step in steps:
             try:
-                state = self._whole(step, template)
+                state = processes.all_or_none(partial(self._whole, step, template))
             except InputError as error:
                 reasons[step] = str(error)
                 continue
-            for bad in reasons:
+            for bad in reasons if processes.is_first() else ():
                 print(f"checkpoint {bad} is corrupt ({reasons[bad]}); going back to {step}", file=sys.stderr)
             return state
         if steps:
@@ -90,10 +93,12 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Moves the checkpoints after `step`, which a run passed over, out of its way: STEP becomes corrupt-STEP."""
-        for newer in [each for each in self.steps() if each > step]:
-            folder = self._directory / str(newer)
-            folder.rename(_unused(self._directory / f"corrupt-{newer}"))
+        processes.by_first(partial(self._move_away, [each for each in self.steps() if each > step]))
         self._manager.reload()
+
+    def _move_away(self, steps: list[int]) -> None:
+        for step in steps:
+            (self._directory / str(step)).rename(_unused(self._directory / f"corrupt-{step}"))
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """
 
 
+class AgreedError(InputError):
+    """An InputError of which every process of the run knows, so that all end by themselves."""
+
+
 class NotFiniteError(InputError):
     """What a generator gives is not finite, and cannot be scored."""
 

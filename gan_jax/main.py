@@ -8,7 +8,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from gan_jax import command_line, recipe, runtime, schema, workdirs
+from gan_jax import command_line, processes, recipe, runtime, schema, workdirs
 from gan_jax.best import FOLDER
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import mesh
@@ -19,6 +19,7 @@ from gan_jax.sample import sample
 from gan_jax.spectrum import spectrum_of_run
 from gan_jax.subcommands import exit_status
 from gan_jax.train import train
+from gan_jax.versions import code_versions
 
 NEWEST = "checkpoints"  # the folder of the newest ones
 _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
@@ -34,6 +35,9 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 _PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 10, "profile: trace so many train steps, in whole calls.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, FOLDER], "Of sample, evaluate and spectrum: which one.")
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT where process 0 is reached.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "That train together; 1: this one is alone, wherever it runs.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 _RUNTIME = flags.DEFINE_enum(
     "runtime",
     "fast",
@@ -55,6 +59,9 @@ def _run(argv: list[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     _check_flags()
     runs_with = runtime.RUNTIMES[_RUNTIME.value]()  # before anything starts JAX's backend
+    joined = processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if processes.several() and _MODE.value != "train":
+        raise InputError(f"--mode={_MODE.value} is for one process, and this is {joined}; give it --num_processes=1")
     {"train": _train, "profile": _profile}.get(_MODE.value, _use_run)(runs_with)
 
 
@@ -74,12 +81,32 @@ def _check_flags() -> None:
 
 
 def _train(runs_with: str) -> None:
-    setup = recipe.build(_config())
-    workdir = _workdir()
+    config = processes.all_or_none(_config)
+    if processes.several():
+        _require_equal_starts(config)
+    setup = processes.all_or_none(partial(recipe.build, config))
+    workdir = Path(processes.by_first(lambda: str(_workdir())))
     with workdirs.claimed(workdir, setup.config):
-        print(f"workdir: {workdir}\nruntime: {runs_with}", flush=True)
+        _say(f"workdir: {workdir}\nruntime: {runs_with}")
         if train(setup, workdir):
-            print(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
+            _say(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
+
+
+def _require_equal_starts(config: ConfigDict) -> None:
+    """Raises InputError in all processes where one differs from the first in what would lead them apart."""
+    given = schema.flatten(config.to_dict())
+    processes.require_equal(
+        "config key", {key: value for key, value in given.items() if key not in workdirs.MAY_DIFFER_BETWEEN_PROCESSES}
+    )
+    processes.require_equal("the version of", code_versions())
+    device = jax.local_devices()[0]
+    processes.require_equal("its devices,", {"how many": jax.local_device_count(), "of what kind": device.device_kind})
+    _say(f"{jax.process_count()} processes with {jax.local_device_count()} devices each, the same config and code")
+
+
+def _say(text: str) -> None:
+    if processes.is_first():
+        print(text, flush=True)
 
 
 def _profile(runs_with: str) -> None:

@@ -110,7 +110,8 @@ def _given(source: Source, its_split: str, split: str) -> Source:
 
 def initial_state(setup: Setup) -> TrainState:
     """The state before the first step, on every device."""
-    return setup.devices.place(jax.jit(_init(setup))(setup.hyperparameters, setup.keys.training))
+    state = jax.jit(_init(setup), out_shardings=setup.devices.replicated)
+    return state(setup.hyperparameters, setup.keys.training)
 
 
 def abstract_state(setup: Setup) -> TrainState:

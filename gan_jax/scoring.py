@@ -26,7 +26,8 @@ class Scoring:
         wanted, self._extractor, self._reference = setup.config.evaluation, None, None
         if wanted.extractor != NONE:
             self._extractor = make_extractor(wanted.extractor, wanted.weights)
-            self._devices = mesh()  # all, however the run is trained: an extractor sees each image by itself
+            # All of this process, however the run is trained: an extractor sees each image by itself.
+            self._devices = mesh(jax.local_devices())
             self._reference = self._load(wanted.split, wanted.num_real)
 
     def samples(self, average: Average, count: int) -> np.ndarray:
@@ -45,6 +46,10 @@ class Scoring:
             by_features = compare(self._reference.features, fake, counts, resamples)
             scores |= {name_with(self._extractor.name, name): score for name, score in by_features.items()}
         return scores
+
+    def values(self, samples: np.ndarray) -> dict[str, float]:
+        """The scores without intervals."""
+        return {name: score.value for name, score in self.scores(samples, resamples=0).items()}
 
     def memorised(self, samples: np.ndarray, resamples: int) -> tuple[Score, np.ndarray] | None:
         """How authentic the samples are, and a picture; None without an extractor, or where the data is endless.

@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 
 import jax
 
-from gan_jax.errors import DivergedError, InputError
+from gan_jax import processes
+from gan_jax.errors import AgreedError, DivergedError, InputError
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,25 +21,46 @@ class Parser(argparse.ArgumentParser):
 def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) -> int:
     """Runs a command: 0, or 1 where a run diverged, 2 after a mistake, 130 after an interrupt, each told in one line.
 
-    `explain` puts the line of an InputError into the words of this command line.
+    `explain` puts the line of an InputError into the words of this command line. Of a run of several processes, one
+    that ends for a reason of its own is not waited for, and does not wait: the process ends here.
     """
     try:
         run()
-    except InputError as error:
+    except (AgreedError, DivergedError) as error:  # which all processes of a run meet together
+        return _told(error, explain)
+    except BaseException as error:  # noqa: BLE001
+        if not processes.several():
+            return _told(error, explain)
+        try:
+            status = _told(error, explain)
+        except BaseException:  # noqa: BLE001  a bug
+            traceback.print_exc()
+            status = 1
+        processes.leave(status)
+    return 0
+
+
+def _told(error: BaseException, explain: Callable[[str], str]) -> int:
+    """The exit status after this error, once its line is printed; raises it where it is nobody's mistake."""
+    if processes.means_loss(error):
+        print(f"error: {processes.GONE}", file=sys.stderr)
+        return 1
+    try:
+        raise error
+    except InputError:
         print(f"error: {explain(str(error))}", file=sys.stderr)
         return 2
-    except DivergedError as error:
+    except DivergedError:
         print(f"diverged: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    except (MemoryError, jax.errors.JaxRuntimeError):
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print("error: out of memory; smaller networks or a smaller batch_size need less", file=sys.stderr)
         return 2
-    except OSError as error:
+    except OSError:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0

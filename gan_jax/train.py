@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gan_jax import images, step, workdirs
+from gan_jax import processes, step, workdirs
 from gan_jax.best import Best
 from gan_jax.checkpoints import Checkpoints
+from gan_jax.data.source import content
 from gan_jax.devices import Program
 from gan_jax.errors import DivergedError, InputError
 from gan_jax.evaluation.comparison import better
@@ -24,7 +25,7 @@ from gan_jax.generate import Generate
 from gan_jax.recipe import Setup, abstract_state, initial_state
 from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
-from gan_jax.writers import Writers
+from gan_jax.writers import Silent, Writers
 
 
 def train(setup: Setup, workdir: Path) -> bool:
@@ -32,10 +33,12 @@ def train(setup: Setup, workdir: Path) -> bool:
 
     The state, the metrics and the pictures at each step are functions of the config alone, however often the run was
     interrupted. Raises DivergedError when a metric is not finite, once the last good state is saved.
+
+    Of several processes all call it with the same setup. They step and save together; the first one does the rest.
     """
-    workdirs.settle_data(workdir, setup.source)
+    _settle_data(setup, workdir)
     generate = Generate(setup)
-    scoring = Scoring(setup, generate) if setup.config.evaluate_every else None
+    scoring = processes.all_or_none(partial(_scoring, setup, generate))
     with (
         stop_signals() as stop_requested,
         closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints,
@@ -45,20 +48,36 @@ def train(setup: Setup, workdir: Path) -> bool:
         else:
             state = checkpoints.restore(abstract_state(setup))
             checkpoints.discard_after(int(state.step))
-            print(f"going on from step {int(state.step):,}", file=sys.stderr)
+            if processes.is_first():
+                print(f"going on from step {int(state.step):,}", file=sys.stderr)
         with (
-            closing(Writers(workdir, int(state.step), setup.config.num_steps)) as writers,
+            closing(_writers(setup, workdir, int(state.step))) as writers,
             closing(feed(setup, state, partial(next_boundary, setup.config))) as data,
             _best(setup, scoring, workdir) as best,
         ):
-            return _Loop(setup, workdir, checkpoints, writers, data, generate, scoring, best).run(state, stop_requested)
+            loop = _Loop(setup, workdir, checkpoints, writers, data, generate, scoring, best)
+            return loop.run(state, processes.together(stop_requested))
+
+
+def _settle_data(setup: Setup, workdir: Path) -> None:
+    processes.by_first(partial(workdirs.settle_data, workdir, setup.source))
+    if processes.several():
+        processes.require_equal("the data's", processes.all_or_none(partial(content, setup.source)))
+
+
+def _scoring(setup: Setup, generate: Generate) -> Scoring | None:
+    return Scoring(setup, generate) if setup.config.evaluate_every and processes.is_first() else None
+
+
+def _writers(setup: Setup, workdir: Path, step: int) -> Writers | Silent:
+    return Writers(workdir, step, setup.config.num_steps) if processes.is_first() else Silent()
 
 
 def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
     wanted = setup.config.evaluation
     if not wanted.best:
         return nullcontext()
-    protocol = {"num_samples": wanted.num_samples} | scoring.protocol
+    protocol = processes.by_first(lambda: {"num_samples": wanted.num_samples} | scoring.protocol)
     return closing(Best(workdir, wanted.best, better(wanted.extractor, setup.source)[wanted.best], protocol))
 
 
@@ -87,7 +106,7 @@ class _Loop:
         setup: Setup,
         workdir: Path,
         checkpoints: Checkpoints,
-        writers: Writers,
+        writers: Writers | Silent,
         data: Feed,
         generate: Generate,
         scoring: Scoring | None,
@@ -124,22 +143,26 @@ class _Loop:
             raise
 
     def _advance(self, state: TrainState, now: int, after: int) -> TrainState:
-        data = self._data.call(now, after)
+        data = self._read(now, after)
         if after - now not in self._compiled:
             self._compiled[after - now] = compiled_call(self._setup, after - now, state, data)
         state, metrics = self._compiled[after - now](state, data)
         self._unseen.append((now, metrics))
         return state
 
+    def _read(self, now: int, after: int):
+        read = partial(self._data.call, now, after)
+        # Each process reads rows of its own, and what one cannot read the others must not wait for.
+        return processes.all_or_none(read) if self._setup.source.streamed else read()
+
     def _do_what_is_due(self, state: TrainState, now: int) -> None:
+        state = self._setup.devices.whole(state)
         if is_due(self._config, "log_every", now):
             self._writers.metrics(now, self._look())
             self._writers.progress(now, self._data.waited)
         if is_due(self._config, "sample_every", now):
             self._look()
-            picture = self._generate.picture(state)
-            images.write_png(self._workdir / "samples" / f"{now:08d}.png", picture)
-            self._writers.picture(now, picture)
+            self._writers.picture(now, self._generate.picture(state))
         if is_due(self._config, "evaluate_every", now):
             self._look()
             scores = self._evaluate(state)
@@ -152,9 +175,9 @@ class _Loop:
             self._checkpoints.save(state)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        samples = self._scoring.samples(state.ema, self._config.evaluation.num_samples)
-        scores = self._scoring.scores(samples, resamples=0)
-        return {name: score.value for name, score in scores.items()}
+        count, key = self._config.evaluation.num_samples, self._setup.keys.evaluation
+        samples = self._generate.for_scores(state.ema, key, count)
+        return processes.by_first(lambda: self._scoring.values(samples))
 
     def _look(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""
@@ -173,7 +196,7 @@ class _Loop:
         bad = [name for name, value in metrics.items() if not np.isfinite(value)]
         self._checkpoints.wait()
         if self._checkpoints.latest_step() != first:
-            self._checkpoints.save(self._state_at(first))
+            self._checkpoints.save(self._setup.devices.whole(self._state_at(first)))
         self._checkpoints.wait()
         raise DivergedError(
             f"step {first + index + 1:,}: {', '.join(bad)} not finite; the largest |logit| was "
@@ -194,7 +217,7 @@ class _Loop:
         """Saves a state that no cadence asks for, before the run ends."""
         self._look()
         if self._checkpoints.latest_step() != now:
-            self._checkpoints.save(state)
+            self._checkpoints.save(self._setup.devices.whole(state))
         self._checkpoints.wait()
 
     def _stop(self, state: TrainState, now: int) -> None:

@@ -3,13 +3,17 @@
 import fcntl
 import itertools
 import json
+import secrets
 import sys
-from contextlib import contextmanager, suppress
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from gan_jax import processes
 from gan_jax.data import Source
 from gan_jax.errors import InputError
 from gan_jax.files import read_json, write_atomically
@@ -18,7 +22,10 @@ from gan_jax.schema import flatten
 CONFIG, DATA = "config.json", "data.json"
 # What may differ between two starts of a run: where data lies, how it gets to the device, how the run is scored.
 MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
+MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
 SCORING = "evaluation."  # keys that begin so
+LOCK = ".lock"
+SEEN_WITHIN = 60  # seconds in which a file that one host writes is to be seen by another
 
 
 def fresh(config_name: str) -> Path:
@@ -33,24 +40,47 @@ def fresh(config_name: str) -> Path:
 
 @contextmanager
 def claimed(workdir: Path, config: ConfigDict):
-    """Within it the folder is this process's own, with its config in it, new or from an earlier start of the run.
+    """Within it the folder is this run's own, with its config in it, new or from an earlier start of the run.
 
-    Raises InputError where the folder holds another config or a run without one, cannot be written, or is in use.
+    Of several processes the first one holds it for all. Raises InputError where the folder holds another config or a
+    run without one, cannot be written, or is in use, or where the processes do not all see the same folder.
     """
-    with locked(workdir):
-        _settle(workdir, config)
+    with ExitStack() as stack:
+        token = processes.by_first(lambda: _claim(stack, workdir, config))
+        processes.all_or_none(partial(_require_shared, workdir, token))
         yield
+
+
+def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
+    """What the lock holds from now on, for others to see that it is this one."""
+    lock = stack.enter_context(locked(workdir))
+    _settle(workdir, config)
+    token = secrets.token_hex(8)
+    lock.truncate(0)
+    lock.write(token)
+    lock.flush()
+    return token
+
+
+def _require_shared(workdir: Path, token: str) -> None:
+    """Raises InputError where the folder is not the one that the first process has claimed."""
+    for _ in range(SEEN_WITHIN):
+        with suppress(OSError):
+            if (workdir / LOCK).read_text() == token:
+                return
+        time.sleep(1)  # another host's file may be seen with a delay
+    raise InputError(f"workdir {workdir} is not that of process 0; --workdir must be a folder that all of them share")
 
 
 @contextmanager
 def locked(workdir: Path, shared: bool = False, wait: bool = False):
-    """Within it the folder, which it makes, is this process's own, or that of those who share it.
+    """Within it the folder, which it makes, is this process's own, or that of those who share it. Yields its lock.
 
     Raises InputError where it cannot be so; where somebody else has it now, one can wait instead.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a+")  # readable too, or NFS does not share it
+        lock = (workdir / LOCK).open("a+")  # readable too, or NFS does not share it
     except OSError as error:
         raise InputError(f"cannot write to workdir {workdir}: {error.strerror}; choose another --workdir") from error
     with lock:  # the system lets go of it when the process ends, however it ends
@@ -61,7 +91,7 @@ def locked(workdir: Path, shared: bool = False, wait: bool = False):
             raise InputError(f"workdir {workdir} is in use by another process; choose another --workdir") from error
         except OSError as error:
             raise InputError(f"cannot lock {lock.name}: {error.strerror}; choose another --workdir") from error
-        yield
+        yield lock
 
 
 def _settle(workdir: Path, config: ConfigDict) -> None:

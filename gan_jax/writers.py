@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard, the progress bar."""
+"""What a run writes about itself: metrics.jsonl, samples/, TensorBoard, the progress bar."""
 
 import json
 import time
@@ -8,6 +8,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from gan_jax import images
 from gan_jax.files import write_atomically
 
 
@@ -49,11 +50,34 @@ def _is_up_to(line: bytes, step: int) -> bool:
         return False
 
 
+class Silent:
+    """Writes nothing: what a process has instead of `Writers` where another one writes."""
+
+    def progress(self, step: int, waited: float) -> None:
+        """Moves no bar."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Writes no numbers."""
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """Writes no picture."""
+
+    def flush(self) -> None:
+        """Has nothing to flush."""
+
+    def say(self, text: str) -> None:
+        """Says nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 class Writers:
     """All of a run's writers behind one call."""
 
     def __init__(self, workdir: Path, step: int, num_steps: int):
         """Goes on after `step` of `num_steps`."""
+        self._samples = workdir / "samples"
         self._metrics = MetricsFile(workdir / "metrics.jsonl", step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._clock, self._waited = time.monotonic(), 0.0
@@ -78,7 +102,8 @@ class Writers:
             self._speed(step)
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """A picture, uint8 [h, w, c], to TensorBoard."""
+        """A picture, uint8 [h, w, c], to `samples/STEP.png` and to TensorBoard."""
+        images.write_png(self._samples / f"{step:08d}.png", picture)
         self._tensorboard.add_image("samples", picture, step, dataformats="HWC")
 
     def flush(self) -> None:

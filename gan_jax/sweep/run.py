@@ -185,11 +185,11 @@ class _Together:
         scoring = Scoring(self._setups[i], self._generate.of(self._setups[i]))
         try:
             samples = scoring.samples(state.ema, self._config.evaluation.num_samples)
-            scores = scoring.scores(samples, resamples=0)
+            scores = scoring.values(samples)
         except NotFiniteError as error:  # though its metrics were
             self._lose(i, now, str(error))
         else:
-            self._log(now, {i: {name: score.value for name, score in scores.items()}})
+            self._log(now, {i: scores})
 
     def _save(self, crew: Crew) -> None:
         if self._checkpoints.latest_step() != int(crew.step):
