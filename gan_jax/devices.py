@@ -61,10 +61,6 @@ class Devices(NamedTuple):
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(partial(_on_all_processes, self.replicated), tree)
 
-    def whole(self, tree):
-        """What a compiled call returned, as arrays of all processes: a mapped one returns this process's copies."""
-        return tree if self.replicated.is_fully_addressable else self.place(tree)
-
 
 def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
     """This process's copies as an array of all processes. jax.device_put would send them around, to compare them."""
@@ -73,9 +69,6 @@ def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = _on_all_processes(replicated, jax.random.key_data(x))
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-    if isinstance(x, jax.Array) and len(x.sharding.device_set) == len(replicated.addressable_devices):
-        copies = [shard.data for shard in x.addressable_shards]  # of a mapped call
-        return jax.make_array_from_single_device_arrays(x.shape, replicated, copies)
     return jax.make_array_from_process_local_data(replicated, np.asarray(x))
 
 
@@ -131,7 +124,8 @@ def pmapped(devices: list | None = None) -> Devices:
             devices=devices,
             donate_argnums=1,
         )
-        index = np.arange(sum(device.process_index == jax.process_index() for device in devices))
+        own = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+        index = jax.make_array_from_process_local_data(NamedSharding(grid, PartitionSpec(AXIS)), np.array(own))
         return Program(mapped, index, state, data)
 
     return _mapped_part(len(devices), replicated)._replace(

@@ -66,8 +66,8 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> str:
     except (RuntimeError, ValueError) as error:  # JAX's own is a RuntimeError
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"the processes of the run did not find each other ({reason}); give each --num_processes, a --process_id of "
-            "its own and --coordinator=HOST:PORT of process 0, or --num_processes=1 to one that is alone"
+            f"the processes of the run did not find each other ({reason}); give each --num_processes, a --process_id "
+            "of its own and --coordinator=HOST:PORT of process 0, or --num_processes=1 to one that is alone"
         ) from error
     return f"process {jax.process_index()} of {jax.process_count()}"
 

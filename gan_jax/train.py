@@ -156,7 +156,6 @@ class _Loop:
         return processes.all_or_none(read) if self._setup.source.streamed else read()
 
     def _do_what_is_due(self, state: TrainState, now: int) -> None:
-        state = self._setup.devices.whole(state)
         if is_due(self._config, "log_every", now):
             self._writers.metrics(now, self._look())
             self._writers.progress(now, self._data.waited)
@@ -196,7 +195,7 @@ class _Loop:
         bad = [name for name, value in metrics.items() if not np.isfinite(value)]
         self._checkpoints.wait()
         if self._checkpoints.latest_step() != first:
-            self._checkpoints.save(self._setup.devices.whole(self._state_at(first)))
+            self._checkpoints.save(self._state_at(first))
         self._checkpoints.wait()
         raise DivergedError(
             f"step {first + index + 1:,}: {', '.join(bad)} not finite; the largest |logit| was "
@@ -217,7 +216,7 @@ class _Loop:
         """Saves a state that no cadence asks for, before the run ends."""
         self._look()
         if self._checkpoints.latest_step() != now:
-            self._checkpoints.save(self._setup.devices.whole(state))
+            self._checkpoints.save(state)
         self._checkpoints.wait()
 
     def _stop(self, state: TrainState, now: int) -> None:
