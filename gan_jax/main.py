@@ -85,7 +85,8 @@ def _train(runs_with: str) -> None:
     if processes.several():
         _require_equal_starts(config)
     setup = processes.all_or_none(partial(recipe.build, config))
-    workdir = Path(processes.by_first(lambda: str(_workdir())))
+    of_first = processes.by_first(lambda: str(_workdir()))
+    workdir = Path(_WORKDIR.value or of_first)
     with workdirs.claimed(workdir, setup.config):
         _say(f"workdir: {workdir}\nruntime: {runs_with}")
         if train(setup, workdir):
@@ -99,8 +100,7 @@ def _require_equal_starts(config: ConfigDict) -> None:
         "config key", {key: value for key, value in given.items() if key not in workdirs.MAY_DIFFER_BETWEEN_PROCESSES}
     )
     processes.require_equal("the version of", code_versions())
-    device = jax.local_devices()[0]
-    processes.require_equal("its devices,", {"how many": jax.local_device_count(), "of what kind": device.device_kind})
+    processes.require_equal("the kind of", {"devices": jax.local_devices()[0].device_kind})
     _say(f"{jax.process_count()} processes with {jax.local_device_count()} devices each, the same config and code")
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple, NoReturn
@@ -69,7 +70,18 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> str:
             f"the processes of the run did not find each other ({reason}); give each --num_processes, a --process_id "
             "of its own and --coordinator=HOST:PORT of process 0, or --num_processes=1 to one that is alone"
         ) from error
+    _require_equal_shares()
     return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+def _require_equal_shares() -> None:
+    """Raises AgreedError, in all processes alike, unless all have as many devices: each reads as much of a batch."""
+    counts = Counter(device.process_index for device in jax.devices())
+    odd = [index for index in sorted(counts) if counts[index] != counts[0]]
+    if odd:
+        raise AgreedError(
+            f"process {odd[0]} has {counts[odd[0]]} devices, process 0 has {counts[0]}; give all of them as many"
+        )
 
 
 def find(coordinator: str | None, count: int | None, index: int | None, environ: Mapping[str, str]) -> Place | None:

@@ -25,7 +25,7 @@ MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
 MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
 SCORING = "evaluation."  # keys that begin so
 LOCK = ".lock"
-SEEN_WITHIN = 60  # seconds in which a file that one host writes is to be seen by another
+SEEN_WITHIN = 30  # seconds in which a file that one host writes is to be seen by another
 
 
 def fresh(config_name: str) -> Path:
