@@ -1,8 +1,10 @@
 """Checkpoints: a state saved while training goes on, restored to the same bits, and held to its own fingerprint."""
 
 import gc
+import os
+import re
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 
 from gan_jax import processes
 from gan_jax.bits import scramble
-from gan_jax.errors import InputError
+from gan_jax.errors import InputError, UnsavedError
 from gan_jax.files import require_writable
 from gan_jax.state import TrainState
 
@@ -23,6 +25,7 @@ class Checkpoints:
         """`kept` None opens the folder for reading only."""
         self._directory, self._kept = directory.resolve(), kept
         self._fingerprint = jax.jit(fingerprint)
+        self._quiet = ExitStack()  # while something may be written
         if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
             require_writable(self._directory)
 
@@ -32,6 +35,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         reads_only = self._kept is None
+        if not reads_only:
+            self._quiet.enter_context(_quiet_threads())
         options = ocp.CheckpointManagerOptions(max_to_keep=self._kept, create=not reads_only, read_only=reads_only)
         return ocp.CheckpointManager(self._directory, options=options)
 
@@ -42,11 +47,16 @@ class Checkpoints:
         return "_manager" not in vars(self) and not (self._directory.is_dir() and any(self._directory.iterdir()))
 
     def save(self, state: TrainState) -> None:
-        """Saves in the background; the state may be donated as soon as this returns."""
+        """Saves in the background; the state may be donated as soon as this returns.
+
+        What goes wrong there, this, `wait` or `close` says when next called: UnsavedError.
+        """
         import orbax.checkpoint as ocp
 
         payload = {"state": state, "fingerprint": self._fingerprint(state)}
-        self._manager.save(int(state.step), args=ocp.args.Composite(payload=ocp.args.StandardSave(payload)))
+        with self._unsaved():
+            self._require_folder()
+            self._manager.save(int(state.step), args=ocp.args.Composite(payload=ocp.args.StandardSave(payload)))
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, good or not; None without any."""
@@ -103,12 +113,36 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
         if "_manager" in vars(self):
-            self._manager.wait_until_finished()
+            with self._unsaved():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and releases the background threads."""
         if "_manager" in vars(self):
-            self._manager.close()
+            with self._quiet, self._unsaved():
+                self._manager.close()
+
+    def _require_folder(self) -> None:
+        # Orbax would make it anew, and with it a run without its past.
+        if not self._directory.is_dir():
+            raise FileNotFoundError("the folder is gone")
+
+    @contextmanager
+    def _unsaved(self):
+        """Within it whatever Orbax raises is an UnsavedError, which says what is left."""
+        try:
+            yield
+        except (MemoryError, UnsavedError):
+            raise
+        except Exception as error:
+            if processes.means_loss(error):
+                raise
+            whole = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
+            left = f"the newest that is there is of step {max(whole):,}" if whole else "there is none before it"
+            raise UnsavedError(
+                f"cannot save a checkpoint in {self._directory} ({_summary(error)}); {left}; make room or put the "
+                "folder back, and the same command goes on from there"
+            ) from error
 
     def _whole(self, step: int, template: TrainState) -> TrainState:
         """Raises InputError, which says why, where the checkpoint is not whole."""
@@ -152,14 +186,16 @@ def fingerprint(tree) -> jax.Array:
 
 
 def _summary(error: Exception) -> str:
-    """The first sentence of an error, short enough for a line."""
+    """The first sentence of an error, short enough for a line, or what the system said where TensorStore tells it."""
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1]))
     line = str(error).partition("\n")[0].partition(". ")[0]
     return line if len(line) <= 160 else line[:160] + "..."
 
 
 @contextmanager
 def _quiet_threads():
-    """Silences what TensorStore's callbacks say into an event loop that Orbax closed when a read failed."""
+    """Silences what TensorStore's callbacks say into an event loop that Orbax closed when a read or a write failed."""
     previous = sys.unraisablehook
 
     def hook(unraisable):

@@ -12,6 +12,10 @@ class AgreedError(InputError):
     """An InputError of which every process of the run knows, so that all end by themselves."""
 
 
+class UnsavedError(InputError):
+    """A checkpoint could not be written, such as on a full disk; those before it are as they were."""
+
+
 class NotFiniteError(InputError):
     """What a generator gives is not finite, and cannot be scored."""
 

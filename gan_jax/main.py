@@ -49,7 +49,7 @@ _RUNTIME = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
     """Dispatches to the verb; a user's mistake ends in one line and exit status 2, a diverged run in 1."""
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every file that it opens
+        logging.set_verbosity(logging.FATAL)  # Orbax tells every file that it opens, and tracebacks of what it raises
     if status := exit_status(partial(_run, argv)):
         sys.exit(status)
 

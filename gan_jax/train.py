@@ -18,7 +18,7 @@ from gan_jax.best import Best
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data.source import content
 from gan_jax.devices import Program
-from gan_jax.errors import DivergedError, InputError
+from gan_jax.errors import DivergedError, InputError, UnsavedError
 from gan_jax.evaluation.comparison import better
 from gan_jax.feed import Feed, feed
 from gan_jax.generate import Generate
@@ -138,6 +138,8 @@ class _Loop:
     def _saved_before_a_mistake(self, state: TrainState, now: int):
         try:
             yield
+        except UnsavedError:
+            raise
         except InputError:
             self._save(state, now)
             raise
