@@ -92,15 +92,18 @@ def find(coordinator: str | None, count: int | None, index: int | None, environ:
     """
     if count == 1:
         return None
+    if count is not None and count < 1:
+        raise InputError(f"--num_processes is {count}; it must be 1 or more")
     if count is None and (index is not None or coordinator is not None):
         raise InputError("--coordinator and --process_id are for several processes; give --num_processes too")
     coordinator = coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
     if count is not None:
         return _checked(Place(count, index, coordinator))
     if "JAX_NUM_PROCESSES" in environ:
-        its_index = environ.get("JAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX"))
-        given = _number(environ, "JAX_NUM_PROCESSES"), None if its_index is None else _integer(its_index)
-        return _checked(Place(*given, coordinator)) if given[0] > 1 else None
+        count = _number(environ, "JAX_NUM_PROCESSES")
+        name = "JAX_PROCESS_ID" if "JAX_PROCESS_ID" in environ else "JOB_COMPLETION_INDEX"
+        index = _number(environ, name) if name in environ else None
+        return _checked(Place(count, index, coordinator)) if count > 1 else None
     return _from_launcher(coordinator, environ)
 
 
@@ -141,12 +144,9 @@ def _checked(place: Place) -> Place:
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
-    return _integer(environ.get(name, "0"))
-
-
-def _integer(text: str) -> int:
+    text = environ.get(name, "0")
     if not text.isdecimal():
-        raise InputError(f"the environment says process or number of processes {text!r}; it must be an integer")
+        raise InputError(f"the environment's {name} is {text!r}; it must be an integer, 0 or more")
     return int(text)
 
 
