@@ -22,7 +22,8 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from gan_jax import processes
-from gan_jax.data.source import content
+from gan_jax.data.reading import SAMPLED
+from gan_jax.data.source import HASHED, content
 from gan_jax.errors import InputError
 from gan_jax.processes import Place, find
 from gan_jax.recipe import build
@@ -229,19 +230,23 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(start, tmp_path):
     assert steps[:reached] == list(range(1, reached + 1))  # written once, by one process
 
 
+COUNT = 1200  # images
+
+
 def test_what_one_process_cannot_read_ends_all_with_the_state_saved(start, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
-    for i in range(600):
-        Image.fromarray(np.full((8, 8, 3), i % 256, np.uint8)).save(images / f"{i:03d}.png")
-    bad = images / "301.png"  # none of those that are looked at when processes compare what they train on
+    for i in range(COUNT):
+        Image.fromarray(np.full((8, 8, 3), i % 256, np.uint8)).save(images / f"{i:04d}.png")
+    looked_at = np.concatenate([np.linspace(0, COUNT - 1, n).astype(int) for n in (SAMPLED, HASHED)])  # before training
+    bad = images / f"{min(set(range(COUNT)) - set(looked_at)):04d}.png"
     bad.write_bytes(bad.read_bytes()[:-20])
     data = ["--config.data.name=folder", f"--config.data.dir={images}", "--config.data.placement=stream"]
-    run = start(2, *RUN, *data, "--config.num_steps=80", f"--workdir={tmp_path / 'run'}")
+    run = start(2, *RUN, *data, f"--config.num_steps={COUNT // 8 + 1}", f"--workdir={tmp_path / 'run'}")
     assert run.ended() == [2, 2]
     said = {run.last_line(i) for i in range(2)}
     assert len(said) == 1
-    assert re.search(r"^error: process [01]: .*301\.png", said.pop())
+    assert re.search(rf"^error: process [01]: .*{bad.name}", said.pop())
     saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == lines(tmp_path / "run")[-1]["step"]
 
