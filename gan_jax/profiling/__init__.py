@@ -45,7 +45,7 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
         steps=a_call,
         seconds=np.array(durations) / a_call,
         compile_seconds=compile_seconds,
-        flops=_flops(setup),
+        flops=step_flops(setup),
         bytes=setup.devices.count * hlo.bytes_accessed(program) / a_call,
         counted_by_xla=(counted.get("flops"), counted.get("bytes accessed")),
         memory=Memory(compiled.memory_analysis(), *peak),
@@ -97,8 +97,8 @@ def _time(advance: Callable, state, data, calls: int):
     return jax.block_until_ready(state), np.diff(ends)
 
 
-def _flops(setup: Setup) -> int:
-    """Of one train step as a formula has it: on one device, its convolutions direct, however they are computed here."""
+def step_flops(setup: Setup) -> int:
+    """FLOPs of one train step by formula: on one device, its convolutions direct, however they are computed here."""
     config = ConfigDict(setup.config.to_dict() | {"convolution": "plain"})
     alone = recipe.build(config, mesh(jax.devices()[:1]), setup.source)
 
