@@ -60,8 +60,10 @@ def _memory(memory: Memory, streamed: bool, room: float) -> str:
     )
     if memory.total <= room:
         return f"{parts}**fits**"
-    data = "" if streamed or memory.data < memory.total / 2 else ", data.placement=stream"
-    return f"{parts}**does not fit**: take more devices, a smaller batch_size, or accumulate{data}"
+    remedies = "take more devices or a smaller batch_size, or accumulate over several"
+    if memory.streamable:
+        remedies += "; data.placement=stream keeps the data off the device"
+    return f"{parts}**does not fit**: {remedies}"
 
 
 def _total(planned: Planned) -> str:

@@ -13,6 +13,7 @@ from gan_jax import data, recipe, schema, step
 from gan_jax.data import Source, Spec
 from gan_jax.devices import LAYOUTS, room_of
 from gan_jax.errors import InputError
+from gan_jax.feed import call_shapes
 from gan_jax.plan.chips import CHIPS, Machine
 from gan_jax.plan.prediction import Work
 from gan_jax.profiling import hlo, step_flops
@@ -25,12 +26,13 @@ class Memory(NamedTuple):
 
     state: int
     data: int
+    streamable: bool  # whether the data lies there whole, and need not
     temporaries: int  # and the results that are not in the state's place
 
     @property
     def total(self) -> int:
         """All of it."""
-        return sum(self)
+        return self.state + self.data + self.temporaries
 
 
 class Planned(NamedTuple):
@@ -57,7 +59,7 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     plain = ConfigDict(config.to_dict() | {"convolution": "plain", "steps_per_call": 1}).lock()
     devices = LAYOUTS[config.parallel](jax.devices()[: machine.count])
     setup = recipe.build(plain, devices, _source(config, CHIPS[machine.chip].memory))
-    state, rows = recipe.abstract_state(setup), _abstract_data(setup)
+    state, rows = recipe.abstract_state(setup), call_shapes(setup, 1)
     start = time.perf_counter()
     compiled = _compile(setup, state, rows)
     seconds = time.perf_counter() - start
@@ -65,7 +67,7 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     return Planned(
         setup=setup,
         parameters=(_count(state.generator.params), _count(state.discriminator.params)),
-        memory=_memory(setup, compiled.memory_analysis(), state, rows, config.steps_per_call),
+        memory=_memory(setup, compiled.memory_analysis(), _bytes(state), _bytes(rows), config.steps_per_call),
         flops=flops,
         work=Work(flops / machine.count, hlo.bytes_accessed(program), hlo.collectives(program)),
         counted_by_xla=compiled.cost_analysis()["flops"],
@@ -76,27 +78,16 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
 def _source(config: ConfigDict, memory: float) -> Source:
     """The data that the config names; of a set that lies on a disk its shapes alone, as they would lie on the chip."""
     spec = Spec(**config.data.to_dict())
-    if "placement" not in data.checked(spec).uses:
+    if not _may_be_streamed(spec):
         return data.make_source(spec)
     source = data.make_source(spec._replace(placement="stream"))  # which decodes no more than it must
-    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((source.size, *x.shape[1:]), x.dtype), _a_row(source))
+    whole = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((source.size, *x.shape[1:]), x.dtype), source.rows(np.zeros(1, np.int64))
+    )
     fits = _bytes(whole) <= room_of(int(memory))
     if spec.placement == "stream" or not (fits or spec.placement == "device"):
         return source
     return source._replace(rows=None, data=whole)
-
-
-def _a_row(source: Source):
-    return source.rows(np.zeros(1, np.int64))
-
-
-def _abstract_data(setup: Setup):
-    """The shapes of what one step is given to draw from."""
-    if not setup.source.streamed:
-        return setup.devices.placed_shapes(setup.source.data)
-    leading = (1, setup.recipe.discriminator_steps, setup.recipe.batch_size)
-    minibatches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype), _a_row(setup.source))
-    return setup.devices.spread_shapes(minibatches)
 
 
 def _compile(setup: Setup, state: TrainState, rows):
@@ -106,12 +97,17 @@ def _compile(setup: Setup, state: TrainState, rows):
     return setup.devices.compile(one_step, state, rows).compiled
 
 
-def _memory(setup: Setup, program, state: TrainState, rows, steps_per_call: int) -> Memory:
-    held = _bytes(rows)
+def _memory(setup: Setup, program, state: int, held: int, steps_per_call: int) -> Memory:
+    """Of a device, from the bytes of the state and of one step's data."""
     if setup.source.streamed:
         held = 2 * steps_per_call * held // setup.devices.count  # a call's minibatches, and those of the next
+    streamable = not setup.source.streamed and _may_be_streamed(Spec(**setup.config.data.to_dict()))
     results = program.output_size_in_bytes - program.alias_size_in_bytes
-    return Memory(_bytes(state), held, program.temp_size_in_bytes + results)
+    return Memory(state, held, streamable, program.temp_size_in_bytes + results)
+
+
+def _may_be_streamed(spec: Spec) -> bool:
+    return "placement" in data.checked(spec).uses
 
 
 def _count(tree) -> int:

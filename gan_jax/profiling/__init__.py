@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gan_jax import recipe, step
 from gan_jax.devices import mesh
-from gan_jax.feed import feed
+from gan_jax.feed import call_shapes, feed
 from gan_jax.files import write_atomically
 from gan_jax.profiling import ceilings, flops, hlo, page
 from gan_jax.profiling.device_time import busy_seconds
@@ -105,11 +105,7 @@ def step_flops(setup: Setup) -> int:
     def one_step(state, data):
         return step.train_steps(alone.recipe, alone.devices, alone.source, 1, state, data)
 
-    data = alone.source.data
-    if alone.source.streamed:
-        rows = alone.source.rows(np.zeros(config.batch_size, np.int64))
-        data = jax.tree.map(lambda x: np.broadcast_to(x, (1, config.discriminator.steps, *x.shape)), rows)
-    return flops.count(one_step, recipe.abstract_state(alone), data)
+    return flops.count(one_step, recipe.abstract_state(alone), call_shapes(alone, 1))
 
 
 def _peak() -> tuple[int, str]:
