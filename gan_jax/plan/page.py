@@ -32,8 +32,8 @@ def _what(planned: Planned, machine: Machine) -> dict[str, str]:
     k, each = config.discriminator.steps, config.batch_size // machine.count
     generator, discriminator = planned.parameters
     return {
-        "machine": f"hosts: {machine.hosts:,}, {machine.chip} on each: {machine.devices_per_host}; compiled in "
-        f"{planned.compile_seconds:.1f} s for fake devices of a CPU",
+        "machine": f"hosts: {machine.hosts:,}, {machine.chip} on each: {machine.devices_per_host}; fake devices of a "
+        "CPU stood in for them",
         "config": f"{config.precision}, matmul precision {config.matmul_precision}, batch {config.batch_size:,} "
         f"({each:,} on a device), {k} + 1 updates a step, {config.parallel}",
         "parameters": f"G {generator:,}, D {discriminator:,}",

@@ -1,7 +1,6 @@
 """What a step needs on each device of a machine that one does not have."""
 
 import math
-import time
 from functools import partial
 from typing import NamedTuple
 
@@ -44,7 +43,6 @@ class Planned(NamedTuple):
     flops: int  # of the whole step, by formula
     work: Work
     counted_by_xla: float  # FLOPs on one device
-    compile_seconds: float
 
 
 def planned_step(config: ConfigDict, machine: Machine) -> Planned:
@@ -60,9 +58,7 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     devices = LAYOUTS[config.parallel](jax.devices()[: machine.count])
     setup = recipe.build(plain, devices, _source(config, CHIPS[machine.chip].memory))
     state, rows = recipe.abstract_state(setup), call_shapes(setup, 1)
-    start = time.perf_counter()
     compiled = _compile(setup, state, rows)
-    seconds = time.perf_counter() - start
     program, flops = hlo.parse(compiled.as_text()), step_flops(setup)
     return Planned(
         setup=setup,
@@ -71,7 +67,6 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
         flops=flops,
         work=Work(flops / machine.count, hlo.bytes_accessed(program), hlo.collectives(program)),
         counted_by_xla=compiled.cost_analysis()["flops"],
-        compile_seconds=seconds,
     )
 
 
