@@ -71,6 +71,19 @@ def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
     return jax.make_array_from_process_local_data(replicated, np.asarray(x))
 
+    def placed_shapes(self, tree):
+        """The shapes, dtypes and placement of what `place` would give, without its arrays."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
+
+    def spread_shapes(self, tree):
+        """The same of what `spread` would give on one host, for minibatches of these shapes [steps, k, n, ...]."""
+        return jax.tree.map(self._spread_shape, tree)
+
+    def _spread_shape(self, x):
+        steps, k, n, *shape = x.shape
+        shape = (n, *shape) if self.parts == 1 else (self.parts, n // self.parts, *shape)
+        return jax.ShapeDtypeStruct((steps, k, *shape), x.dtype, sharding=NamedSharding(self.replicated.mesh, STREAMED))
+
 
 def example_keys(devices: Devices, key, n: int):
     """One key an example: [n] keys, folded from `key` and the example's slot in the global batch."""
@@ -234,11 +247,16 @@ def room_for_data() -> int:
     """Bytes that a resident data set may take of each device: half of an accelerator, a quarter of a CPU's memory."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
-        return statistics["bytes_limit"] // 2
+        return room_of(statistics["bytes_limit"])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # none outside a container, or "max"
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return memory // 4
+
+
+def room_of(memory: int) -> int:
+    """What `room_for_data` is of an accelerator with so many bytes."""
+    return memory // 2
 
 
 LAYOUTS: dict[str, Callable[..., Any]] = {"jit": mesh, "pmap": pmapped}

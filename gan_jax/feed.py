@@ -108,6 +108,16 @@ def process_slots(batch_size: int, process: int, count: int) -> np.ndarray:
     return np.arange(process * batch_size // count, (process + 1) * batch_size // count, dtype=np.uint32)
 
 
+def call_shapes(setup: Setup, steps: int):
+    """The shapes, dtypes and placement of what a compiled call of so many steps is given, without its arrays."""
+    if not setup.source.streamed:
+        return setup.devices.placed_shapes(setup.source.data)
+    leading = (steps, setup.recipe.discriminator_steps, setup.recipe.batch_size)
+    row = setup.source.rows(np.zeros(1, np.int64))
+    minibatches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype), row)
+    return setup.devices.spread_shapes(minibatches)
+
+
 Feed = Resident | Streamed
 
 

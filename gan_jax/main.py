@@ -1,5 +1,6 @@
 """The command line: `python -m gan_jax.main --config=configs/dcgan.py`; `--help` lists the flags."""
 
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.evaluate import evaluate_run
+from gan_jax.plan import plan
+from gan_jax.plan.chips import CHIPS, Machine
 from gan_jax.profiling import profile
 from gan_jax.sample import sample
 from gan_jax.spectrum import spectrum_of_run
@@ -25,7 +28,7 @@ NEWEST = "checkpoints"  # the folder of the newest ones
 _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES, "profile"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES, "profile", "plan"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; train and profile make one in runs/.")
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples",
@@ -33,6 +36,12 @@ _NUM_SAMPLES = flags.DEFINE_integer(
     "sample: so many to samples.npz; evaluate: score so many; spectrum: average the field over so many.",
 )
 _PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 10, "profile: trace so many train steps, in whole calls.")
+_HOSTS = flags.DEFINE_integer("hosts", 1, "plan: of the machine that is planned for.")
+_DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "plan: chips on each of these hosts.")
+_CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "plan: which chips.")
+_INTERCONNECT = flags.DEFINE_float(
+    "interconnect_gbps", None, "plan: gigabits a second that each device can send; else what the chip's own links can."
+)
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, FOLDER], "Of sample, evaluate and spectrum: which one.")
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT where process 0 is reached.")
@@ -58,26 +67,44 @@ def _run(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     _check_flags()
+    if _MODE.value == "plan":
+        runtime.stand_in(_HOSTS.value * _DEVICES_PER_HOST.value)
     runs_with = runtime.RUNTIMES[_RUNTIME.value]()  # before anything starts JAX's backend
     joined = processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if processes.several() and _MODE.value != "train":
         raise InputError(f"--mode={_MODE.value} is for one process, and this is {joined}; give it --num_processes=1")
-    {"train": _train, "profile": _profile}.get(_MODE.value, _use_run)(runs_with)
+    {"train": _train, "profile": _profile, "plan": _plan}.get(_MODE.value, _use_run)(runs_with)
 
 
 def _check_flags() -> None:
     if _NUM_SAMPLES.value < 0:
         raise InputError(f"--num_samples is {_NUM_SAMPLES.value}; it must be 0 or more")
-    if _NUM_SAMPLES.value and _MODE.value in ("train", "profile"):
+    if _NUM_SAMPLES.value and _MODE.value in ("train", "profile", "plan"):
         raise InputError("--num_samples is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
     if _PROFILE_STEPS.value < 1:
         raise InputError(f"--profile_steps is {_PROFILE_STEPS.value}; it must be a positive integer")
     if _PROFILE_STEPS.value != _PROFILE_STEPS.default and _MODE.value != "profile":
         raise InputError("--profile_steps is for --mode=profile; leave it out")
-    if _CHECKPOINT.value != NEWEST and _MODE.value in ("train", "profile"):
+    if _CHECKPOINT.value != NEWEST and _MODE.value in ("train", "profile", "plan"):
         raise InputError("--checkpoint is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
     if _INTERPOLATION.value and _MODE.value != "sample":
         raise InputError("--interpolation is for --mode=sample; leave it out")
+    _check_plan_flags()
+
+
+def _check_plan_flags() -> None:
+    if _MODE.value != "plan":
+        for flag in (_HOSTS, _DEVICES_PER_HOST, _CHIP, _INTERCONNECT):
+            if flag.value != flag.default:
+                raise InputError(f"--{flag.name} is for --mode=plan; leave it out")
+        return
+    for flag in (_HOSTS, _DEVICES_PER_HOST, _INTERCONNECT):
+        if flag.value is not None and not 0 < flag.value < math.inf:
+            raise InputError(f"--{flag.name} is {flag.value}; it must be positive")
+    if _CHIP.value is None:
+        raise InputError(f"--chip is missing; give one of {', '.join(CHIPS)}")
+    if _WORKDIR.value is not None:
+        raise InputError("--workdir is not for --mode=plan, which writes nothing; leave it out")
 
 
 def _train(runs_with: str) -> None:
@@ -116,6 +143,11 @@ def _profile(runs_with: str) -> None:
     name = command_line.config_name(sys.argv) or workdir.name
     with workdirs.claimed(workdir, setup.config):
         print(profile(setup, workdir, _PROFILE_STEPS.value, name, runs_with), end="")
+
+
+def _plan(runs_with: str) -> None:
+    machine = Machine(_CHIP.value, _HOSTS.value, _DEVICES_PER_HOST.value, _INTERCONNECT.value)
+    print(plan(_config(), machine, command_line.config_name(sys.argv)), end="")
 
 
 def _config() -> ConfigDict:

@@ -17,6 +17,8 @@ from gan_jax.files import require_writable
 CONVOLUTIONS_BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 TRIED_JAXLIB = ("0.10.2", "0.12.0.1")
 
+DEVICE_COUNT = "--xla_force_host_platform_device_count"  # as how many devices XLA shows a CPU
+
 # Of glibc's malloc.h: [(parameter, value)]. Large arrays come from the heap, which is not given back to the kernel
 # between steps: each page given back is a page fault in the next step. The number of arenas stays as it is: with one
 # for all threads, those that run small networks wait for each other, and for its free list, in pieces since compiling.
@@ -73,12 +75,28 @@ def share_cpu() -> str:
 
     One program of small networks leaves most cores idle; one on each of them, with its share of a population, does not.
     """
-    given, flag = os.environ.get("XLA_FLAGS", "").strip(), "--xla_force_host_platform_device_count"
-    if not will_run_on_cpu() or flag in given or given[:1] not in ("", "-"):
-        return "devices as given"
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ["XLA_FLAGS"] = f"{given} {flag}={count}".strip()
-    return f"{count} CPU devices"
+    return f"{count} CPU devices" if will_run_on_cpu() and _split_cpu(count) else "devices as given"
+
+
+def stand_in(count: int) -> None:
+    """Before JAX's backend starts: the CPU, as `count` devices, takes the place of whatever else there is.
+
+    Where XLA_FLAGS already say how many devices a CPU is, or name a file, they stay as they are.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    _split_cpu(count)
+
+
+def _split_cpu(count: int) -> bool:
+    """Makes a CPU so many devices; False where the user has said how many, or keeps flags in a file."""
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    if DEVICE_COUNT in given or given[:1] not in ("", "-"):
+        return False
+    os.environ["XLA_FLAGS"] = f"{given} {DEVICE_COUNT}={count}".strip()
+    return True
 
 
 def _set_allocator() -> str:

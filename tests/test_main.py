@@ -115,7 +115,7 @@ def test_a_mistake_is_one_line_and_status_2():
         "--config=configs/digits.py --config.batch_size=0": r"batch_size is 0; it must be a positive integer$",
         "--config=configs/nope.py": r"no config file configs/nope\.py; that folder has .*configs/digits\.py",
         "stray": r"unexpected argument 'stray'; flags are written --name=value$",
-        "--mode=nonsense": r"--mode=nonsense: value should be one of <train\|sample\|evaluate\|spectrum\|profile>$",
+        "--mode=nonsense": r"--mode=nonsense: value .* <train\|sample\|evaluate\|spectrum\|profile\|plan>$",
         "--runtime=nonsense": r"--runtime=nonsense: value should be one of <fast\|plain>$",
         "": r"--config is missing; give one, such as --config=configs/dcgan\.py$",
     }

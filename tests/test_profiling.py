@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 from jax.profiler import ProfileData
+from jax.sharding import Mesh, PartitionSpec
 
 from experiments.benchmarks import workloads
 from gan_jax import main, profiling, recipe, step, workdirs
@@ -62,7 +63,9 @@ def test_flops_of_a_profile_are_the_closed_form_also_where_fewer_are_needed():
     workload = workloads.make("dcgan32-w64-4")
     workload.config.convolution = "cpu"
     setup = built(workload.config, workload.shape)
-    assert profiling._flops(setup) == workloads.step_flops(workload) > 1.1 * counted(workload.config, workload.shape)
+    assert (
+        profiling.step_flops(setup) == workloads.step_flops(workload) > 1.1 * counted(workload.config, workload.shape)
+    )
 
 
 def test_flops_count_critic_steps_penalties_and_every_turn_of_a_loop():
@@ -125,6 +128,90 @@ def test_operations_have_a_kind_and_a_place():
     kinds = {hlo.kind(program, each): each.place for each in program.computations[program.entry]}
     assert "somewhere" in kinds["convolution"]
     assert "conv_general_dilated" in kinds["convolution"]
+
+
+def spread(function, *shapes):
+    """The program of a function that each of four devices runs on its part, along the first axis, of arrays."""
+    devices = jax.devices()[:4]
+    if len(devices) < 4:
+        pytest.skip("needs 4 devices")
+    grid, part = Mesh(np.array(devices), ("i",)), PartitionSpec("i")
+    mapped = jax.shard_map(function, mesh=grid, in_specs=part, out_specs=part, check_vma=False)
+    return hlo.parse(compiled(mapped, *(jnp.ones(shape) for shape in shapes)).as_text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"),
+    [
+        ("all-reduce", lambda x: jax.lax.psum(x, "i")),
+        ("all-gather", lambda x: jax.lax.all_gather(x, "i")),
+        ("reduce-scatter", lambda x: jax.lax.psum_scatter(x, "i", tiled=True)),
+        ("all-to-all", lambda x: jax.lax.all_to_all(x, "i", 0, 0, tiled=True)),
+        ("collective-permute", lambda x: jax.lax.ppermute(x, "i", [(j, (j + 1) % 4) for j in range(4)])),
+    ],
+)
+def test_a_collective_has_the_bytes_of_one_devices_operand(kind, function):
+    (found,) = hlo.collectives(spread(jax.named_scope("somewhere")(function), (32, 5)))
+    assert (found.kind, found.bytes, found.count) == (kind, 8 * 5 * 4, 1)
+    assert "somewhere" in found.place
+
+
+def test_collectives_count_every_turn_of_a_loop_and_are_none_on_one_device():
+    def function(x, w):
+        def turn(_, x):
+            return jax.lax.fori_loop(0, 5, lambda _, x: jnp.tanh(jax.lax.psum(x, "i")), x) + 1
+
+        return jax.lax.fori_loop(0, 7, turn, x), jax.lax.psum(w, "i")
+
+    found = hlo.collectives(spread(function, (4, 6), (4, 9)))
+    assert sorted((each.bytes, each.count) for each in found) == [(4 * 6, 35), (4 * 9, 1)]
+    alone = compiled(lambda x: jnp.sum(x @ x), jnp.ones((8, 8)))
+    assert hlo.collectives(hlo.parse(alone.as_text())) == []
+
+
+# What a CPU's programs do not have: started and done apart, in a call of their own, and in the condition of a loop.
+ASYNCHRONOUS = """
+HloModule jit_step
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+%scattering (p: f32[8,2]) -> f32[2,2] {
+  %p = f32[8,2]{1,0} parameter(0)
+  ROOT %scatter = f32[2,2]{1,0} reduce-scatter(%p), dimensions={0}, to_apply=%sum
+}
+%going_on (s: (s32[], pred[])) -> pred[] {
+  %s = (s32[], pred[]) parameter(0)
+  %own = pred[] get-tuple-element(%s), index=1
+  ROOT %any = pred[] all-reduce(%own), to_apply=%sum
+}
+%turn (s: (s32[], pred[])) -> (s32[], pred[]) {
+  ROOT %s = (s32[], pred[]) parameter(0)
+}
+ENTRY %main (x: f32[8,2], y: bf16[3], s: (s32[], pred[])) -> f32[8,2] {
+  %x = f32[8,2]{1,0} parameter(0)
+  %y = bf16[3]{0} parameter(1)
+  %s = (s32[], pred[]) parameter(2)
+  %begun = (f32[8,2]{1,0}, bf16[3]{0}) all-reduce-start(%x, /*index=1*/%y), to_apply=%sum, metadata={op_name="here"}
+  %ended = (f32[8,2]{1,0}, bf16[3]{0}) all-reduce-done(%begun)
+  %gather-start = (bf16[3]{0}, bf16[12]{0}) all-gather-start(%y), dimensions={0}
+  %gather-done = bf16[12]{0} all-gather-done(%gather-start)
+  %wrapped = ((f32[8,2]{1,0}), f32[2,2]{1,0}, u32[]) async-start(%x), calls=%scattering
+  %unwrapped = f32[2,2]{1,0} async-done(%wrapped)
+  %loop = (s32[], pred[]) while(%s), condition=%going_on, body=%turn
+  ROOT %out = f32[8,2]{1,0} get-tuple-element(%ended), index=0
+}
+"""
+
+
+def test_collectives_started_and_done_apart_are_one_and_combined_ones_add_up():
+    assert hlo.collectives(hlo.parse(ASYNCHRONOUS)) == [
+        hlo.Collective("all-reduce", 64 + 6, "here", 1),
+        hlo.Collective("all-gather", 6, "", 1),
+        hlo.Collective("reduce-scatter", 64, "", 1),
+        hlo.Collective("all-reduce", 1, "", 1),
+    ]
 
 
 # --- Busy time
@@ -296,7 +383,7 @@ def test_many_devices_do_the_work_of_one(shrunk):
     """What the page says of a step's work does not depend on how many devices share it."""
     counts = []
     for devices in (jax.devices()[:1], jax.devices()):
-        counts.append(profiling._flops(recipe.build(shrunk("digits"), mesh(devices))))
+        counts.append(profiling.step_flops(recipe.build(shrunk("digits"), mesh(devices))))
     assert len(set(counts)) == 1
 
 

@@ -355,3 +355,22 @@ print(json.dumps([before, resident()]))
 """
     before, after = python(source, XDG_CACHE_HOME=str(tmp_path))
     assert before - after > 80  # of the 100 MB that were freed
+
+
+@pytest.mark.parametrize(
+    ("given", "after"),
+    [
+        (None, "--xla_force_host_platform_device_count=6"),
+        ("--xla_cpu_other=1", "--xla_cpu_other=1 --xla_force_host_platform_device_count=6"),
+        ("--xla_force_host_platform_device_count=2", "--xla_force_host_platform_device_count=2"),
+        ("file_of_flags", "file_of_flags"),
+    ],
+)
+def test_a_cpu_stands_in_for_devices_unless_the_user_has_said_how_many_it_is(bare, monkeypatch, given, after):
+    if given:
+        monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    runtime.stand_in(6)
+    assert os.environ["XLA_FLAGS"] == after
+    assert bare.config == {"jax_platforms": "cpu"}
+    monkeypatch.setenv("XLA_FLAGS", "")  # which was not set before, and is put back

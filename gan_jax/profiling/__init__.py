@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gan_jax import recipe, step
 from gan_jax.devices import mesh
-from gan_jax.feed import feed
+from gan_jax.feed import call_shapes, feed
 from gan_jax.files import write_atomically
 from gan_jax.profiling import ceilings, flops, hlo, page
 from gan_jax.profiling.device_time import busy_seconds
@@ -45,7 +45,7 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
         steps=a_call,
         seconds=np.array(durations) / a_call,
         compile_seconds=compile_seconds,
-        flops=_flops(setup),
+        flops=step_flops(setup),
         bytes=setup.devices.count * hlo.bytes_accessed(program) / a_call,
         counted_by_xla=(counted.get("flops"), counted.get("bytes accessed")),
         memory=Memory(compiled.memory_analysis(), *peak),
@@ -97,19 +97,15 @@ def _time(advance: Callable, state, data, calls: int):
     return jax.block_until_ready(state), np.diff(ends)
 
 
-def _flops(setup: Setup) -> int:
-    """Of one train step as a formula has it: on one device, its convolutions direct, however they are computed here."""
+def step_flops(setup: Setup) -> int:
+    """FLOPs of one train step by formula: on one device, its convolutions direct, however they are computed here."""
     config = ConfigDict(setup.config.to_dict() | {"convolution": "plain"})
     alone = recipe.build(config, mesh(jax.devices()[:1]), setup.source)
 
     def one_step(state, data):
         return step.train_steps(alone.recipe, alone.devices, alone.source, 1, state, data)
 
-    data = alone.source.data
-    if alone.source.streamed:
-        rows = alone.source.rows(np.zeros(config.batch_size, np.int64))
-        data = jax.tree.map(lambda x: np.broadcast_to(x, (1, config.discriminator.steps, *x.shape)), rows)
-    return flops.count(one_step, recipe.abstract_state(alone), data)
+    return flops.count(one_step, recipe.abstract_state(alone), call_shapes(alone, 1))
 
 
 def _peak() -> tuple[int, str]:

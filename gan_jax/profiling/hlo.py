@@ -2,18 +2,28 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 SLICES = ("dynamic-slice", "slice", "gather")  # of their first operand they read only what they return
+_CALLERS = ("while", "call", "conditional")
 # No work of their own: names for what is there, or wrappers of what they call.
-FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional")
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", *_CALLERS)
 
 # The kind of an operation is the first of these that it, or something fused into it, is; else elementwise.
 KINDS = {
     "convolution": ("convolution",),
     "matrix product": ("dot",),
     "library call": ("custom-call",),
-    "collective": ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
+    "collective": (
+        "all-reduce",
+        "all-gather",
+        "reduce-scatter",
+        "all-to-all",
+        "ragged-all-to-all",
+        "collective-permute",
+        "collective-broadcast",
+    ),
     "reduction": ("reduce", "reduce-window"),
     "sort": ("sort",),
     "indexing": ("gather", "scatter", "dynamic-slice", "dynamic-update-slice"),
@@ -22,7 +32,7 @@ KINDS = {
 _PURE_COPIES = {"copy", "transpose", "bitcast", "reshape", "parameter", "tuple", "broadcast", "constant", "concatenate"}
 
 _SHAPE = re.compile(r"([a-z]+)(\d*)[a-z0-9]*\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(calls|body|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
+_CALLED = re.compile(r"\b(calls|condition|body|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _PLACE = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -48,6 +58,15 @@ class Instruction(NamedTuple):
         """Where in the source it comes from, as jax's name stack: `jit(train_steps)/jvp(Generator)/Dense_0/...`."""
         found = _PLACE.search(self.attributes)
         return found[1] if found else ""
+
+
+class Collective(NamedTuple):
+    """One operation in which devices exchange arrays."""
+
+    kind: str  # one of KINDS["collective"]
+    bytes: int  # of one device's operands, each time
+    place: str  # see Instruction.place
+    count: int  # how often it runs
 
 
 class Program(NamedTuple):
@@ -115,6 +134,34 @@ def _opcodes(program: Program, instruction: Instruction) -> set[str]:
     return {instruction.opcode}.union(*(_opcodes(program, inner) for inner in inside))
 
 
+def collectives(program: Program) -> list[Collective]:
+    """The collectives of one device, loops as often as they run, in the order of the program's text.
+
+    One that is combined of several has the bytes of all, a start and its done are one. As in `bytes_accessed`, a loop
+    of unknown length counts once, and every branch of a conditional counts.
+    """
+    return list(_collectives_of(program, program.entry, 1))
+
+
+def _collectives_of(program: Program, name: str, times: int) -> Iterator[Collective]:
+    computation = program.computations.get(name, [])
+    shapes = {each.name: each.shape for each in computation}
+    for each in computation:
+        opcode = each.opcode.removesuffix("-start")
+        if opcode in KINDS["collective"]:
+            size = sum(bytes_of(shapes[operand]) for operand in each.operands)
+            yield Collective(opcode, size, each.place, times)
+        elif opcode in (*_CALLERS, "fusion", "async"):
+            for inner in each.called:
+                yield from _collectives_of(program, inner, times * _trips(each))
+
+
+def _trips(each: Instruction) -> int:
+    """How often a loop runs; 1 where that is not known, and of what is no loop."""
+    found = _TRIPS.search(each.attributes)
+    return int(found[1]) if found else 1
+
+
 def bytes_accessed(program: Program, loops: bool = True) -> int:
     """Bytes that the operations read and write on one device, each loop as often as it runs (or once, not `loops`).
 
@@ -129,8 +176,8 @@ def _bytes_of_computation(program: Program, name: str, loops: bool) -> int:
     shapes = {each.name: each.shape for each in computation}
     total = 0
     for each in computation:
-        if each.opcode in ("while", "call", "conditional"):
-            trips = int(found[1]) if loops and (found := _TRIPS.search(each.attributes)) else 1
+        if each.opcode in _CALLERS:
+            trips = _trips(each) if loops else 1
             total += trips * sum(_bytes_of_computation(program, inner, loops) for inner in each.called)
         elif each.opcode not in FREE and not each.opcode.endswith("-done"):
             total += _bytes_of_operation(program, each, shapes)

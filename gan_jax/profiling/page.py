@@ -80,14 +80,15 @@ def _kind_and_place(program: hlo.Program, by_name: dict[str, hlo.Instruction], n
         return "unknown", name
     kind = hlo.kind(program, each)
     if each.place or kind == "copy":
-        return kind, _shortened(each.place) or "(added by XLA)"
+        return kind, shortened(each.place) or "(added by XLA)"
     # What XLA rewrites for many devices may lose its name; that of an operand tells nearly as much.
     operands = (by_name[operand].place for operand in each.operands if operand in by_name)
     near = next(filter(None, operands), "")
-    return kind, f"(near) {_shortened(near)}" if near else "(without a name)"
+    return kind, f"(near) {shortened(near)}" if near else "(without a name)"
 
 
-def _shortened(place: str) -> str:
+def shortened(place: str) -> str:
+    """A place without what every operation has in its name."""
     if place.startswith("jit("):
         place = place.partition("/")[2]
     for noise in _NOISE:
@@ -184,7 +185,7 @@ def _costliest(measured: Measured) -> str:
     for each in traced.operations:
         by_kind[each.kind] += each.seconds / busy
     rows = "\n".join(
-        f"| {_digits(each.seconds * 1e3)} | {each.seconds / busy:.1%} | {each.kind} | `{each.place}` | {each.count} |"
+        f"| {digits(each.seconds * 1e3)} | {each.seconds / busy:.1%} | {each.kind} | `{each.place}` | {each.count} |"
         for each in traced.operations[:COSTLIEST]
     )
     return (
@@ -205,11 +206,12 @@ def quantity(value: float | None, unit: str) -> str:
         return f"unknown {unit}"
     for prefix in ("", "k", "M", "G", "T", "P"):
         if abs(value) < 999.5 or prefix == "P":
-            return f"{_digits(value)} {prefix}{unit}"
+            return f"{digits(value)} {prefix}{unit}"
         value /= 1000
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Three of them."""
     return f"{value:#.3g}".rstrip(".")
 
 
