@@ -96,10 +96,10 @@ def ended(slurm, number, seconds=240):
 
 
 def assert_same(got, wanted):
-    """Two runs' metrics, rounding of a few hundred steps of an adversarial game aside."""
+    """Two runs' metrics at every step logged. With two devices a mean is a sum of two: no order rounds otherwise."""
     assert [each["step"] for each in got] == [each["step"] for each in wanted]
-    for each, other in zip(got[:5], wanted[:5], strict=True):
-        assert_allclose(list(each.values()), [other[name] for name in each], rtol=1e-3, atol=1e-3)
+    for each, other in zip(got, wanted, strict=True):
+        assert_allclose(list(each.values()), [other[name] for name in each], rtol=1e-4, atol=1e-4)
 
 
 def saved_steps(text):
@@ -116,7 +116,7 @@ def test_two_tasks_train_as_one_process_does(slurm, submit, alone, tmp_path):
 
 def test_a_job_that_is_told_to_stop_saves_and_goes_on(slurm, submit, alone, tmp_path):
     number = submit(f"--config.num_steps={STEPS}", "--config.steps_per_call=1")
-    wait_until(lambda: metrics(tmp_path / "run"), 120)
+    wait_until(lambda: metrics(tmp_path / "run"), 180)
     slurm("scancel", "--signal=TERM", number)
     about = ended(slurm, number)
     assert (about["JobState"], about["Restarts"]) == ("COMPLETED", "1")
@@ -145,7 +145,7 @@ def test_a_mistake_is_not_tried_again(slurm, submit, tmp_path):
 
 def test_a_killed_task_ends_the_job(slurm, submit, tmp_path):
     number = submit("--config.num_steps=1000000")
-    wait_until(lambda: metrics(tmp_path / "run"), 120)
+    wait_until(lambda: metrics(tmp_path / "run"), 180)
     processes = [line.split() for line in slurm("scontrol", "listpids", f"{number}.0").splitlines()]
     (second,) = (int(process[0]) for process in processes if process[3] == "1")
     os.kill(second, signal.SIGKILL)
