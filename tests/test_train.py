@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import re
+import resource
 import signal
 import time
 from functools import partial
@@ -19,6 +20,7 @@ from PIL import Image
 from gan_jax import images, recipe, schema, step, workdirs, writers
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.errors import DivergedError
+from gan_jax.subcommands import exit_status
 from gan_jax.train import next_boundary, train
 
 CONTRACT = {"step", "d_loss", "g_loss", "d_real", "d_fake", "divergence"}
@@ -386,6 +388,61 @@ def test_the_metrics_file_drops_a_torn_line_and_later_steps(tmp_path):
     metrics.write(30, {"d_loss": 0.25})
     metrics.close()
     assert path.read_text() == "".join(good[:2]) + '{"step": 30, "d_loss": 0.25}\n'
+
+
+# --- A disk that fails ------------------------------------------------------------------------------------------
+
+
+def fail_after(monkeypatch, step, break_it):
+    """Calls `break_it` once the checkpoint of `step` is on disk."""
+    save = Checkpoints.save
+
+    def breaking(self, state):
+        if int(state.step) > step:
+            self.wait()
+            break_it()
+        save(self, state)
+
+    monkeypatch.setattr(Checkpoints, "save", breaking)
+
+
+def refused(capsys, config, workdir):
+    """The line with which the run ends, with status 2."""
+    assert exit_status(partial(start_run, config, workdir)) == 2
+    error = capsys.readouterr().err.replace("\r", "\n").rstrip().rpartition("\n")[2]
+    assert error.startswith("error: ")
+    return error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, of what it had begun
+def test_a_full_disk_leaves_the_checkpoint_before(config, uninterrupted, tmp_path, monkeypatch, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with monkeypatch.context() as patch:
+            # What a file may grow to, so that it looks to a writer as a disk that is full does.
+            fail_after(patch, 8, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard)))
+            said = refused(capsys, config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert re.search(r"cannot save a checkpoint in .* \(File too large\); the newest .* is of step 8; make room", said)
+    assert steps_saved(tmp_path) == [8]
+    assert newest_state(config, tmp_path).step == 8
+    assert start_run(config, tmp_path)
+    assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
+
+
+def test_a_workdir_that_goes_away_takes_its_checkpoints_along_whole(
+    config, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+    with monkeypatch.context() as patch:
+        fail_after(patch, 8, lambda: workdir.rename(moved))
+        said = refused(capsys, config, workdir)
+    assert re.search(r"cannot save a checkpoint in .* \(the folder is gone\); there is none before it; ", said)
+    assert not (workdir / "checkpoints").exists()
+    assert steps_saved(moved) == [8]
+    assert start_run(config, moved)
+    assert_same_end(end_of_a_run(config, moved), uninterrupted)
 
 
 @pytest.mark.parametrize("line", ["not json\n", "[]\n", "3\n", "null\n", '{"d_loss": 1}\n', '{"step": "2"}\n', "\n"])
