@@ -21,29 +21,45 @@ import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from gan_jax import processes
+from configs import digits
+from gan_jax import processes, workdirs
 from gan_jax.data.reading import SAMPLED
 from gan_jax.data.source import HASHED, content
+from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.processes import Place, find
 from gan_jax.recipe import build
+from gan_jax.train import train
 from gan_jax.versions import code_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4  # as in the tests of devices
 PATIENCE = 240  # seconds; what takes so long hangs
 # Numbers that rounding does not blow up, and a step for every call: a signal is then heard of soon.
-DESCENT = [f"--config.{key}={value}" for key, value in together.DESCENT.items()]
-RUN = [
-    "--config=configs/digits.py",
-    *DESCENT,
-    "--config.batch_size=8",
-    "--config.steps_per_call=1",
-    "--config.generator.width=8",
-    "--config.discriminator.width=8",
-    "--config.log_every=1",
-    "--config.checkpoint_every=10",
-]
+CHANGES = together.DESCENT | {
+    "batch_size": 8,
+    "steps_per_call": 1,
+    "generator.width": 8,
+    "discriminator.width": 8,
+    "log_every": 1,
+    "checkpoint_every": 10,
+}
+
+
+def as_flags(changes):
+    return [f"--config.{key}={value}" for key, value in changes.items()]
+
+
+RUN = ["--config=configs/digits.py", *as_flags(CHANGES)]
+
+
+def alone(changes, workdir):
+    """Trains the same run in this process, on one device."""
+    config = digits.get_config()
+    config.update_from_flattened_dict(CHANGES | changes)
+    setup = build(config.lock(), mesh(jax.devices()[:1]))
+    with workdirs.claimed(workdir, config):
+        assert train(setup, workdir)
 
 
 def free_port():
@@ -130,8 +146,8 @@ def assert_close(actual, expected):
 def pair(tmp_path_factory):
     """The folder of what two processes with two devices each have done together."""
     folder = tmp_path_factory.mktemp("pair")
-    digits = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
-    np.savez(folder / "arrays.npz", images=digits, labels=np.arange(40) % 4)
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    np.savez(folder / "arrays.npz", images=images, labels=np.arange(40) % 4)
     command = ["tests/on_several_processes.py", f"127.0.0.1:{free_port()}", 2]
     run = Started(folder, [[*command, i, folder] for i in range(2)], devices=2)
     assert run.ended() == [0, 0], [run.last_line(i) for i in range(2)]
@@ -172,13 +188,12 @@ def test_processes_agree(pair):
 
 
 def test_a_run_of_several_processes_leaves_what_a_run_of_one_leaves(start, tmp_path):
-    scored = ["--config.num_steps=20", "--config.sample_every=10", "--config.evaluate_every=10"]
-    scored += ["--config.evaluation.best=fid_pixels", "--config.evaluation.extractor=pixels"]
-    scored += ["--config.evaluation.num_samples=60", "--config.evaluation.num_real=50"]
-    run = start(2, *RUN, *scored, f"--workdir={tmp_path / 'two'}", devices=2)
+    scored = {"num_steps": 20, "sample_every": 10, "evaluate_every": 10}
+    wanted = {"best": "fid_pixels", "extractor": "pixels", "num_samples": 60, "num_real": 50}
+    scored |= {f"evaluation.{key}": value for key, value in wanted.items()}
+    run = start(2, *RUN, *as_flags(scored), f"--workdir={tmp_path / 'two'}", devices=2)
     assert run.ended() == [0, 0], [run.last_line(i) for i in range(2)]
-    one = start(1, *RUN, *scored, f"--workdir={tmp_path / 'one'}", devices=1)
-    assert one.ended() == [0], one.last_line(0)
+    alone(scored, tmp_path / "one")
     assert_close(lines(tmp_path / "two"), lines(tmp_path / "one"))
     assert f"workdir: {tmp_path / 'two'}" in run.stdout(0)
     assert "workdir" not in run.stdout(1)  # the first one tells
@@ -208,9 +223,8 @@ def test_a_signal_to_one_stops_all_at_a_step_from_which_another_number_of_proces
     # One process goes on, to a step that the folder is told to end at. It is the run that nobody interrupted.
     config = json.loads((workdir / "config.json").read_text()) | {"num_steps": stopped + 5}
     (workdir / "config.json").write_text(json.dumps(config))
-    shorter = [*RUN, f"--config.num_steps={stopped + 5}"]
-    assert start(1, *shorter, f"--workdir={workdir}", devices=1).ended() == [0]
-    assert start(1, *shorter, f"--workdir={whole}", devices=1).ended() == [0]
+    alone({"num_steps": stopped + 5}, workdir)
+    alone({"num_steps": stopped + 5}, whole)
     assert_close(lines(workdir), lines(whole))
 
 
