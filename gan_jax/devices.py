@@ -50,6 +50,7 @@ class Devices(NamedTuple):
     mean: Callable  # tree -> its mean over the parts
     maximum: Callable  # tree -> its maximum over the parts
     shard: Callable  # array [n, ...] -> the same, its examples spread over the devices
+    apart: Callable  # (f, array [n, ...]) -> f of it, [n, ...]: each device of its examples, with loops of its own
     part: Callable  # () -> the index of this part
     compile: Callable  # (f, state, data) -> Program of f(state, data) -> (state, metrics), with data where it lies
     spread: Callable  # minibatches [steps, k, n, ...] of the host -> the same, their examples spread over the devices
@@ -114,6 +115,7 @@ def mesh(devices: list | None = None) -> Devices:
         mean=lambda tree: tree,
         maximum=lambda tree: tree,
         shard=lambda x: jax.lax.with_sharding_constraint(x, by_example),
+        apart=_together if grid.size == 1 else partial(_apart, grid),
         part=lambda: 0,
         compile=compile_,
         spread=lambda tree: jax.tree.map(partial(jax.make_array_from_process_local_data, streamed), tree),
@@ -144,6 +146,16 @@ def pmapped(devices: list | None = None) -> Devices:
     return _mapped_part(len(devices), replicated)._replace(
         compile=compile_, spread=lambda tree: jax.tree.map(partial(_spread_parts, devices, streamed), tree)
     )
+
+
+def _together(function: Callable, x):
+    return function(x)
+
+
+def _apart(grid: Mesh, function: Callable, x):
+    spec = PartitionSpec(AXIS)
+    # Compiled even where its caller is not: outside jit, shard_map compiles each operation of each call anew.
+    return jax.jit(jax.shard_map(function, mesh=grid, in_specs=spec, out_specs=spec))(x)
 
 
 class Layout(NamedTuple):
@@ -209,6 +221,7 @@ def _alone(replicated: NamedSharding) -> Devices:
         mean=lambda tree: tree,
         maximum=lambda tree: tree,
         shard=lambda x: x,
+        apart=_together,
         part=lambda: 0,
         compile=None,
         spread=None,
@@ -225,6 +238,7 @@ def _mapped_part(count: int, replicated: NamedSharding) -> Devices:
         mean=lambda tree: jax.lax.pmean(tree, AXIS),
         maximum=lambda tree: jax.lax.pmax(tree, AXIS),
         shard=lambda x: x,
+        apart=_together,
         part=lambda: jax.lax.axis_index(AXIS),
         compile=None,
         spread=None,
