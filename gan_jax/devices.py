@@ -62,16 +62,6 @@ class Devices(NamedTuple):
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(partial(_on_all_processes, self.replicated), tree)
 
-
-def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
-    """This process's copies as an array of all processes. jax.device_put would send them around, to compare them."""
-    if isinstance(x, jax.Array) and x.sharding.device_set == replicated.device_set:
-        return x
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        words = _on_all_processes(replicated, jax.random.key_data(x))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-    return jax.make_array_from_process_local_data(replicated, np.asarray(x))
-
     def placed_shapes(self, tree):
         """The shapes, dtypes and placement of what `place` would give, without its arrays."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
@@ -86,6 +76,16 @@ def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
         return jax.ShapeDtypeStruct((steps, k, *shape), x.dtype, sharding=NamedSharding(self.replicated.mesh, STREAMED))
 
 
+def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
+    """This process's copies as an array of all processes. jax.device_put would send them around, to compare them."""
+    if isinstance(x, jax.Array) and x.sharding.device_set == replicated.device_set:
+        return x
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = _on_all_processes(replicated, jax.random.key_data(x))
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    return jax.make_array_from_process_local_data(replicated, np.asarray(x))
+
+
 def example_keys(devices: Devices, key, n: int):
     """One key an example: [n] keys, folded from `key` and the example's slot in the global batch."""
     return devices.shard(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(example_slots(devices, n)))
@@ -96,9 +96,14 @@ def example_slots(devices: Devices, n: int):
     return jnp.uint32(devices.part() * n) + jnp.arange(n, dtype=jnp.uint32)
 
 
+def in_order(devices: list) -> list:
+    """Those of a process next to each other, as its slots of the batch are: jax.devices() need not have them so."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
+
+
 def mesh(devices: list | None = None) -> Devices:
     """`jit` over a one-dimensional mesh of the devices (all by default): the compiler places the collectives."""
-    grid = Mesh(np.array(devices or jax.devices()), (AXIS,))
+    grid = Mesh(np.array(in_order(devices or jax.devices())), (AXIS,))
     replicated = NamedSharding(grid, PartitionSpec())
     by_example = NamedSharding(grid, PartitionSpec(AXIS))
     streamed = NamedSharding(grid, STREAMED)
@@ -125,7 +130,7 @@ def mesh(devices: list | None = None) -> Devices:
 
 def pmapped(devices: list | None = None) -> Devices:
     """`pmap` over the devices (all by default): each runs the step on its part, and the step averages."""
-    devices = devices or jax.devices()
+    devices = in_order(devices or jax.devices())
     grid = Mesh(np.array(devices), (AXIS,))
     replicated, streamed = NamedSharding(grid, PartitionSpec()), NamedSharding(grid, STREAMED)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import recipe, runtime
-from gan_jax.devices import AXIS, example_keys, mesh, pmapped
+from gan_jax.devices import AXIS, example_keys, in_order, mesh, pmapped
 from gan_jax.errors import InputError
 
 TESTS = Path(__file__).parent
@@ -63,6 +64,17 @@ def test_a_batch_that_devices_cannot_share_equally_is_an_error(shrunk, layout):
     with pytest.raises(InputError, match="batch_size is 6, which 4 devices cannot share equally"):
         build(config, LAYOUTS[layout], 4)
     assert build(config, LAYOUTS[layout], 2).devices.count == 2
+
+
+def test_the_devices_of_a_process_are_neighbours():
+    class Fake(NamedTuple):
+        process_index: int
+        id: int
+
+    torus = [Fake(0, 0), Fake(1, 2), Fake(0, 1), Fake(1, 3)]  # as a TPU may give them
+    assert in_order(torus) == [Fake(0, 0), Fake(0, 1), Fake(1, 2), Fake(1, 3)]
+    for layout in LAYOUTS.values():
+        assert list(layout(some(4)[::-1]).replicated.mesh.devices) == some(4)
 
 
 # --- randomness -------------------------------------------------------------------------------------------------
