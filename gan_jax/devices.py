@@ -50,6 +50,7 @@ class Devices(NamedTuple):
     mean: Callable  # tree -> its mean over the parts
     maximum: Callable  # tree -> its maximum over the parts
     shard: Callable  # array [n, ...] -> the same, its examples spread over the devices
+    apart: Callable  # (f, array [n, ...]) -> f of it, [n, ...]: each device of its examples, with loops of its own
     part: Callable  # () -> the index of this part
     compile: Callable  # (f, state, data) -> Program of f(state, data) -> (state, metrics), with data where it lies
     spread: Callable  # minibatches [steps, k, n, ...] of the host -> the same, their examples spread over the devices
@@ -60,16 +61,6 @@ class Devices(NamedTuple):
         if self.replicated.is_fully_addressable:
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(partial(_on_all_processes, self.replicated), tree)
-
-
-def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
-    """This process's copies as an array of all processes. jax.device_put would send them around, to compare them."""
-    if isinstance(x, jax.Array) and x.sharding.device_set == replicated.device_set:
-        return x
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        words = _on_all_processes(replicated, jax.random.key_data(x))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-    return jax.make_array_from_process_local_data(replicated, np.asarray(x))
 
     def placed_shapes(self, tree):
         """The shapes, dtypes and placement of what `place` would give, without its arrays."""
@@ -85,6 +76,16 @@ def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
         return jax.ShapeDtypeStruct((steps, k, *shape), x.dtype, sharding=NamedSharding(self.replicated.mesh, STREAMED))
 
 
+def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
+    """This process's copies as an array of all processes. jax.device_put would send them around, to compare them."""
+    if isinstance(x, jax.Array) and x.sharding.device_set == replicated.device_set:
+        return x
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = _on_all_processes(replicated, jax.random.key_data(x))
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    return jax.make_array_from_process_local_data(replicated, np.asarray(x))
+
+
 def example_keys(devices: Devices, key, n: int):
     """One key an example: [n] keys, folded from `key` and the example's slot in the global batch."""
     return devices.shard(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(example_slots(devices, n)))
@@ -95,9 +96,14 @@ def example_slots(devices: Devices, n: int):
     return jnp.uint32(devices.part() * n) + jnp.arange(n, dtype=jnp.uint32)
 
 
+def in_order(devices: list) -> list:
+    """Those of a process next to each other, as its slots of the batch are: jax.devices() need not have them so."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
+
+
 def mesh(devices: list | None = None) -> Devices:
     """`jit` over a one-dimensional mesh of the devices (all by default): the compiler places the collectives."""
-    grid = Mesh(np.array(devices or jax.devices()), (AXIS,))
+    grid = Mesh(np.array(in_order(devices or jax.devices())), (AXIS,))
     replicated = NamedSharding(grid, PartitionSpec())
     by_example = NamedSharding(grid, PartitionSpec(AXIS))
     streamed = NamedSharding(grid, STREAMED)
@@ -114,6 +120,7 @@ def mesh(devices: list | None = None) -> Devices:
         mean=lambda tree: tree,
         maximum=lambda tree: tree,
         shard=lambda x: jax.lax.with_sharding_constraint(x, by_example),
+        apart=_together if grid.size == 1 else partial(_apart, grid),
         part=lambda: 0,
         compile=compile_,
         spread=lambda tree: jax.tree.map(partial(jax.make_array_from_process_local_data, streamed), tree),
@@ -123,7 +130,7 @@ def mesh(devices: list | None = None) -> Devices:
 
 def pmapped(devices: list | None = None) -> Devices:
     """`pmap` over the devices (all by default): each runs the step on its part, and the step averages."""
-    devices = devices or jax.devices()
+    devices = in_order(devices or jax.devices())
     grid = Mesh(np.array(devices), (AXIS,))
     replicated, streamed = NamedSharding(grid, PartitionSpec()), NamedSharding(grid, STREAMED)
 
@@ -144,6 +151,16 @@ def pmapped(devices: list | None = None) -> Devices:
     return _mapped_part(len(devices), replicated)._replace(
         compile=compile_, spread=lambda tree: jax.tree.map(partial(_spread_parts, devices, streamed), tree)
     )
+
+
+def _together(function: Callable, x):
+    return function(x)
+
+
+def _apart(grid: Mesh, function: Callable, x):
+    spec = PartitionSpec(AXIS)
+    # Compiled even where its caller is not: outside jit, shard_map compiles each operation of each call anew.
+    return jax.jit(jax.shard_map(function, mesh=grid, in_specs=spec, out_specs=spec))(x)
 
 
 class Layout(NamedTuple):
@@ -209,6 +226,7 @@ def _alone(replicated: NamedSharding) -> Devices:
         mean=lambda tree: tree,
         maximum=lambda tree: tree,
         shard=lambda x: x,
+        apart=_together,
         part=lambda: 0,
         compile=None,
         spread=None,
@@ -225,6 +243,7 @@ def _mapped_part(count: int, replicated: NamedSharding) -> Devices:
         mean=lambda tree: jax.lax.pmean(tree, AXIS),
         maximum=lambda tree: jax.lax.pmax(tree, AXIS),
         shard=lambda x: x,
+        apart=_together,
         part=lambda: jax.lax.axis_index(AXIS),
         compile=None,
         spread=None,

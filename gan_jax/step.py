@@ -184,8 +184,8 @@ def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, da
             rows = jax.tree.map(lambda x: x[j], data)  # noqa: B023
         elif source.size:
             minibatch = state.step.astype(jnp.uint32) * recipe.discriminator_steps + j
-            slots = example_slots(devices, n)
-            indices = order.examples(order_words(state.key), source.size, recipe.batch_size, minibatch, slots)
+            met = partial(order.examples, order_words(state.key), source.size, recipe.batch_size, minibatch)
+            indices = devices.apart(met, example_slots(devices, n))
         batches.append(source.draw(rows, indices, example_keys(devices, jax.random.fold_in(key, j), n)))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
@@ -222,12 +222,17 @@ def _labels(recipe, batch) -> tuple:
 def _logits(recipe, params, stats, real, fake, labels):
     """D's logits on real and fake with its new statistics: two passes, or one over both."""
     if recipe.one_pass:
-        labels = [jnp.concatenate([each, each]) for each in labels]
-        logits, stats = recipe.discriminator.apply(params, stats, jnp.concatenate([real, fake]), True, *labels)
-        return logits[: len(real)], logits[len(real) :], stats
+        labels = [_in_turn(each, each) for each in labels]
+        logits, stats = recipe.discriminator.apply(params, stats, _in_turn(real, fake), True, *labels)
+        return logits[::2], logits[1::2], stats
     real_logits, stats = recipe.discriminator.apply(params, stats, real, True, *labels)
     fake_logits, stats = recipe.discriminator.apply(params, stats, fake, True, *labels)
     return real_logits, fake_logits, stats
+
+
+def _in_turn(real, fake):
+    """Both [n, ...] as one batch [2 n, ...], a fake after each real one: each stays on the device that has it."""
+    return jnp.stack([real, fake], axis=1).reshape(-1, *real.shape[1:])
 
 
 def _critic(recipe, params, stats, labels):
