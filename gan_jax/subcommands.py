@@ -32,7 +32,8 @@ def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) ->
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print("error: out of memory; smaller networks or a smaller batch_size need less", file=sys.stderr)
+        line = "out of memory; smaller networks, a smaller batch_size or a larger accumulate need less"
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
