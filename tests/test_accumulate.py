@@ -31,7 +31,6 @@ RECIPES = {
     "mixture": ("mixture", "ring8", {"discriminator.steps": 2}),  # mlp, rpgan, r1_r2: pairs of examples
     "wgan_gp": ("wgan_gp", None, CONVOLUTIONS),  # written out on a CPU; interpolates
     "conditional": ("digits", None, LABELLED),  # labels, a finite set
-    "dragan": ("digits", None, {"penalty.name": "dragan", "penalty.weight": 1.0, "objective.name": "lsgan"}),
 }
 CASES = [(name, 4, "mesh", 1) for name in RECIPES] + [
     ("mixture", 16, "mesh", 1),  # micro-batches of a single example
@@ -134,19 +133,12 @@ def test_networks_of_both_loops_are_compared(whole):
     assert loops == {"mixture": False, "wgan_gp": jax.default_backend() == "cpu"}
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        lambda tree, j: 0 * j,  # the first micro-batch again and again
-        lambda tree, j: jnp.maximum(j, 1),  # the second one in the place of the first
-    ],
-)
-def test_the_comparison_notices_a_wrong_micro_batch(whole, broken, monkeypatch):
+def test_the_comparison_notices_a_wrong_micro_batch(whole, monkeypatch):
     config, expected = whole("mixture")
     setup = build(config(4))
     written_out = setup._replace(recipe=setup.recipe._replace(unroll=True))
     assert distance(train(written_out).moves, expected.moves) < TOLERANCE
-    monkeypatch.setattr(step, "_after", broken)
+    monkeypatch.setattr(step, "_after", lambda tree, j: jnp.maximum(j, 1))  # the second in the place of the first
     assert distance(train(written_out).moves, expected.moves) > 100 * TOLERANCE
 
 
@@ -165,7 +157,7 @@ def test_waiting_for_a_tree_changes_no_number(j):
 
 
 def test_the_members_of_a_population_accumulate_too(shrunk):
-    changes = DESCENT | {"accumulate": 4}
+    changes = DESCENT | {"accumulate": 4, "penalty.name": "none", "penalty.weight": 0.0}
     setups = [build(shrunk("mixture", "ring8", changes | {"seed": seed})) for seed in range(2)]
     crowd = Population(setups, population(EACH["vmap"], devices=jax.devices()[:1]))
     crew = crowd.initial()

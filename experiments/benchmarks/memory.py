@@ -5,9 +5,9 @@
 
 Arguments and temporaries are those of the compiled program (`Compiled.memory_analysis()`), of one step on one device,
 whose data is one fixed minibatch: arguments are the state and that minibatch, and of the state the new one takes the
-place. The process is a fresh one that finds the program in the compilation cache, as all starts but the first do, and
-takes two steps: its memory then, and its peak, both with all libraries; loading a large program may be that peak. On a
-GPU the peak is what JAX allocated there. Nothing is timed, so that the machine need not be quiet.
+place. The peak is that of a fresh process, libraries included, which finds the program in the compilation cache, as all
+starts but the first do, and takes two steps; loading a large program may need the most. On a GPU the peak is what JAX
+allocated there. Nothing is timed, so that the machine need not be quiet.
 """
 
 import argparse
@@ -34,8 +34,7 @@ def main() -> None:
         return
     for name in arguments.workloads.split(","):
         print(f"{name}: {workloads.describe(workloads.make(name))}, float32\n")
-        print("| accumulate | arguments, MB | of them donated, MB | temporaries, MB ", end="")
-        print("| process after two steps, MB | its peak, MB |\n" + "|---" * 6 + "|")
+        print("| accumulate | arguments, MB | of them donated, MB | temporaries, MB | peak, MB |\n" + "|---" * 5 + "|")
         for accumulate in arguments.accumulate:
             print(row(accumulate, in_a_process(name, accumulate)), flush=True)
         print()
@@ -44,7 +43,7 @@ def main() -> None:
 def row(accumulate: int, numbers: dict[str, float]) -> str:
     """A line of the table."""
     sizes = (f"{numbers[key] / 1e6:.4g}" for key in ("arguments", "donated", "temporaries"))
-    return f"| {accumulate} | {' | '.join(sizes)} | {numbers['resident'] / 1e6:.0f} | {numbers['peak']:.0f} |"
+    return f"| {accumulate} | {' | '.join(sizes)} | {numbers['peak']:.0f} |"
 
 
 def in_a_process(name: str, accumulate: int) -> dict[str, float]:
@@ -66,8 +65,7 @@ def in_a_process(name: str, accumulate: int) -> dict[str, float]:
 
 
 def measured(name: str, accumulate: int) -> dict[str, float]:
-    """Bytes of the compiled step and of this process after STEPS of it, and the process's peak in MB."""
-    import psutil
+    """Bytes of the compiled step, and the peak of this process after STEPS of it, in MB."""
     import sides
 
     sides.apply_runtime("fast")
@@ -92,7 +90,6 @@ def measured(name: str, accumulate: int) -> dict[str, float]:
         "arguments": analysis.argument_size_in_bytes,
         "donated": analysis.alias_size_in_bytes,
         "temporaries": analysis.temp_size_in_bytes,
-        "resident": psutil.Process().memory_info().rss,
         "peak": worker.peak(sides.jax_peak(jax)),
     }
 
