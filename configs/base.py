@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "num_steps": 10_000,  # generator updates
             "batch_size": 256,  # examples of a minibatch, over all devices
+            "accumulate": 1,  # micro-batches of a minibatch, one after another: memory for batch_size / accumulate
             "steps_per_call": 100,  # train steps in one compiled call; few where networks convolve on a CPU
             "parallel": "jit",  # jit: a mesh over all devices; pmap: the same step, mapped
             "precision": "float32",  # what networks compute in; parameters, logits and losses are float32

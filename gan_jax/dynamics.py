@@ -19,7 +19,7 @@ import numpy as np
 import scipy  # by itself it loads none of its parts until they are used, and training uses none
 from jax.flatten_util import ravel_pytree
 
-from gan_jax.step import discriminator_loss, generator_loss
+from gan_jax.step import discriminator_keys, discriminator_loss, generator_loss
 
 TOLERANCE = 1e-4  # of an eigenvalue, relative to it: what a product in float32, right to 1e-6 of the largest, can bear
 RESTARTS = 5  # of Arnoldi's method, each some forty products; what has not converged by then lies in a crowd
@@ -75,12 +75,11 @@ def _field(recipe, devices, state, batches, keys, players):
 
 
 def _gradients(recipe, devices, state, batch, key):
-    latent_key, _ = jax.random.split(key)  # as discriminator_loss splits its key
-    arguments = recipe, devices, state
-    loss = partial(generator_loss, *arguments)
-    of_generator, _ = jax.grad(loss, has_aux=True)(state.generator.params, batch, latent_key)
-    loss = partial(discriminator_loss, *arguments)
-    of_discriminator, _ = jax.grad(loss, has_aux=True)(state.discriminator.params, batch, key)
+    latent_keys, penalty_keys = discriminator_keys(devices, key, len(batch["image"]))
+    loss = partial(generator_loss, recipe, state)
+    of_generator, _ = jax.grad(loss, has_aux=True)(state.generator.params, batch, latent_keys)
+    loss = partial(discriminator_loss, recipe, state)
+    of_discriminator, _ = jax.grad(loss, has_aux=True)(state.discriminator.params, batch, latent_keys, penalty_keys)
     return devices.mean((of_generator, of_discriminator))
 
 

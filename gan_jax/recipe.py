@@ -20,7 +20,7 @@ from gan_jax.priors import PRIORS
 from gan_jax.state import Hyperparameters, TrainState
 from gan_jax.step import Recipe, init_state
 
-MOST_UNROLLED = 32  # updates in one program
+MOST_UNROLLED = 32  # gradients in one program, of either player
 # The config keys that are data to a compiled step, with their Hyperparameters.
 NUMBERS = {
     "generator.optimizer.learning_rate": "generator_learning_rate",
@@ -73,11 +73,7 @@ def build(config, devices: Devices | None = None, source: Source | None = None) 
     """
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
-    if config.batch_size % devices.count:
-        raise InputError(
-            f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
-            f"it must be a multiple of {devices.count}"
-        )
+    _check_batch(config, devices)
     spec = Spec(**config.data.to_dict())
     # Pictures are scored against those that were taken, not against mirrored ones.
     if source is not None:
@@ -173,6 +169,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         ),
         prior=partial(PRIORS[config.latent.prior], dim=config.latent.dim),
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         discriminator_steps=config.discriminator.steps,
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
@@ -216,6 +213,20 @@ def _discriminator_tx(optimizer: dict, updates: int, clip: float, hyperparameter
         optimizers.scale_by_decayed_rate(hyperparameters.discriminator_learning_rate, updates, optimizer["decay_to"]),
         optimizers.clip_weights(clip) if clip else optax.identity(),
     )
+
+
+def _check_batch(config, devices: Devices) -> None:
+    if config.batch_size % devices.count:
+        raise InputError(
+            f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
+            f"it must be a multiple of {devices.count}"
+        )
+    if config.batch_size % (devices.count * config.accumulate):
+        raise InputError(
+            f"config key accumulate is {config.accumulate}, but batch_size is {config.batch_size}, of which "
+            f"{devices.count} devices cannot share so many equal micro-batches; batch_size must be a multiple of "
+            f"{devices.count * config.accumulate}"
+        )
 
 
 def _check_combinations(config, source: Source) -> None:
@@ -293,11 +304,12 @@ def _check_labels(config, source: Source) -> None:
 
 
 def _check_loop(config, recipe: Recipe) -> None:
-    updates = config.steps_per_call * (config.discriminator.steps + 1)
-    if recipe.unroll and updates > MOST_UNROLLED:
+    gradients = config.steps_per_call * (config.discriminator.steps + 1) * config.accumulate
+    if recipe.unroll and gradients > MOST_UNROLLED:
         raise InputError(
-            f"steps_per_call is {config.steps_per_call}: on a CPU the {updates} updates of a call of convolutional "
-            "networks are written out one by one, which would compile for very long; set steps_per_call to 1"
+            f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "
+            f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
+            f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
         )
 
 

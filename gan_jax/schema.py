@@ -64,6 +64,7 @@ SCHEMA = {
     "seed": Rule(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 2^32 - 1"),
     "num_steps": POSITIVE_INT,
     "batch_size": POSITIVE_INT,
+    "accumulate": POSITIVE_INT,
     "steps_per_call": POSITIVE_INT,
     "parallel": one_of(LAYOUTS),
     "precision": one_of(PRECISIONS),

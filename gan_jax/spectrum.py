@@ -34,14 +34,15 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
 
     The players are those of the checkpoint itself, not the averaged generator: that is where the game is. The field is
     the mean over num_samples (0: EXAMPLES) real examples and as many latents, rounded up to whole minibatches of
-    config.batch_size, and the same at every checkpoint of a run; time and memory grow with them. It is computed in
-    float32, whatever config.precision and config.matmul_precision say.
+    config.batch_size (micro-batches, where they are accumulated), and the same at every checkpoint of a run; time and
+    memory grow with them. It is computed in float32, whatever config.precision and config.matmul_precision say.
 
     `stable_learning_rate_at_most` is the largest h with |1 + h lambda| <= 1 for all eigenvalues found that float32 can
     tell from 0, which is min -2 Re(lambda) / |lambda|^2, or 0.0 where a real part is not negative. An end of the
     spectrum at which nothing converged leaves what it alone could tell at None.
     """
-    setup, batches = _in_float32(setup), -(-(num_samples or EXAMPLES) // setup.config.batch_size)
+    setup, n = _in_float32(setup), _examples_at_once(setup)
+    batches = -(-(num_samples or EXAMPLES) // n)
     _check_program(setup, batches)
     players = state.generator.params, state.discriminator.params
     try:
@@ -52,7 +53,7 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in players]
     scalars = {
         "step": int(state.step),
-        "examples": batches * setup.config.batch_size,
+        "examples": batches * n,
         "generator_parameters": sizes[0],
         "discriminator_parameters": sizes[1],
         "field_norm": float(np.linalg.norm(field)),
@@ -87,17 +88,23 @@ def _in_float32(setup: Setup) -> Setup:
     return recipe.build(ConfigDict(config | exact), setup.devices, setup.source)
 
 
+def _examples_at_once(setup: Setup) -> int:
+    """As in training: what batch normalisation averages over, and what fits in memory."""
+    return setup.config.batch_size // setup.config.accumulate
+
+
 def _check_program(setup: Setup, batches: int) -> None:
+    n = _examples_at_once(setup)
     if setup.recipe.unroll and batches > MOST_UNROLLED:
         raise InputError(
-            f"--num_samples makes {batches} minibatches of {setup.config.batch_size}, which for convolutional networks "
+            f"--num_samples makes {batches} minibatches of {n}, which for convolutional networks "
             "on a CPU are written out one by one and would compile for very long; "
-            f"ask for at most {MOST_UNROLLED * setup.config.batch_size}"
+            f"ask for at most {MOST_UNROLLED * n}"
         )
 
 
 def _eigenvalues(setup, state, players, batches) -> tuple[np.ndarray, dict[str, Eigenvalues]]:
-    n = setup.config.batch_size
+    n = _examples_at_once(setup)
     keys = example_keys(setup.devices, setup.keys.reference, batches * n)
     real = independent(setup.source, keys)
     real = jax.tree.map(lambda x: x.reshape(batches, n, *x.shape[1:]), real)

@@ -30,6 +30,7 @@ class Recipe(NamedTuple):
     discriminator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
     prior: Callable  # keys [n] -> latents [n, d]
     batch_size: int  # examples of a minibatch, over all devices
+    accumulate: int  # micro-batches of a minibatch: their gradients are taken one after another, and averaged
     discriminator_steps: int  # k
     one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
     conditional: bool  # whether both players see the labels
@@ -68,21 +69,29 @@ def _init_player(network, tx, key, *inputs) -> Player:
     return Player(params, stats, tx.init(params))
 
 
+def discriminator_keys(devices: Devices, key, n: int):
+    """(the keys of the latents, the keys of the penalty), each [n], of an update of D on n examples of this part."""
+    latent_key, penalty_key = jax.random.split(key)
+    return example_keys(devices, latent_key, n), example_keys(devices, penalty_key, n)
+
+
 @jax.named_scope("discriminator_loss")  # a name that traces and profiles show
-def discriminator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, real, key):
+def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_keys, penalty_keys):
     """What D descends in its `params`, the rest of `state` held constant, on the batch `real` {"image": [n, ...]}.
+
+    Args:
+      latent_keys, penalty_keys: [n], one of either for each example.
 
     Returns: (the mean of objective.discriminator(a, b) + penalty_weight * penalty, over this part of the batch,
       (new running statistics, metrics, the largest |logit|)). G's statistics of this pass are dropped.
     """
     real, labels, hyperparameters = real["image"], _labels(recipe, real), state.hyperparameters
     objective = recipe.objective(hyperparameters)
-    latent_key, penalty_key = jax.random.split(key)
-    latents = recipe.prior(example_keys(devices, latent_key, len(real)))
+    latents = recipe.prior(latent_keys)
     fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True, *labels)
     real_logits, fake_logits, stats = _logits(recipe, params, state.discriminator.stats, real, fake, labels)
     critic = _critic(recipe, params, state.discriminator.stats, labels)
-    penalty = jnp.mean(recipe.penalty(critic, example_keys(devices, penalty_key, len(real)), real, fake))
+    penalty = jnp.mean(recipe.penalty(critic, penalty_keys, real, fake))
     loss = jnp.mean(objective.discriminator(real_logits, fake_logits))
     metrics = {
         "d_loss": loss,
@@ -97,8 +106,8 @@ def discriminator_loss(recipe: Recipe, devices: Devices, state: TrainState, para
 
 
 @jax.named_scope("generator_loss")
-def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, real, key):
-    """What G descends in its `params`, the rest of `state` held constant.
+def generator_loss(recipe: Recipe, state: TrainState, params, real, latent_keys):
+    """What G descends in its `params`, the rest of `state` held constant, at the latents of these keys [n].
 
     `real` {"image": [n, ...]} gives the batch's size, and the real logits where an objective compares with them
     (elsewhere XLA drops the pass that makes them, unless `one_pass` normalises over both).
@@ -107,8 +116,7 @@ def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, 
       largest |logit| of a fake)). D's statistics of this pass are dropped.
     """
     real, labels, discriminator = real["image"], _labels(recipe, real), state.discriminator
-    latents = recipe.prior(example_keys(devices, key, len(real)))
-    fake, stats = recipe.generator.apply(params, state.generator.stats, latents, True, *labels)
+    fake, stats = recipe.generator.apply(params, state.generator.stats, recipe.prior(latent_keys), True, *labels)
     real_logits, fake_logits, _ = _logits(recipe, discriminator.params, discriminator.stats, real, fake, labels)
     loss = jnp.mean(recipe.objective(state.hyperparameters).generator(fake_logits, real_logits))
     return loss, (stats, {"g_loss": loss}, _largest(fake_logits))
@@ -116,8 +124,9 @@ def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, 
 
 def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
     """One update of D on the batch `real` {"image": [n, ...]}: (state, metrics of float32 scalars)."""
-    loss = partial(discriminator_loss, recipe, devices, state)
-    gradients, (stats, metrics, largest) = jax.grad(loss, has_aux=True)(state.discriminator.params, real, key)
+    loss = partial(discriminator_loss, recipe, state)
+    examples = real, *discriminator_keys(devices, key, len(real["image"]))
+    gradients, (stats, metrics, largest) = _gradients(recipe, devices, loss, state.discriminator, examples)
     gradients, stats, metrics = devices.mean((gradients, stats, metrics))
     metrics |= {"d_grad_norm": optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
     player = _update(recipe.discriminator_tx(state.hyperparameters), state.discriminator, gradients, stats)
@@ -126,8 +135,9 @@ def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real
 
 def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
     """One update of G, with noise of `real`'s size, and of its moving average: (state, metrics of float32 scalars)."""
-    loss = partial(generator_loss, recipe, devices, state)
-    gradients, (stats, metrics, largest) = jax.grad(loss, has_aux=True)(state.generator.params, real, key)
+    loss = partial(generator_loss, recipe, state)
+    examples = real, example_keys(devices, key, len(real["image"]))
+    gradients, (stats, metrics, largest) = _gradients(recipe, devices, loss, state.generator, examples)
     gradients, stats, metrics = devices.mean((gradients, stats, metrics))
     metrics |= {"g_grad_norm": optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
     player = _update(recipe.generator_tx(state.hyperparameters), state.generator, gradients, stats)
@@ -212,6 +222,42 @@ def _loop(body: Callable, state, xs, length: int, unroll: bool):
         state, output = body(state, jax.tree.map(lambda x: x[i], xs))  # noqa: B023
         outputs.append(output)
     return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _gradients(recipe: Recipe, devices: Devices, loss: Callable, player: Player, examples):
+    """(the gradient of `loss` in `player.params`, (statistics, metrics, the largest |logit|)) over this part.
+
+    Args:
+      examples: what follows the parameters in the arguments of `loss`, each leaf [n, ...].
+
+    Micro-batch j is every `accumulate`-th example from the j-th on, and so has an equal share of what lies on each
+    device: none is sent to another. All but the largest logit is a mean over the micro-batches.
+    """
+    gradient, count = jax.grad(loss, has_aux=True), recipe.accumulate
+    if count == 1:
+        return gradient(player.params, *examples)
+    examples = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), examples)
+
+    def add(total, j):
+        j = _after(total, j) if recipe.unroll else j
+        micro_batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, j, axis=1, keepdims=False), examples)
+        gradients, (stats, *reported) = gradient(player.params, *jax.tree.map(devices.shard, micro_batch))
+        return jax.tree.map(jnp.add, total, (gradients, stats)), reported
+
+    zeros = jax.tree.map(jnp.zeros_like, (player.params, player.stats))
+    total, (metrics, largest) = _loop(add, zeros, jnp.arange(count), count, recipe.unroll)
+    gradients, stats = jax.tree.map(lambda x: x / count, total)
+    return gradients, (stats, jax.tree.map(jnp.mean, metrics), jnp.max(largest))
+
+
+def _after(tree, j):
+    """The integer j, but not before `tree` is there: what needs it is then not in memory together with what made that.
+
+    XLA drops an `optimization_barrier` before it decides what is computed when. It does not know that no number is
+    above infinity.
+    """
+    above = [jnp.ravel(leaf)[0] > jnp.inf for leaf in jax.tree.leaves(tree)]
+    return j + jnp.any(jnp.stack(above)).astype(j.dtype)
 
 
 def _labels(recipe, batch) -> tuple:

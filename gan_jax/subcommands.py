@@ -56,7 +56,8 @@ def _told(error: BaseException, explain: Callable[[str], str]) -> int:
     except (MemoryError, jax.errors.JaxRuntimeError):
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print("error: out of memory; smaller networks or a smaller batch_size need less", file=sys.stderr)
+        line = "out of memory; smaller networks, a smaller batch_size or a larger accumulate need less"
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except OSError:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)

@@ -162,6 +162,7 @@ def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
         discriminator_tx=still,
         prior=lambda keys: jnp.zeros((len(keys), 1)),
         batch_size=4,
+        accumulate=1,
         discriminator_steps=1,
         one_pass=False,
         conditional=False,

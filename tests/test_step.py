@@ -84,6 +84,7 @@ def fake_recipe(objective="non_saturating", penalty=penalties.none, batch_size=4
         "discriminator_tx": lambda h: scale_by_decayed_rate(h.discriminator_learning_rate, 100, 1.0),
         "prior": noise,
         "batch_size": batch_size,
+        "accumulate": 1,
         "discriminator_steps": steps,
         "one_pass": False,
         "conditional": False,

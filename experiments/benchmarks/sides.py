@@ -88,7 +88,7 @@ class Jax:
 
     def peak_bytes(self) -> int | None:
         """The most device memory ever used; None where that is the process's own."""
-        return _jax_peak(self.jax)
+        return jax_peak(self.jax)
 
 
 class Crowd:
@@ -131,7 +131,7 @@ class Crowd:
 
     def peak_bytes(self) -> int | None:
         """The most device memory ever used; None where that is the process's own."""
-        return _jax_peak(self.jax)
+        return jax_peak(self.jax)
 
 
 class Two:
@@ -186,7 +186,8 @@ def _jax_facts(jax, precision: str) -> dict:
     return {"versions": f"jax {jax.__version__}", "device": kind, "precision": precision}
 
 
-def _jax_peak(jax) -> int | None:
+def jax_peak(jax) -> int | None:
+    """The most memory of the device that JAX ever used; None where that is the process's own."""
     device = jax.devices()[0]
     return None if device.platform == "cpu" else device.memory_stats()["peak_bytes_in_use"]
 

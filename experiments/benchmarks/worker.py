@@ -49,16 +49,15 @@ def timed(side, steps: int) -> dict:
 
 def described(side) -> dict:
     """What the side says of itself, its losses finite: nothing is to be learned from the speed of NaNs."""
-    facts = side.describe() | {"peak": peak(side)}
+    facts = side.describe() | {"peak": peak(side.peak_bytes())}
     for name, loss in facts.get("losses", {}).items():
         if not math.isfinite(loss):
             raise FloatingPointError(f"{name} is {loss} after the timed steps")
     return facts
 
 
-def peak(side) -> float:
-    """Peak memory in MB: the device's, or this process's where the device is the CPU."""
-    of_device = side.peak_bytes()
+def peak(of_device: int | None) -> float:
+    """Peak memory in MB: the device's, in bytes, or this process's where there is none."""
     if of_device is not None:
         return of_device / 1e6
     unit = 1 if sys.platform == "darwin" else 1024

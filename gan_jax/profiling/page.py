@@ -114,7 +114,8 @@ def _what(setup: Setup, measured: Measured, runs_with: str) -> dict[str, str]:
         "device": _device(setup.devices.count),
         "versions": f"{packages}, Python {platform.python_version()}",
         "runtime": runs_with.replace(str(Path.home()), "~"),
-        "config": f"{config.precision}, matmul precision {config.matmul_precision}, batch {config.batch_size}, "
+        "config": f"{config.precision}, matmul precision {config.matmul_precision}, batch {config.batch_size}"
+        f"{f' in {config.accumulate} micro-batches' if config.accumulate > 1 else ''}, "
         f"{config.discriminator.steps} + 1 updates a step, "
         f"steps in a call: {measured.steps}, {config.parallel}",
     }
