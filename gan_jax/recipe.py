@@ -223,8 +223,8 @@ def _check_batch(config, devices: Devices) -> None:
         )
     if config.batch_size % (devices.count * config.accumulate):
         raise InputError(
-            f"config key accumulate is {config.accumulate}, but batch_size is {config.batch_size}, of which "
-            f"{devices.count} devices cannot share so many equal micro-batches; batch_size must be a multiple of "
+            f"config key batch_size is {config.batch_size}, which does not split into accumulate={config.accumulate} "
+            f"micro-batches with an equal share for each device ({devices.count} here); it must be a multiple of "
             f"{devices.count * config.accumulate}"
         )
 

@@ -253,8 +253,8 @@ def _gradients(recipe: Recipe, devices: Devices, loss: Callable, player: Player,
 def _after(tree, j):
     """The integer j, but not before `tree` is there: what needs it is then not in memory together with what made that.
 
-    XLA drops an `optimization_barrier` before it decides what is computed when. It does not know that no number is
-    above infinity.
+    On a CPU XLA drops an `optimization_barrier` before it decides what is computed when. It does not know that no
+    number is above infinity.
     """
     above = [jnp.ravel(leaf)[0] > jnp.inf for leaf in jax.tree.leaves(tree)]
     return j + jnp.any(jnp.stack(above)).astype(j.dtype)

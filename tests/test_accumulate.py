@@ -322,15 +322,15 @@ def test_all_micro_batches_are_counted(shrunk, name, variant):
 
 def test_a_batch_without_so_many_equal_micro_batches_is_an_error(shrunk):
     message = (
-        "config key accumulate is 3, but batch_size is 8, of which 1 devices cannot share so many equal micro-batches; "
-        "batch_size must be a multiple of 3"
+        "config key batch_size is 8, which does not split into accumulate=3 micro-batches with an equal share for each "
+        "device (1 here); it must be a multiple of 3"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         build(shrunk("mixture", "ring8", {"accumulate": 3}))
     config = shrunk("mixture", "ring8", {"accumulate": 4})
     assert build(config, "mesh", 2).recipe.accumulate == 4
     for layout in LAYOUTS:
-        with pytest.raises(InputError, match=r"batch_size must be a multiple of 16$"):
+        with pytest.raises(InputError, match=r"\(4 here\); it must be a multiple of 16$"):
             build(config, layout, 4)
     with pytest.raises(InputError, match="config key accumulate is 0; it must be a positive integer"):
         build(shrunk("mixture", "ring8", {"accumulate": 0}))

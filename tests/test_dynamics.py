@@ -297,6 +297,11 @@ def test_the_verb_writes_both_files_and_repeats_itself(shrunk, tmp_path):
         assert np.asarray(image).std() > 0
 
 
+def test_the_field_is_normalised_over_micro_batches_where_a_run_accumulates(shrunk, tmp_path):
+    played = game(shrunk("mixture", "ring8", {"accumulate": 4}))
+    assert spectrum_of_run(played.setup, played.state, tmp_path, 5)["examples"] == 6  # three of 8 / 4
+
+
 def test_the_default_number_of_examples_is_of_whole_minibatches(shrunk, tmp_path, monkeypatch):
     monkeypatch.setattr(spectrum, "EXAMPLES", 9)
     played = game(shrunk("mixture", "ring8"))

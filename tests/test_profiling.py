@@ -369,10 +369,10 @@ def test_a_profile_of_a_mapped_loop_whose_trace_cannot_be_read(shrunk, tmp_path,
 
     monkeypatch.setattr(profiling, "busy_seconds", unreadable)
     changes = {"parallel": "pmap", "precision": "bfloat16", "steps_per_call": 2, "log_every": 4, "sample_every": 4}
-    page = profile(tmp_path, shrunk("digits", None, changes | {"checkpoint_every": 4}))
+    page = profile(tmp_path, shrunk("digits", None, changes | {"checkpoint_every": 4, "accumulate": 2}))
     assert (
-        row(page, "config")
-        == "bfloat16, matmul precision default, batch 8, 1 + 1 updates a step, steps in a call: 2, pmap"
+        row(page, "config") == "bfloat16, matmul precision default, batch 8 in 2 micro-batches, 1 + 1 updates a step, "
+        "steps in a call: 2, pmap"
     )
     assert "The costliest operations are not known: of another format.\n" in page
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
