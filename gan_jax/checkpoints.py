@@ -13,9 +13,11 @@ import jax.numpy as jnp
 
 from gan_jax import processes
 from gan_jax.bits import scramble
-from gan_jax.errors import InputError, UnsavedError
+from gan_jax.errors import AgreedError, InputError, UnsavedError
 from gan_jax.files import require_writable
 from gan_jax.state import TrainState
+
+READ_WITHIN = 600  # seconds between the first and the last of several processes
 
 
 class Checkpoints:
@@ -27,7 +29,7 @@ class Checkpoints:
         self._fingerprint = jax.jit(fingerprint)
         self._quiet = ExitStack()  # while something may be written
         if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
-            require_writable(self._directory)
+            processes.all_or_none(partial(require_writable, self._directory))
 
     @cached_property
     def _manager(self):
@@ -60,11 +62,11 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, good or not; None without any."""
-        return None if self._is_untouched() else self._manager.latest_step()
+        return None if self._is_untouched() else processes.from_first(self._manager.latest_step())
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints, good or not, in order."""
-        return [] if self._is_untouched() else sorted(self._manager.all_steps())
+        return [] if self._is_untouched() else processes.from_first(sorted(self._manager.all_steps()))
 
     def restore_step(self, step: int, template: TrainState) -> TrainState:
         """The checkpoint of one step. Raises InputError where there is none, or it is not whole."""
@@ -87,7 +89,8 @@ class Checkpoints:
         reasons = {}
         for step in steps:
             try:
-                state = processes.all_or_none(partial(self._whole, step, template))
+                # One that alone cannot read it does not wait for ever for those who could: they wait in Orbax for it.
+                state = processes.all_or_none(partial(self._whole, step, template), within=READ_WITHIN)
             except InputError as error:
                 reasons[step] = str(error)
                 continue
@@ -95,7 +98,7 @@ class Checkpoints:
                 print(f"checkpoint {bad} is corrupt ({reasons[bad]}); going back to {step}", file=sys.stderr)
             return state
         if steps:
-            raise InputError(
+            raise AgreedError(
                 f"no checkpoint in {self._directory} is whole (newest, {steps[0]}: {reasons[steps[0]]}); "
                 "put a good copy there, or start again in another workdir"
             )

@@ -9,7 +9,7 @@ example, keyed by its slot in the global batch, so that all of them train on the
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,12 +78,26 @@ class Devices(NamedTuple):
 
 def _on_all_processes(replicated: NamedSharding, x) -> jax.Array:
     """This process's copies as an array of all processes. jax.device_put would send them around, to compare them."""
-    if isinstance(x, jax.Array) and x.sharding.device_set == replicated.device_set:
+    if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(replicated, x.ndim):
         return x
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = _on_all_processes(replicated, jax.random.key_data(x))
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
     return jax.make_array_from_process_local_data(replicated, np.asarray(x))
+
+
+def anywhere(answer: bool) -> jax.Array:
+    """Whether any process says so, once their devices have told each other; all must ask."""
+    by_device, function = _ballot()
+    own = np.full(jax.local_device_count(), answer)
+    return function(jax.make_array_from_process_local_data(by_device, own))
+
+
+@cache
+def _ballot():
+    grid = Mesh(np.array(in_order(jax.devices())), (AXIS,))
+    everywhere = NamedSharding(grid, PartitionSpec())
+    return NamedSharding(grid, PartitionSpec(AXIS)), jax.jit(jnp.any, out_shardings=everywhere)
 
 
 def example_keys(devices: Devices, key, n: int):

@@ -1,4 +1,4 @@
-"""The two ways in which a run may end that are nobody's bug."""
+"""The ways in which a run may end that are nobody's bug."""
 
 
 class InputError(ValueError):

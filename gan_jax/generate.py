@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_jax import images, step
+from gan_jax import images, processes, step
 from gan_jax.data import independent
 from gan_jax.devices import Devices, mesh
 from gan_jax.progress import progress
@@ -73,7 +73,8 @@ class Generate:
         labels = None
         if self._conditional:
             keys = jax.random.split(jax.random.fold_in(key, LABELS), n)
-            labels = np.asarray(independent(self._setup.source, keys)["label"])
+            drawn = processes.by_first(lambda: np.asarray(independent(self._setup.source, keys)["label"]).tolist())
+            labels = np.array(drawn, np.int32)
         return self.examples(average, key, n, labels)
 
     def from_latents(self, average: Average, latents, labels: np.ndarray | None = None) -> np.ndarray:

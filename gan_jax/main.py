@@ -1,6 +1,7 @@
 """The command line: `python -m gan_jax.main --config=configs/dcgan.py`; `--help` lists the flags."""
 
 import math
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -70,9 +71,11 @@ def _run(argv: list[str]) -> None:
     if _MODE.value == "plan":
         runtime.stand_in(_HOSTS.value * _DEVICES_PER_HOST.value)
     runs_with = runtime.RUNTIMES[_RUNTIME.value]()  # before anything starts JAX's backend
-    joined = processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    if processes.several() and _MODE.value != "train":
-        raise InputError(f"--mode={_MODE.value} is for one process, and this is {joined}; give it --num_processes=1")
+    place = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    if _MODE.value == "train":
+        processes.join(*place)
+    elif processes.find(*place, os.environ) is not None:
+        raise InputError(f"--mode={_MODE.value} is for one process, and this is one of several; add --num_processes=1")
     {"train": _train, "profile": _profile, "plan": _plan}.get(_MODE.value, _use_run)(runs_with)
 
 
@@ -110,6 +113,7 @@ def _check_plan_flags() -> None:
 def _train(runs_with: str) -> None:
     config = processes.all_or_none(_config)
     if processes.several():
+        processes.all_or_none(partial(schema.check, config))
         _require_equal_starts(config)
     setup = processes.all_or_none(partial(recipe.build, config))
     of_first = processes.by_first(lambda: str(_workdir()))
@@ -126,7 +130,7 @@ def _require_equal_starts(config: ConfigDict) -> None:
     processes.require_equal(
         "config key", {key: value for key, value in given.items() if key not in workdirs.MAY_DIFFER_BETWEEN_PROCESSES}
     )
-    processes.require_equal("the version of", code_versions())
+    processes.require_equal("the version of", processes.all_or_none(code_versions))
     processes.require_equal("the kind of", {"devices": jax.local_devices()[0].device_kind})
     _say(f"{jax.process_count()} processes with {jax.local_device_count()} devices each, the same config and code")
 

@@ -6,29 +6,37 @@ them waiting in their next collective. With one process everything here is local
 """
 
 import ctypes
+import itertools
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gan_jax.devices import anywhere
 from gan_jax.errors import AgreedError, InputError
 
-# A process that has not been heard of for so many seconds is taken for dead, where no collective has noticed before.
+# Seconds. A process that has not been heard of for so long is taken for dead, where no collective has noticed before.
 HEARTBEAT = 30
+JOIN_WITHIN = 300  # for all processes to be there
+AGREE_WITHIN = 24 * 3600  # between processes that live: one may be scoring for long
+
 _AND_NOW = "so this one ends too; the same command in all of them goes on from the newest checkpoint"
 GONE = f"another process of this run is gone, {_AND_NOW}"
 _ABORTED = f"error: JAX gives up, most likely since another process of this run is gone, {_AND_NOW}"
-# What XLA says in a collective whose other end is gone, by the library that moves the bytes.
-_LOST = ("Gloo", "NCCL", "Connection reset by peer", "coordination service", "CoordinationService")
+_APART = (
+    "the processes of the run did not find each other; start all of them, each with --num_processes, a --process_id of "
+    "its own and the --coordinator=HOST:PORT of process 0, or give --num_processes=1 to one that is alone"
+)
+# What is said of a collective, or of JAX's coordinator, whose other end is gone.
+_LOST = re.compile(
+    r"Gloo \w+ failed|Connection (reset|closed) by peer|NCCL.*(remote|peer)|[Cc]oordination ?[Ss]ervice|GetKeyValue"
+)
 
 
 class Place(NamedTuple):
@@ -40,18 +48,20 @@ class Place(NamedTuple):
     device: int | None = None  # the only one of this host's devices that is this process's; None: all of them
 
 
-def join(coordinator: str | None, count: int | None, index: int | None) -> str:
-    """Before JAX's backend starts: joins the processes of the run; one line of what this one is.
+def join(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Before JAX's backend starts: joins the processes of the run, if there are several.
 
     Args:
       coordinator, count, index: what the flags say; what they leave out, the environment may.
 
-    Raises InputError where they contradict each other, or where the processes do not find each other.
+    Raises InputError where they contradict each other. Where the processes do not find each other within JOIN_WITHIN,
+    JAX ends this one, and a line with exit status 2 is its last.
     """
     place = find(coordinator, count, index, os.environ)
     if place is None:
-        return "1 process"
-    by_jax = None if place.coordinator is None else "deactivate"  # who finds out what is missing
+        if count == 1 or not _on_tpu_vm():
+            return
+        place = Place(None, None, None)  # one host of a pod must not start without the others
     _end_where_jax_aborts()
     # JAX's own answer to SIGTERM would take the place of ours, which the training loop asks.
     jax.config.update("jax_enable_preemption_service", False)
@@ -61,17 +71,15 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> str:
             place.count,
             place.index,
             local_device_ids=place.device,
-            cluster_detection_method=by_jax,
+            cluster_detection_method=None if place.coordinator is None else "deactivate",  # who finds what is missing
+            initialization_timeout=JOIN_WITHIN,
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:  # JAX's own is a RuntimeError
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"the processes of the run did not find each other ({reason}); give each --num_processes, a --process_id "
-            "of its own and --coordinator=HOST:PORT of process 0, or --num_processes=1 to one that is alone"
-        ) from error
+        raise InputError(f"{_APART} ({' '.join(str(error).split())[:200]})") from error
+    global _joined
+    _joined = True
     _require_equal_shares()
-    return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 def _require_equal_shares() -> None:
@@ -87,42 +95,38 @@ def _require_equal_shares() -> None:
 def find(coordinator: str | None, count: int | None, index: int | None, environ: Mapping[str, str]) -> Place | None:
     """The place that flags and environment give; None for a process by itself. See `join`.
 
-    By flags, else by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or JOB_COMPLETION_INDEX, which an
-    indexed Kubernetes job sets), else by Open MPI's or Slurm's variables or on a TPU, where JAX finds the coordinator.
+    Each by its flag, else by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or JOB_COMPLETION_INDEX,
+    which an indexed Kubernetes job sets); where nothing says how many there are, by Open MPI's or Slurm's variables or
+    a TPU pod's, from which JAX finds the rest.
     """
+    count = _number(environ, "JAX_NUM_PROCESSES") if count is None else count
     if count == 1:
         return None
-    if count is not None and count < 1:
-        raise InputError(f"--num_processes is {count}; it must be 1 or more")
-    if count is None and (index is not None or coordinator is not None):
+    if index is None:
+        index = _number(environ, "JAX_PROCESS_ID")
+    if count is None and (coordinator is not None or index is not None):
         raise InputError("--coordinator and --process_id are for several processes; give --num_processes too")
     coordinator = coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
-    if count is not None:
-        return _checked(Place(count, index, coordinator))
-    if "JAX_NUM_PROCESSES" in environ:
-        count = _number(environ, "JAX_NUM_PROCESSES")
-        name = "JAX_PROCESS_ID" if "JAX_PROCESS_ID" in environ else "JOB_COMPLETION_INDEX"
-        index = _number(environ, name) if name in environ else None
-        return _checked(Place(count, index, coordinator)) if count > 1 else None
-    return _from_launcher(coordinator, environ)
+    if count is None:
+        return _from_launcher(coordinator, environ)
+    return _checked(Place(count, _number(environ, "JOB_COMPLETION_INDEX") if index is None else index, coordinator))
 
 
 def _from_launcher(coordinator: str | None, environ: Mapping[str, str]) -> Place | None:
-    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
+    if (_number(environ, "OMPI_COMM_WORLD_SIZE") or 1) > 1:
         if coordinator is None and "OMPI_MCA_orte_hnp_uri" not in environ:  # which Open MPI set up to version 4
             raise InputError("Open MPI does not say where process 0 is; set JAX_COORDINATOR_ADDRESS to its HOST:PORT")
         names = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
         size, rank, device = (_number(environ, name) for name in names)
         return Place(size, rank, coordinator, device)
     by_srun = {"SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"} <= set(environ)
-    if by_srun and _number(environ, "SLURM_NTASKS") > 1:
-        return Place(None, None, None)
-    hosts = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return Place(None, None, None) if len(hosts) > 1 or _on_tpu_vm() else None
+    by_srun = by_srun and (_number(environ, "SLURM_NTASKS") or 1) > 1
+    of_a_pod = "," in environ.get("TPU_WORKER_HOSTNAMES", "")
+    return Place(None, None, None) if by_srun or of_a_pod else None
 
 
 def _on_tpu_vm() -> bool:
-    """Whether this is a host with TPUs that JAX will use: one of a pod's must not start without the others."""
+    """Whether this is a host with TPUs that JAX will use: perhaps one of a pod's."""
     from importlib.util import find_spec
 
     platforms = jax.config.jax_platforms
@@ -132,6 +136,8 @@ def _on_tpu_vm() -> bool:
 
 
 def _checked(place: Place) -> Place:
+    if place.count < 1:
+        raise InputError(f"--num_processes is {place.count}; it must be 1 or more")
     if place.index is None or not 0 <= place.index < place.count:
         given = "missing" if place.index is None else place.index
         raise InputError(f"--process_id is {given}; of {place.count} processes it is 0 to {place.count - 1}")
@@ -143,11 +149,11 @@ def _checked(place: Place) -> Place:
     return place
 
 
-def _number(environ: Mapping[str, str], name: str) -> int:
-    text = environ.get(name, "0")
-    if not text.isdecimal():
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if text is not None and not text.isdecimal():
         raise InputError(f"the environment's {name} is {text!r}; it must be an integer, 0 or more")
-    return int(text)
+    return None if text is None else int(text)
 
 
 def several() -> bool:
@@ -160,10 +166,14 @@ def is_first() -> bool:
     return not several() or jax.process_index() == 0
 
 
-def all_or_none(function: Callable[[], Any]) -> Any:
-    """What the function returns, if it raises no InputError in any process; else an AgreedError in every process.
+def all_or_none(function: Callable[[], Any], often: bool = False, within: float = AGREE_WITHIN) -> Any:
+    """What the function returns, if no process makes a mistake in it; else an AgreedError in every process.
 
-    All must call it, and the function must not wait for the others.
+    A mistake is an InputError or an OSError. All must call it, and the function must not wait for the others.
+
+    Args:
+      often: it is asked at every call: that all is well is then told by the devices, which costs the least.
+      within: seconds in which the others must have answered; else this one takes them for lost.
     """
     if not several():
         return function()
@@ -172,7 +182,11 @@ def all_or_none(function: Callable[[], Any]) -> Any:
         result = function()
     except InputError as error:
         wrong = str(error) or "failed"
-    wrongs = {index: text for index, text in enumerate(_gathered(wrong)) if text}
+    except OSError as error:
+        wrong = f"{error.filename or 'a file'}: {error.strerror or error}"
+    if often and not anywhere(bool(wrong)):
+        return result
+    wrongs = {index: text for index, text in enumerate(_gathered(wrong, within)) if text}
     if not wrongs:
         return result
     index, text = next(iter(wrongs.items()))
@@ -221,41 +235,35 @@ class _Together:
 
     def __call__(self) -> bool:
         before = self._answer is not None and bool(self._answer)
-        self._answer = _any(self._question())
+        self._answer = anywhere(self._question())
         return before
 
 
-def _any(answer: bool) -> jax.Array:
-    """Whether any process says so, once their devices have told each other."""
-    by_device, function = _ballot()
-    own = np.full(jax.local_device_count(), answer)
-    return function(jax.make_array_from_process_local_data(by_device, own))
+def _gathered(text: str, within: float = AGREE_WITHIN) -> list[str]:
+    """Every process's text, by the process: told through JAX's coordinator, so that no device has to be waited for."""
+    from jax._src.distributed import global_state  # JAX has no public way to it; Orbax goes this one
+
+    client, number, own = global_state.client, next(_gatherings), jax.process_index()
+    client.key_value_set(_key(number, own), text)
+    timeout = int(within * 1000)  # milliseconds
+    texts = [client.blocking_key_value_get(_key(number, i), timeout) for i in range(jax.process_count())]
+    if number >= 2:  # who has told this one has read all of the last one, and nobody needs the one before that
+        client.key_value_delete(_key(number - 2, own))
+    return texts
 
 
-@cache
-def _ballot():
-    grid = Mesh(np.array(jax.devices()), ("devices",))
-    everywhere = NamedSharding(grid, PartitionSpec())
-    return NamedSharding(grid, PartitionSpec("devices")), jax.jit(jnp.any, out_shardings=everywhere)
+_gatherings = itertools.count()
 
 
-def _gathered(text: str) -> list[str]:
-    """Every process's text, by the process."""
-    from jax.experimental import multihost_utils
-
-    own = np.frombuffer(text.encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(len(own)))
-    if not lengths.any():
-        return [""] * len(lengths)
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(own)] = own
-    rows = multihost_utils.process_allgather(padded)
-    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
+def _key(number: int, index: int) -> str:
+    return f"gan_jax/{number}/{index}"
 
 
 def means_loss(error: BaseException) -> bool:
     """Whether an error says that another process of the run is gone."""
-    return several() and any(words in str(error) for words in _LOST)
+    if not several() or isinstance(error, (InputError, OSError)):
+        return False
+    return isinstance(error, (RuntimeError, ValueError)) and bool(_LOST.search(str(error)))
 
 
 def leave(status: int) -> NoReturn:
@@ -277,8 +285,9 @@ def _end_where_jax_aborts() -> None:
 
 
 def _aborted(_: int) -> None:
-    os.write(2, f"{_ABORTED}\n".encode())
-    os._exit(1)
+    os.write(2, f"{_ABORTED if _joined else f'error: {_APART}'}\n".encode())
+    os._exit(1 if _joined else 2)
 
 
+_joined = False  # whether all processes were there once
 _on_abort = None  # C calls it: it must not be collected

@@ -151,12 +151,12 @@ def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
     The discriminator's metrics are those of its last update; `max_logit` is the largest |logit| that either met.
     """
     keys = step_keys(state)
-    discriminator_keys = jax.random.split(keys.discriminator, recipe.discriminator_steps)
+    update_keys = jax.random.split(keys.discriminator, recipe.discriminator_steps)
 
     def body(state, real_and_key):
         return discriminator_step(recipe, devices, state, *real_and_key)
 
-    state, metrics = _loop(body, state, (batch, discriminator_keys), recipe.discriminator_steps, recipe.unroll)
+    state, metrics = _loop(body, state, (batch, update_keys), recipe.discriminator_steps, recipe.unroll)
     last = jax.tree.map(lambda x: x[-1], (batch, metrics))
     state, generator_metrics = generator_step(recipe, devices, state, last[0], keys.generator)
     # Of the two, a NaN gives way to a number: when a run diverges, the last finite logit is what explains it.

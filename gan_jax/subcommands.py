@@ -43,7 +43,7 @@ def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) ->
 def _told(error: BaseException, explain: Callable[[str], str]) -> int:
     """The exit status after this error, once its line is printed; raises it where it is nobody's mistake."""
     if processes.means_loss(error):
-        print(f"error: {processes.GONE}", file=sys.stderr)
+        print(f"error: {processes.GONE} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 1
     try:
         raise error

@@ -18,7 +18,7 @@ from gan_jax.best import Best
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data.source import content
 from gan_jax.devices import Program
-from gan_jax.errors import DivergedError, InputError, UnsavedError
+from gan_jax.errors import AgreedError, DivergedError, InputError, UnsavedError
 from gan_jax.evaluation.comparison import better
 from gan_jax.feed import Feed, feed
 from gan_jax.generate import Generate
@@ -51,7 +51,7 @@ def train(setup: Setup, workdir: Path) -> bool:
             if processes.is_first():
                 print(f"going on from step {int(state.step):,}", file=sys.stderr)
         with (
-            closing(_writers(setup, workdir, int(state.step))) as writers,
+            closing(processes.all_or_none(partial(_writers, setup, workdir, int(state.step)))) as writers,
             closing(feed(setup, state, partial(next_boundary, setup.config))) as data,
             _best(setup, scoring, workdir) as best,
         ):
@@ -140,8 +140,9 @@ class _Loop:
             yield
         except UnsavedError:
             raise
-        except InputError:
-            self._save(state, now)
+        except InputError as error:
+            if not processes.several() or isinstance(error, AgreedError):  # saving waits for all
+                self._save(state, now)
             raise
 
     def _advance(self, state: TrainState, now: int, after: int) -> TrainState:
@@ -155,7 +156,7 @@ class _Loop:
     def _read(self, now: int, after: int):
         read = partial(self._data.call, now, after)
         # Each process reads rows of its own, and what one cannot read the others must not wait for.
-        return processes.all_or_none(read) if self._setup.source.streamed else read()
+        return processes.all_or_none(read, often=True) if self._setup.source.streamed else read()
 
     def _do_what_is_due(self, state: TrainState, now: int) -> None:
         if is_due(self._config, "log_every", now):

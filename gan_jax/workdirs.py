@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import json
+import os
 import secrets
 import sys
 import time
@@ -25,7 +26,7 @@ MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
 MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
 SCORING = "evaluation."  # keys that begin so
 LOCK = ".lock"
-SEEN_WITHIN = 30  # seconds in which a file that one host writes is to be seen by another
+SEEN_WITHIN = 60  # seconds in which a file that one host writes is to be seen by another
 
 
 def fresh(config_name: str) -> Path:
@@ -47,7 +48,7 @@ def claimed(workdir: Path, config: ConfigDict):
     """
     with ExitStack() as stack:
         token = processes.by_first(lambda: _claim(stack, workdir, config))
-        processes.all_or_none(partial(_require_shared, workdir, token))
+        processes.all_or_none(partial(require_shared, workdir, token))
         yield
 
 
@@ -59,15 +60,19 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
     lock.truncate(0)
     lock.write(token)
     lock.flush()
+    os.fsync(lock.fileno())  # NFS shows others what is written when the file is closed, which is at the end of the run
     return token
 
 
-def _require_shared(workdir: Path, token: str) -> None:
+def require_shared(workdir: Path, token: str) -> None:
     """Raises InputError where the folder is not the one that the first process has claimed."""
-    for _ in range(SEEN_WITHIN):
+    end = time.monotonic() + SEEN_WITHIN
+    while True:
         with suppress(OSError):
             if (workdir / LOCK).read_text() == token:
                 return
+        if time.monotonic() > end:
+            break
         time.sleep(1)  # another host's file may be seen with a delay
     raise InputError(f"workdir {workdir} is not that of process 0; --workdir must be a folder that all of them share")
 

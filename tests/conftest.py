@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))  # for `configs`, which is not installed
 flags.FLAGS.mark_as_parsed()
 
 
-def _shrunk(name: str, variant: str | None = None, changes: dict | None = None):
+def shrunk_config(name: str, variant: str | None = None, changes: dict | None = None):
     config = importlib.import_module(f"configs.{name}").get_config(*([variant] if variant else []))
     config.update(num_steps=4, batch_size=8, log_every=1, sample_every=2, checkpoint_every=2)
     config.steps_per_call = min(config.steps_per_call, 2)
@@ -50,7 +50,7 @@ def _shrunk(name: str, variant: str | None = None, changes: dict | None = None):
 @pytest.fixture(scope="session")
 def shrunk():
     """`shrunk(name, variant=None, {dotted key: value})`: the shipped config with tiny networks and a few steps."""
-    return _shrunk
+    return shrunk_config
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from rounding import DESCENT, TOLERANCE, norm
 
 from gan_jax import networks, recipe, step
 from gan_jax.devices import mesh, pmapped
@@ -23,15 +24,6 @@ from gan_jax.state import TrainState
 STEPS = 3
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
 
-# The layouts differ by the order of their sums, so by rounding, and Adam (at its first step, or with b1 = 0) and
-# RMSProp divide a gradient by its own size: one that is zero but for rounding moves its weight by a whole learning
-# rate, to either side. Hence gradient descent, with rates so large that what moves does so by much more than
-# the tolerance.
-DESCENT = {
-    f"{player}.optimizer.{key}": value
-    for player in ("generator", "discriminator")
-    for key, value in {"name": "sgd", "b1": 0.5, "learning_rate": 0.1, "decay_to": 1.0}.items()
-}
 BATCH = {f"{player}.normalization": "batch" for player in ("generator", "discriminator")}
 PLAIN = {f"{player}.normalization": "none" for player in ("generator", "discriminator")}
 NO_PENALTY = {"penalty.name": "none", "penalty.weight": 0.0}
@@ -65,10 +57,6 @@ CASES = [
     ("dcgan", "pmapped", 4),
     ("steep", "pmapped", 1),
 ]
-
-# Relative to the norm of what is compared. Float32 rounds at 6e-8; after these steps 1e-6 of a move is seen, and a
-# scale near 1 that moved little could lose ten times that to one rounding. A broken collective costs more than 1e-2.
-TOLERANCE = 1e-4
 
 
 class Result(NamedTuple):
@@ -140,10 +128,6 @@ def train(setup, runs, start):
         moves = jax.tree.map(np.subtract, after, before)
         results.append(Result(after, moves, jax.tree.map(lambda *values: np.concatenate(values), *series)))
     return Trained(setup, hlo.parse(program.compiled.as_text()), results, state)
-
-
-def norm(tree):
-    return np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree)))
 
 
 def distance(actual, expected):

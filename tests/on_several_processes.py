@@ -11,7 +11,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from conftest import _shrunk
+from conftest import shrunk_config
+from rounding import DESCENT
 
 from gan_jax import processes, recipe
 from gan_jax.errors import AgreedError, InputError
@@ -20,12 +21,6 @@ from gan_jax.generate import Generate
 from gan_jax.train import compiled_call
 
 STEPS = 3
-# Gradient descent, for the reason that tests of devices have: layouts differ by rounding, which Adam blows up.
-DESCENT = {
-    f"{player}.optimizer.{key}": value
-    for player in ("generator", "discriminator")
-    for key, value in {"name": "sgd", "b1": 0.5, "learning_rate": 0.1, "decay_to": 1.0}.items()
-}
 RUNS = {
     "generated": ("mixture", "ring8", {}),  # pairs of examples, a penalty
     "mapped": ("mixture", "ring8", {"parallel": "pmap"}),
@@ -39,7 +34,7 @@ def results(name: str, arrays: Path) -> dict[str, np.ndarray]:
     """The metrics of a few steps, where they took each player, and samples: by name, on the host."""
     base, variant, changes = RUNS[name]
     changes = changes | ({"data.dir": str(arrays)} if "data.name" in changes else {})
-    setup = recipe.build(_shrunk(base, variant, DESCENT | changes | {"num_steps": STEPS, "steps_per_call": 1}))
+    setup = recipe.build(shrunk_config(base, variant, DESCENT | changes | {"num_steps": STEPS, "steps_per_call": 1}))
     state = recipe.initial_state(setup)
     found = {}
     with closing(feed(setup, state, lambda now: now + 1)) as data:

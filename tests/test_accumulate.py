@@ -1,6 +1,7 @@
 """Gradient accumulation: the update of the whole minibatch, in the memory of a part of it."""
 
 import re
+from collections import Counter
 from functools import partial
 from typing import NamedTuple
 
@@ -9,22 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from rounding import DESCENT, TOLERANCE, norm
 
 from gan_jax import recipe, step
 from gan_jax.devices import EACH, example_keys, mesh, pmapped, population
 from gan_jax.errors import InputError
 from gan_jax.population import Population
-from gan_jax.profiling import flops
+from gan_jax.profiling import flops, hlo
 
 STEPS = 2
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
-# Gradient descent at large rates, and a tolerance relative to how far everything moved: see test_devices.py.
-DESCENT = {
-    f"{player}.optimizer.{key}": value
-    for player in ("generator", "discriminator")
-    for key, value in {"name": "sgd", "b1": 0.5, "learning_rate": 0.1, "decay_to": 1.0}.items()
-}
-TOLERANCE = 1e-4
 CONVOLUTIONS = {"generator.normalization": "none", "discriminator.steps": 1}
 LABELLED = {"conditional": True, "penalty.name": "r1", "penalty.weight": 1.0}
 RECIPES = {
@@ -86,10 +81,6 @@ def train(setup):
         series.append(jax.device_get(metrics))
     moves = jax.tree.map(np.subtract, players(state), before)
     return Result(moves, jax.tree.map(lambda *values: np.concatenate(values), *series))
-
-
-def norm(tree):
-    return np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree)))
 
 
 def distance(actual, expected):
@@ -272,11 +263,9 @@ def test_the_new_state_takes_the_place_of_the_old_one(program, accumulate):
 
 def exchanged(made):
     """{kind: float32 numbers} that a program's collectives exchange, those of a loop once."""
-    found = {}
-    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    for shapes, kind in re.findall(rf"= (.*) ({kinds})(?:-start)?\(", made.as_text()):
-        sizes = [np.prod([int(n) for n in each.split(",") if n]) for each in re.findall(r"f32\[([\d,]*)\]", shapes)]
-        found[kind] = found.get(kind, 0) + sum(sizes)
+    found = Counter()
+    for each in hlo.collectives(hlo.parse(made.as_text())):
+        found[each.kind] += each.bytes // 4
     return found
 
 

@@ -20,6 +20,7 @@ import on_several_processes as together
 import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
+from rounding import DESCENT, TOLERANCE
 
 from configs import digits
 from gan_jax import processes, workdirs
@@ -33,10 +34,9 @@ from gan_jax.train import train
 from gan_jax.versions import code_versions
 
 ROOT = Path(__file__).resolve().parents[1]
-TOLERANCE = 1e-4  # as in the tests of devices
 PATIENCE = 240  # seconds; what takes so long hangs
 # Numbers that rounding does not blow up, and a step for every call: a signal is then heard of soon.
-CHANGES = together.DESCENT | {
+CHANGES = DESCENT | {
     "batch_size": 8,
     "steps_per_call": 1,
     "generator.width": 8,
@@ -74,13 +74,14 @@ class Started:
     def __init__(self, folder, commands, devices=1, roots=None):
         folder.mkdir(parents=True, exist_ok=True)
         self.outputs = [(folder / f"{i}.out", folder / f"{i}.err") for i in range(len(commands))]
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         self.processes = []
         for i, command in enumerate(commands):
             out, err = (path.open("w") for path in self.outputs[i])
             with out, err:
                 root = roots[i] if roots else ROOT
                 command = [sys.executable, *map(str, command)]
+                count = devices[i] if isinstance(devices, list) else devices
+                environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
                 self.processes.append(subprocess.Popen(command, cwd=root, env=environment, stdout=out, stderr=err))
 
     def ended(self):
@@ -113,6 +114,12 @@ def start(tmp_path):
         for process in each.processes:
             process.kill()
             process.wait()
+
+
+def ends_at(workdir, step):
+    """Tells the folder of a run that it has so many steps."""
+    config = json.loads((workdir / "config.json").read_text()) | {"num_steps": step}
+    (workdir / "config.json").write_text(json.dumps(config))
 
 
 def lines(workdir):
@@ -211,8 +218,9 @@ def test_a_run_of_several_processes_leaves_what_a_run_of_one_leaves(start, tmp_p
 
 def test_a_signal_to_one_stops_all_at_a_step_from_which_another_number_of_processes_goes_on(start, tmp_path):
     workdir, whole = tmp_path / "run", tmp_path / "whole"
-    endless = [*RUN, "--config.num_steps=5000", f"--workdir={workdir}"]
-    run = start(4, *endless)
+    # Slowly: how many steps it takes before it hears the signal depends on the machine, and rounding grows with them.
+    rates = {f"{player}.optimizer.learning_rate": 0.01 for player in ("generator", "discriminator")}
+    run = start(4, *RUN, *as_flags(rates), "--config.num_steps=5000", f"--workdir={workdir}")
     wait_for_step(run, workdir, 3)
     run.processes[2].send_signal(signal.SIGTERM)
     assert run.ended() == [0] * 4, [run.last_line(i) for i in range(4)]
@@ -220,18 +228,20 @@ def test_a_signal_to_one_stops_all_at_a_step_from_which_another_number_of_proces
     assert f"stopped by a signal at step {stopped:,}, which is saved" in run.stdout(0)
     assert (workdir / "checkpoints" / str(stopped)).is_dir()
 
-    # One process goes on, to a step that the folder is told to end at. It is the run that nobody interrupted.
-    config = json.loads((workdir / "config.json").read_text()) | {"num_steps": stopped + 5}
-    (workdir / "config.json").write_text(json.dumps(config))
-    alone({"num_steps": stopped + 5}, workdir)
-    alone({"num_steps": stopped + 5}, whole)
+    # One process goes on. It is the run that nobody interrupted.
+    ends_at(workdir, stopped + 5)
+    for folder in (workdir, whole):
+        alone(rates | {"num_steps": stopped + 5}, folder)
     assert_close(lines(workdir), lines(whole))
 
 
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(start, tmp_path):
-    workdir = tmp_path / "run"
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    alone({"num_steps": 10}, workdir)  # what one process began, two go on with
+    alone({"num_steps": 20}, whole)
+    ends_at(workdir, 100_000)
     endless = [*RUN, "--config.num_steps=100000", f"--workdir={workdir}"]
-    reached = 0
+    reached = 10
     for victim in (1, 0):
         run = start(2, *endless)
         wait_for_step(run, workdir, reached + 12)  # a checkpoint later
@@ -240,8 +250,9 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(start, tmp_path):
         assert re.search("another process of this run is gone, so this one ends too", run.last_line(1 - victim))
         reached = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
     steps = [line["step"] for line in lines(workdir)]
-    assert reached >= 20
+    assert reached >= 30
     assert steps[:reached] == list(range(1, reached + 1))  # written once, by one process
+    assert_close(lines(workdir)[:20], lines(whole))
 
 
 COUNT = 1200  # images
@@ -273,6 +284,34 @@ def refused(run, message):
     assert run.ended() == [2] * len(run.processes), [run.last_line(i) for i in range(len(run.processes))]
     for i in range(len(run.processes)):
         assert re.search(message, run.last_line(i)), run.last_line(i)
+
+
+def test_another_config_in_one_process_is_found_and_named(start, tmp_path):
+    each = [[], ["--config.seed=7", "--config.batch_size=16"]]
+    run = start(2, *RUN, f"--workdir={tmp_path / 'run'}", each=each)
+    refused(run, r"^error: process 1: config key batch_size and 1 more differ: 16 here, 8 in process 0; start all")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_unequal_shares_of_the_devices_are_refused(start, tmp_path):
+    run = start(2, *RUN, f"--workdir={tmp_path / 'run'}", devices=[1, 2])
+    refused(run, r"^error: process 1 has 2 devices, process 0 has 1; give all of them as many$")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_whose_others_do_not_come_says_so(tmp_path, index):
+    script = "from gan_jax import processes; processes.JOIN_WITHIN = 3; processes.join({!r}, 2, {})"
+    run = Started(tmp_path, [["-c", script.format(f"127.0.0.1:{free_port()}", index)]])
+    refused(run, r"^error: the processes of the run did not find each other; start all of them, each with --num_proc")
+
+
+def test_a_folder_that_processes_do_not_share_is_refused(shrunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(workdirs, "SEEN_WITHIN", 0)
+    with workdirs.claimed(tmp_path / "run", shrunk("digits")):
+        token = (tmp_path / "run" / workdirs.LOCK).read_text()
+        workdirs.require_shared(tmp_path / "run", token)
+        with pytest.raises(InputError, match="other is not that of process 0; --workdir must be a folder that all of"):
+            workdirs.require_shared(tmp_path / "other", token)
 
 
 def test_other_code_in_one_process_is_found_and_named(start, tmp_path):
@@ -322,6 +361,9 @@ COORDINATOR = {"JAX_COORDINATOR_ADDRESS": "host:1234"}
         ((None, 1, None), SLURM | {"SLURM_NTASKS": "2"}, None),  # alone, wherever it runs
         (("host:1", 2, 0), {}, Place(2, 0, "host:1")),
         ((None, 2, 1), COORDINATOR, Place(2, 1, "host:1234")),
+        ((None, 2, None), COORDINATOR | {"JAX_PROCESS_ID": "1"}, Place(2, 1, "host:1234")),
+        ((None, None, 1), COORDINATOR | {"JAX_NUM_PROCESSES": "2"}, Place(2, 1, "host:1234")),
+        ((None, None, None), COORDINATOR, None),
         (("host:1", 2, 1), COORDINATOR | SLURM | {"SLURM_NTASKS": "4"}, Place(2, 1, "host:1")),  # flags come first
         ((None, None, None), COORDINATOR | {"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"}, Place(3, 2, "host:1234")),
         (
@@ -353,6 +395,8 @@ def test_the_place_of_a_process(flags, environ, place):
         (("host", 2, 0), {}, "--coordinator is host; it must be HOST:PORT"),
         (("host:99999", 2, 0), {}, "--coordinator is host:99999; it must be HOST:PORT"),
         ((None, 0, None), {}, "--num_processes is 0; it must be 1 or more"),
+        ((None, None, None), {"JAX_NUM_PROCESSES": "0"}, "--num_processes is 0; it must be 1 or more"),
+        ((None, None, None), {"JAX_PROCESS_ID": "1"}, "are for several processes; give --num_processes"),
         ((None, None, None), {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'; it must be an integer"),
         ((None, None, None), OPEN_MPI, "Open MPI does not say where process 0 is; set JAX_COORDINATOR_ADDRESS"),
     ],

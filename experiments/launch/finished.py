@@ -17,9 +17,12 @@ def status(workdir: Path) -> int:
 
     The metrics of the last step are always written, and those after a checkpoint are dropped where a run goes on.
     """
-    num_steps = json.loads((workdir / "config.json").read_text())["num_steps"]
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return END if lines and json.loads(lines[-1])["step"] == num_steps else NOT_YET
+    try:
+        num_steps = json.loads((workdir / "config.json").read_text())["num_steps"]
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        return END if lines and json.loads(lines[-1])["step"] == num_steps else NOT_YET
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{error} is missing") from error
 
 
 def main(arguments: list[str]) -> int:

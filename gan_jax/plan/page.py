@@ -5,7 +5,7 @@ from collections import Counter
 from gan_jax.plan.chips import CHIPS, Chip, Interconnect, Machine, Peak
 from gan_jax.plan.planned import Memory, Planned
 from gan_jax.plan.prediction import Prediction, transfer_seconds
-from gan_jax.profiling.page import digits, quantity, shortened
+from gan_jax.profiling.page import digits, micro_batches, quantity, shortened
 
 SHOWN = 8  # of the collectives
 
@@ -35,21 +35,28 @@ def _what(planned: Planned, machine: Machine) -> dict[str, str]:
         "machine": f"hosts: {machine.hosts:,}, {machine.chip} on each: {machine.devices_per_host}; fake devices of a "
         "CPU stood in for them",
         "config": f"{config.precision}, matmul precision {config.matmul_precision}, batch {config.batch_size:,} "
-        f"({each:,} on a device), {k} + 1 updates a step, {config.parallel}",
+        f"({each:,} on a device{micro_batches(config.accumulate)}), {k} + 1 updates a step, {config.parallel}",
         "parameters": f"G {generator:,}, D {discriminator:,}",
     }
 
 
 def _needs(planned: Planned, machine: Machine) -> dict[str, str]:
-    work, of_whole = planned.work, planned.counted_by_xla * machine.count / planned.flops
+    work = planned.work
     return {
         "memory": _memory(planned.memory, planned.setup.source.streamed, CHIPS[machine.chip].memory),
         "work": f"{quantity(planned.flops, 'FLOP')} a step in matrix products and convolutions, "
-        f"{quantity(work.flops, 'FLOP')} on a device; XLA's own count there: "
-        f"{quantity(planned.counted_by_xla, 'FLOP')}, over all devices {of_whole:.3g} times the whole",
+        f"{quantity(work.flops, 'FLOP')} on a device{_counted(planned, machine)}",
         "traffic": f"{quantity(work.traffic, 'B')} a step in the memory of a device, were nothing kept in caches",
         "collectives": f"{_total(planned)}",
     }
+
+
+def _counted(planned: Planned, machine: Machine) -> str:
+    if planned.counted_by_xla is None:
+        return ""
+    of_whole = planned.counted_by_xla * machine.count / planned.flops
+    counted = quantity(planned.counted_by_xla, "FLOP")
+    return f"; XLA's own count there: {counted}, over all devices {of_whole:.3g} times the whole"
 
 
 def _memory(memory: Memory, streamed: bool, room: float) -> str:
@@ -60,7 +67,7 @@ def _memory(memory: Memory, streamed: bool, room: float) -> str:
     )
     if memory.total <= room:
         return f"{parts}**fits**"
-    remedies = "take more devices or a smaller batch_size, or accumulate over several"
+    remedies = "take more devices or a smaller batch_size, or a larger accumulate"
     if memory.streamable:
         remedies += "; data.placement=stream keeps the data off the device"
     return f"{parts}**does not fit**: {remedies}"

@@ -42,7 +42,7 @@ class Planned(NamedTuple):
     memory: Memory
     flops: int  # of the whole step, by formula
     work: Work
-    counted_by_xla: float  # FLOPs on one device
+    counted_by_xla: float | None  # FLOPs on one device; None where there are loops, whose bodies it counts once
 
 
 def planned_step(config: ConfigDict, machine: Machine) -> Planned:
@@ -56,7 +56,7 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     # A convolution as an accelerator has it, and a single step a call: the form that a CPU likes is not asked for.
     plain = ConfigDict(config.to_dict() | {"convolution": "plain", "steps_per_call": 1}).lock()
     devices = LAYOUTS[config.parallel](jax.devices()[: machine.count])
-    setup = recipe.build(plain, devices, _source(config, CHIPS[machine.chip].memory))
+    setup = recipe.build(plain, devices, _source(config, CHIPS[machine.chip].memory), runs=False)
     state, rows = recipe.abstract_state(setup), call_shapes(setup, 1)
     compiled = _compile(setup, state, rows)
     program, flops = hlo.parse(compiled.as_text()), step_flops(setup)
@@ -66,7 +66,7 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
         memory=_memory(setup, compiled.memory_analysis(), _bytes(state), _bytes(rows), config.steps_per_call),
         flops=flops,
         work=Work(flops / machine.count, hlo.bytes_accessed(program), hlo.collectives(program)),
-        counted_by_xla=compiled.cost_analysis()["flops"],
+        counted_by_xla=compiled.cost_analysis()["flops"] if config.accumulate == 1 else None,
     )
 
 
@@ -86,9 +86,9 @@ def _source(config: ConfigDict, memory: float) -> Source:
 
 
 def _compile(setup: Setup, state: TrainState, rows):
-    # Written out, so that nothing hides in a loop.
-    written_out = setup.recipe._replace(unroll=True)
-    one_step = partial(step.train_steps, written_out, setup.devices, setup.source, 1)
+    # Written out, so that nothing hides in a loop; micro-batches may be too many for it.
+    planned = setup.recipe._replace(unroll=setup.config.accumulate == 1)
+    one_step = partial(step.train_steps, planned, setup.devices, setup.source, 1)
     return setup.devices.compile(one_step, state, rows).compiled
 
 

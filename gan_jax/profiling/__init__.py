@@ -100,7 +100,7 @@ def _time(advance: Callable, state, data, calls: int):
 def step_flops(setup: Setup) -> int:
     """FLOPs of one train step by formula: on one device, its convolutions direct, however they are computed here."""
     config = ConfigDict(setup.config.to_dict() | {"convolution": "plain"})
-    alone = recipe.build(config, mesh(jax.devices()[:1]), setup.source)
+    alone = recipe.build(config, mesh(jax.devices()[:1]), setup.source, runs=False)
 
     def one_step(state, data):
         return step.train_steps(alone.recipe, alone.devices, alone.source, 1, state, data)

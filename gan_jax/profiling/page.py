@@ -115,10 +115,15 @@ def _what(setup: Setup, measured: Measured, runs_with: str) -> dict[str, str]:
         "versions": f"{packages}, Python {platform.python_version()}",
         "runtime": runs_with.replace(str(Path.home()), "~"),
         "config": f"{config.precision}, matmul precision {config.matmul_precision}, batch {config.batch_size}"
-        f"{f' in {config.accumulate} micro-batches' if config.accumulate > 1 else ''}, "
+        f"{micro_batches(config.accumulate)}, "
         f"{config.discriminator.steps} + 1 updates a step, "
         f"steps in a call: {measured.steps}, {config.parallel}",
     }
+
+
+def micro_batches(count: int) -> str:
+    """How a page says that gradients are accumulated."""
+    return f" in {count} micro-batches" if count > 1 else ""
 
 
 def _device(count: int) -> str:
