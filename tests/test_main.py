@@ -368,6 +368,9 @@ def test_folder_that_is_no_run(mode, damage, message, broken, monkeypatch, capsy
 def test_reading_verbs_need_a_folder(mode, monkeypatch, capsys, tmp_path):
     said = rejected(capsys, monkeypatch, mode=mode)
     assert said == f"--workdir is missing; --mode={mode} needs the folder of a run"
+    place = {"coordinator": "a:1", "num_processes": 2, "process_id": 1}
+    said = rejected(capsys, monkeypatch, mode=mode, workdir=str(tmp_path), **place)
+    assert said == f"--mode={mode} is for one process, and this is one of several; add --num_processes=1"
     said = rejected(capsys, monkeypatch, mode=mode, workdir=str(tmp_path / "nowhere"))
     assert re.search(r"cannot read \S+nowhere/config\.json: No such file .*--workdir must be the folder of a run", said)
     assert not list(tmp_path.iterdir())

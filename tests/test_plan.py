@@ -1,12 +1,16 @@
 """Plans: closed forms of what a step needs, the prediction by hand, one line for a mistake, and nothing written."""
 
+import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from conftest import ROOT
 from PIL import Image
 
 from gan_jax import main
@@ -195,15 +199,13 @@ def test_a_set_lies_where_it_would_on_the_chip_and_is_not_decoded(
 # --- The verb
 
 
-def test_the_verb_prints_a_page_for_devices_that_are_not_there_and_writes_nothing(start, monkeypatch, tmp_path):
-    monkeypatch.delenv("XLA_FLAGS")
-    before = sorted(main.Path.cwd().iterdir())
-    process = start(
-        "--config=configs/dcgan.py", "--mode=plan", "--hosts=2", "--devices_per_host=4", "--chip=h100",
-        "--interconnect_gbps=400",
-    )  # fmt: skip
-    out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
+def test_the_verb_prints_a_page_for_devices_that_are_not_there_and_writes_nothing(tmp_path):
+    flags = [f"--config={ROOT / 'configs' / 'dcgan.py'}", "--mode=plan", "--hosts=2", "--devices_per_host=4"]
+    command = [sys.executable, "-m", "gan_jax.main", *flags, "--chip=h100", "--interconnect_gbps=400"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    out = done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
     assert out.startswith("# Plan of dcgan on 8 x h100\n")
     assert row(out, "parameters") == "G 165,249, D 132,929"
     assert "batch 64 (8 on a device)" in row(out, "config")
@@ -211,7 +213,7 @@ def test_the_verb_prints_a_page_for_devices_that_are_not_there_and_writes_nothin
     assert "all-reduce" in row(out, "collectives")
     low, high = map(float, re.findall(r"([\d.]+)%", row(out, "weak scaling")))
     assert 0 < low < high < 100
-    assert sorted(main.Path.cwd().iterdir()) == before
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_chip_is_one_line(start):
