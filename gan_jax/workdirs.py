@@ -48,15 +48,16 @@ def claimed(workdir: Path, config: ConfigDict):
     """
     with ExitStack() as stack:
         token = processes.by_first(lambda: _claim(stack, workdir, config))
-        processes.all_or_none(partial(require_shared, workdir, token))
+        if processes.several():
+            processes.all_or_none(partial(require_shared, workdir, token))
         yield
 
 
 def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
-    """What the lock holds from now on, for others to see that it is this one."""
+    """What the lock holds from now on, for other processes to see that it is this one."""
     lock = stack.enter_context(locked(workdir))
     _settle(workdir, config)
-    token = secrets.token_hex(8)
+    token = secrets.token_hex(8) if processes.several() else ""
     lock.truncate(0)
     lock.write(token)
     lock.flush()

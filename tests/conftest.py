@@ -53,6 +53,16 @@ def shrunk():
     return shrunk_config
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compiles without most of XLA's care: for steps so few and small that compiling them is most of the time."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def tfds_data() -> Path:
     """The folder of prepared sets, with MNIST and CIFAR-10 in it."""

@@ -21,6 +21,8 @@ from gan_jax.penalties import PENALTIES
 from gan_jax.profiling import hlo
 from gan_jax.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS = 3
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
 
@@ -77,12 +79,8 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Compiling is most of the time here, and these few steps gain nothing by XLA's care."""
+def _eight_devices():
     assert jax.device_count() == 8
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def build(config, layout, count):

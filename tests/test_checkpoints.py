@@ -17,6 +17,8 @@ from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Run(NamedTuple):
     """A small run: its setup, its compiled step and its states after 0, 1, 2, ... steps, no two of the same content."""

@@ -18,16 +18,10 @@ from gan_jax import recipe, runtime
 from gan_jax.devices import AXIS, example_keys, in_order, mesh, pmapped
 from gan_jax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TESTS = Path(__file__).parent
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Compiling is most of the time here, and these few steps gain nothing by XLA's care."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def some(count):

@@ -22,13 +22,7 @@ from gan_jax.plan.prediction import SENT, Work, predict
 from gan_jax.profiling.hlo import KINDS, Collective
 from gan_jax.profiling.page import quantity
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """What is looked at is the same without XLA's care."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def machine(count, chip="v5e"):

@@ -13,6 +13,8 @@ from gan_jax.devices import EACH, mesh, population
 from gan_jax.objectives import LOGISTIC, OBJECTIVES, choose
 from gan_jax.population import Population
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NAMES = list(OBJECTIVES)
 
 

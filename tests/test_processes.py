@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -126,15 +127,19 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def wait_for_step(run, workdir, step):
-    """Returns when a line of `step` or later is there."""
+def wait_for(run, condition):
+    """Returns when it is so, while all processes run."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+    while not condition():
         assert all(process.poll() is None for process in run.processes), [run.last_line(i) for i in (0, 1)]
-        if (workdir / "metrics.jsonl").exists() and (found := lines(workdir)) and found[-1]["step"] >= step:
-            return
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    raise AssertionError(f"no step {step} within {PATIENCE} s")
+
+
+def is_at(workdir, step):
+    """Whether there is a line of `step`."""
+    path = workdir / "metrics.jsonl"
+    return path.exists() and f'{{"step": {step},' in path.read_text()
 
 
 def assert_close(actual, expected):
@@ -221,7 +226,7 @@ def test_a_signal_to_one_stops_all_at_a_step_from_which_another_number_of_proces
     # Slowly: how many steps it takes before it hears the signal depends on the machine, and rounding grows with them.
     rates = {f"{player}.optimizer.learning_rate": 0.01 for player in ("generator", "discriminator")}
     run = start(4, *RUN, *as_flags(rates), "--config.num_steps=5000", f"--workdir={workdir}")
-    wait_for_step(run, workdir, 3)
+    wait_for(run, partial(is_at, workdir, 3))
     run.processes[2].send_signal(signal.SIGTERM)
     assert run.ended() == [0] * 4, [run.last_line(i) for i in range(4)]
     stopped = lines(workdir)[-1]["step"]
@@ -244,7 +249,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(start, tmp_path):
     reached = 10
     for victim in (1, 0):
         run = start(2, *endless)
-        wait_for_step(run, workdir, reached + 12)  # a checkpoint later
+        wait_for(run, (workdir / "checkpoints" / str(reached + 10)).is_dir)
         run.processes[victim].kill()
         assert run.processes[1 - victim].wait(processes.HEARTBEAT + 30) == 1
         assert re.search("another process of this run is gone, so this one ends too", run.last_line(1 - victim))

@@ -23,6 +23,8 @@ from gan_jax.errors import DivergedError
 from gan_jax.subcommands import exit_status
 from gan_jax.train import next_boundary, train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONTRACT = {"step", "d_loss", "g_loss", "d_real", "d_fake", "divergence"}
 
 
