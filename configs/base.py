@@ -43,7 +43,8 @@ def get_config() -> ConfigDict:
                 "width": 128,  # units of a hidden layer; channels: for dcgan of the layer next to the image
                 "depth": 3,  # hidden layers (0: an affine map); for dcgan and resnet, how often the image is halved
                 "activation": "relu",
-                "normalization": "none",
+                "normalization": "none",  # none, batch, layer, group
+                "spectral_norm": False,  # every weight over its largest singular value
                 "ema_decay": 0.999,  # of the moving average that samples are made from; 0: no averaging
                 "optimizer": _adam(),
             },
@@ -52,7 +53,8 @@ def get_config() -> ConfigDict:
                 "width": 128,
                 "depth": 3,
                 "activation": "leaky_relu",
-                "normalization": "none",
+                "normalization": "none",  # none, batch, layer, group
+                "spectral_norm": False,
                 "steps": 1,  # k: updates of D for each of G, each on a fresh minibatch
                 "clip": 0.0,  # every weight of D is kept within this bound; 0: no clipping
                 "one_pass": False,  # D sees real and fake as one batch instead of one after the other

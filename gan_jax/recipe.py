@@ -14,6 +14,7 @@ from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
+from gan_jax.networks import spectral
 from gan_jax.objectives import LOGISTIC, OBJECTIVES, Objective, choose, smooth_labels
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
@@ -144,19 +145,8 @@ def together(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
 
 
 def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
-    common = {"dtype": jnp.dtype(config.precision), "axis_name": devices.axis_name}
-    generator_class = networks.FAMILIES[config.generator.network].generator
-    discriminator_class = networks.FAMILIES[config.discriminator.network].discriminator
-    generator = networks.from_linen(
-        generator_class(
-            shape=source.shape, **_architecture(config, source, generator_class, config.generator), **common
-        ),
-        config.matmul_precision,
-    )
-    discriminator = networks.from_linen(
-        discriminator_class(**_architecture(config, source, discriminator_class, config.discriminator), **common),
-        config.matmul_precision,
-    )
+    generator = _make_network(config, devices, source, "generator", shape=source.shape)
+    discriminator = _make_network(config, devices, source, "discriminator")
     return Recipe(
         generator=generator,
         discriminator=discriminator,
@@ -179,12 +169,22 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     )
 
 
+def _make_network(config, devices: Devices, source: Source, player: str, **shape) -> networks.Network:
+    network_class = getattr(networks.FAMILIES[config[player].network], player)
+    architecture = _architecture(config, source, network_class, config[player])
+    module = network_class(dtype=jnp.dtype(config.precision), axis_name=devices.axis_name, **shape, **architecture)
+    network = networks.from_linen(module, config.matmul_precision)
+    return spectral.normalised(network) if config[player].spectral_norm else network
+
+
 def _architecture(config, source: Source, network_class, player) -> dict:
     chosen = {key: player[key] for key in ("width", "depth", "activation", "normalization")}
     if network_class.convolves:
         chosen["form"] = config.convolution
     if network_class.conditions:
         chosen["classes"] = len(source.classes) if config.conditional else 0
+    if network_class.pools:
+        chosen["sums"] = player.spectral_norm
     return chosen
 
 
@@ -242,10 +242,16 @@ def _check_combinations(config, source: Source) -> None:
     if config.penalty.name != "none" and config.discriminator.normalization == "batch":
         raise InputError(
             f"penalty.name is {config.penalty.name} and discriminator.normalization is batch: a gradient penalty needs "
-            "logits that do not depend on the other examples; set discriminator.normalization to none"
+            "logits that do not depend on the other examples; set discriminator.normalization to none, layer or "
+            "group"
         )
     if config.penalty.name != "none" and config.penalty.weight == 0:
         raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
+    if config.discriminator.spectral_norm and config.discriminator.clip:
+        raise InputError(
+            f"discriminator.spectral_norm is True and discriminator.clip is {config.discriminator.clip}: the size of "
+            "the weights, which clipping bounds, makes no difference then; set spectral_norm to False or clip to 0"
+        )
     if config.discriminator.one_pass and config.discriminator.normalization != "batch":
         raise InputError(
             "discriminator.one_pass is True, which without batch normalisation changes nothing; set it to False, or "

@@ -53,6 +53,7 @@ _NETWORK = {
     "depth": COUNT,
     "activation": one_of(ACTIVATIONS),
     "normalization": one_of(NORMALIZATIONS),
+    "spectral_norm": FLAG,
     "optimizer.name": one_of(OPTIMIZERS),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.b1": FRACTION,

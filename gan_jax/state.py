@@ -10,7 +10,7 @@ class Player(struct.PyTreeNode):
     """One network in training."""
 
     params: Any
-    stats: Any  # running batch statistics
+    stats: Any  # running batch statistics, vectors of spectral normalisation
     opt_state: Any
 
 

@@ -23,6 +23,7 @@ from gan_jax.devices import mesh, pmapped
 from gan_jax.errors import InputError
 from gan_jax.feed import Streamed, feed
 from gan_jax.generate import Generate
+from gan_jax.networks import FAMILIES
 from gan_jax.train import next_boundary, train
 from gan_jax.writers import Writers
 
@@ -342,12 +343,13 @@ def test_keys_that_a_set_does_not_use_are_refused(changes, message):
         make_source(spec(**changes))
 
 
-def test_conditional_training_needs_two_classes(shrunk, tmp_path):
+def test_conditional_training_needs_two_classes(shrunk, tmp_path, monkeypatch):
     for labels, has in ((None, "has none"), (np.zeros(6, int), "has a single one, 0")):
         path = tmp_path / "images.npz"
         np.savez(path, image=np.zeros((6, 4, 4, 1), np.uint8), **({} if labels is None else {"label": labels}))
         with pytest.raises(InputError, match=has):
             recipe.build(config_of(shrunk, path, "device", conditional=True))
+    monkeypatch.setattr(FAMILIES["resnet"].generator, "conditions", False)
     changes = {"conditional": True, "generator.network": "resnet"}
     with pytest.raises(InputError, match=r"generator.network is resnet, which has no use for labels"):
         recipe.build(shrunk("digits", None, changes))

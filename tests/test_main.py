@@ -253,7 +253,7 @@ def players(**changes):
         ({"parallel": "tpu"}, r"parallel is 'tpu'; it must be one of jit, pmap"),
         ({"precision": "float64"}, r"precision is 'float64'; it must be one of float32, bfloat16"),
         ({"generator.activation": "gelu"}, r"activation is 'gelu'; it must be one of relu, leaky_relu, "),
-        ({"discriminator.normalization": "layer"}, r"normalization is 'layer'; it must be one of none, batch"),
+        ({"discriminator.normalization": "weight"}, r"normalization is 'weight'; it must be one of none, batch, layer"),
         ({"batch_size": 0}, r"batch_size is 0; it must be a positive integer"),
         ({"num_steps": -1}, r"num_steps is -1; it must be a positive integer"),
         ({"generator.width": 0}, r"generator\.width is 0; it must be a positive integer"),

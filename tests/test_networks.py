@@ -92,7 +92,7 @@ def test_shapes_for_every_size_of_image(family, size, channels):
 
 
 @pytest.mark.parametrize(
-    ("normalization", "dtype"), list(zip(NORMALIZATIONS, (jnp.float32, jnp.bfloat16), strict=True))
+    ("normalization", "dtype"), list(zip(NORMALIZATIONS, 2 * (jnp.float32, jnp.bfloat16), strict=True))
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_images_lie_in_range_and_only_the_inside_is_in_the_dtype(family, normalization, dtype):
@@ -266,6 +266,7 @@ def reference(family):
         ("mlp", 1, {"Dense_0", "Hidden_0"}),
         ("dcgan", 0, {"Dense_0", "Normalize_0", "StridedConvTranspose_0", "Normalize_1", "StridedConvTranspose_1"}),
         ("dcgan", 1, {"Dense_0", "StridedConv_0", "StridedConv_1", "Normalize_1"}),
+        ("resnet", 1, {"Dense_0", "Block_0", "Block_1", "Block_2", "Block_3"}),
     ],
 )
 def test_classes_add_a_table_and_change_no_other_name(family, player, names):
@@ -273,7 +274,7 @@ def test_classes_add_a_table_and_change_no_other_name(family, player, names):
     network, x = conditional(family, player, normalization="batch")
     params, _ = jax.eval_shape(network.init, jax.random.key(0), x, LABEL)
     assert set(split(params)[0]) == names
-    assert split(params)[1].shape == (CLASSES, 6 if player == 0 else {"mlp": 4, "dcgan": 32}[family])
+    assert split(params)[1].shape == (CLASSES, 6 if player == 0 else {"mlp": 4, "dcgan": 32, "resnet": 4}[family])
     params, _ = jax.eval_shape(players(family, SHAPE, normalization="batch")[player].init, jax.random.key(0), x)
     assert set(params) == names
 
@@ -286,7 +287,8 @@ def test_embeddings_are_at_first_short_and_as_random_as_the_last_kernel(family):
     networks = players(family, SHAPE, classes=many)
     params = [jax.jit(n.init)(key, x, label)[0] for n, x in zip(networks, (latents(), images(SHAPE)), strict=True)]
     tables = [split(each)[1] for each in params]
-    stds = 0.1, 0.02 if family == "dcgan" else 1 / np.sqrt(tables[1].shape[1])
+    features = tables[1].shape[1]
+    stds = 0.1, {"mlp": 1 / np.sqrt(features), "dcgan": 0.02, "resnet": np.sqrt(2 / (features + 1))}[family]
     for table, std in zip(tables, stds, strict=True):
         assert table.dtype == jnp.float32
         assert abs(table.std() / std - 1) < 4 / np.sqrt(2 * table.size)  # 4 standard errors
@@ -405,7 +407,8 @@ def test_a_label_that_is_missing_or_too_much_is_refused(family, player):
             jax.eval_shape(lambda key, each=each, label=label: each.init(key, x, label), jax.random.key(0))
 
 
-def test_a_family_that_cannot_be_conditional_says_so():
+def test_a_family_that_cannot_be_conditional_says_so(monkeypatch):
+    monkeypatch.setattr(FAMILIES["resnet"].discriminator, "conditions", False)
     with pytest.raises(ValueError, match="resnet, whose networks cannot be conditional"):
         jax.eval_shape(players("resnet", SHAPE)[1].init, jax.random.key(0), images(SHAPE), LABEL)
 

@@ -118,11 +118,15 @@ def test_a_member_of_convolutions_is_the_run_alone(shrunk):
         assert_is_member(crew, i, alone(config, 2)[0], 1e-3)
 
 
-@pytest.mark.parametrize("normalization", ["none", "batch"])
-def test_devices_may_share_a_member(shrunk, normalization):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"generator.normalization": "batch"}, {"generator.spectral_norm": True, "discriminator.spectral_norm": True}],
+    ids=["plain", "batch", "spectral"],
+)
+def test_devices_may_share_a_member(shrunk, changes):
     if jax.device_count() < 4:
         pytest.skip("needs four devices")
-    changes = {"batch_size": 8, "generator.normalization": normalization, "penalty.name": "none", "penalty.weight": 0.0}
+    changes = changes | {"batch_size": 8, "penalty.name": "none", "penalty.weight": 0.0}
     configs = [shrunk("mixture", "ring8", {"seed": seed} | changes) for seed in range(3)]
     crew, metrics = together(configs, population(EACH["vmap"], per_member=2), 3)
     for i, config in enumerate(configs):

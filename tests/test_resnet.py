@@ -4,18 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
 from gan_jax.networks import FAMILIES, from_linen
 from gan_jax.networks.convolution import conv
 from gan_jax.networks.convolution_forms import FORMS
-from gan_jax.networks.layers import mean_pool, upsample
+from gan_jax.networks.layers import NORMALIZATIONS, mean_pool, upsample
 from gan_jax.networks.resnet import Block
+
+MUTABLE = {"mutable": ["batch_stats"]}
 
 
 def architecture(**changes):
     options = {"width": 8, "activation": "relu", "normalization": "none", "dtype": jnp.float32, "axis_name": None}
-    return options | {"form": "auto"} | changes
+    return options | {"classes": 0, "form": "auto"} | changes
 
 
 def drawn(module, x):
@@ -122,7 +125,7 @@ def test_initial_weights_are_as_random_as_published():
         assert abs(float(leaf.std()) * np.sqrt(3) / bound - 1) < 3 / np.sqrt(leaf.size), path
 
 
-@pytest.mark.parametrize("normalization", ["none", "batch"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_every_parameter_matters(normalization):
     """No bias that a normalisation swallows: Adam would move it by the sign of a rounding error."""
     options = architecture(normalization=normalization)
@@ -147,3 +150,38 @@ def test_the_logits_do_not_depend_on_the_size_of_flat_images():
     variables = drawn(discriminator, image)
     large, small = (discriminator.apply(variables, image[:, :n, :n], train=True) for n in (64, 32))
     assert 0 < abs(float(large[0] - small[0])) < 0.3 * abs(float(small[0]))
+
+
+def test_the_sum_over_pixels_is_so_many_times_the_mean():
+    x = noise(2, 8, 8, 1)
+    mean, total = (FAMILIES["resnet"].discriminator(depth=1, sums=sums, **architecture()) for sums in (False, True))
+    variables = drawn(mean, x)
+    bias = variables["params"]["Dense_0"]["bias"]
+    means, totals = (each.apply(variables, x, train=True) - bias for each in (mean, total))
+    np.testing.assert_allclose(totals, 16 * means, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer", "group"])
+def test_a_class_gets_into_a_generator_by_every_normalisation_and_nowhere_else(normalization):
+    """With the same scales and shifts for all classes it is the unconditional generator with these."""
+    z, label, options = noise(4, 6), np.array([2, 0, 2, 1]), architecture(normalization=normalization)
+    plain = FAMILIES["resnet"].generator(shape=(8, 8, 1), depth=1, **options)
+    conditional = FAMILIES["resnet"].generator(shape=(8, 8, 1), depth=1, **(options | {"classes": 3}))
+    variables = drawn(plain, z)
+    shapes = jax.eval_shape(lambda key: conditional.init(key, z, True, label), jax.random.key(0))
+    flat, spread = flatten_dict(variables["params"]), {}
+    for path, leaf in flatten_dict(shapes["params"]).items():
+        inner = {"batch": "BatchNorm_0", "layer": "LayerNorm_0", "group": "GroupNorm_0"}[normalization]
+        of_class = path[-2].startswith("Normalize")
+        spread[path] = jnp.tile(flat[*path[:-1], inner, path[-1]], (3, 1)) if of_class else flat[path]
+        assert spread[path].shape == leaf.shape == ((3, 8) if of_class else flat[path].shape)
+    assert len(spread) == len(flat)
+    apply = jax.jit(lambda params: conditional.apply(variables | {"params": params}, z, True, label, **MUTABLE)[0])
+    expected = jax.jit(lambda: plain.apply(variables, z, True, **MUTABLE)[0])()
+    np.testing.assert_allclose(apply(unflatten_dict(spread)), expected, rtol=1e-4, atol=1e-4)
+    for path in [path for path in spread if path[-2].startswith("Normalize")]:
+        changed = spread | {path: spread[path].at[1].add(1)}
+        moved = np.abs(apply(unflatten_dict(changed)) - expected).max(axis=(1, 2, 3))
+        assert moved[3] > 1e-3
+        if normalization != "batch":
+            np.testing.assert_allclose(moved[:3], 0, atol=1e-4)

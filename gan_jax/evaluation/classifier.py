@@ -71,6 +71,7 @@ class Residual(nn.Module):
             normalization="batch",
             dtype=jnp.float32,
             axis_name=None,
+            classes=0,
             form="auto",
         )
 

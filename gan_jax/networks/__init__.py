@@ -2,8 +2,9 @@
 
 Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., normalization=..., dtype=...,
 axis_name=...)` and every discriminator as the same without `shape`, with the `form` of their convolutions where the
-class says that they convolve (`convolves`), and with the number of `classes` where it says that they can be conditional
-(`conditions`; 0 makes an unconditional network), so that a new family is one entry below.
+class says that they convolve (`convolves`), with the number of `classes` where it says that they can be conditional
+(`conditions`; 0 makes an unconditional network), and with whether it `sums` over pixels where it says that it pools
+them at its end (`pools`), so that a new family is one entry below.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ class Network(NamedTuple):
 
     # label: int32 [n], the class of each example, where the network was built with classes; None where it was not.
     init: Callable  # (key, x [n, ...], label=None) -> (params, stats)
-    apply: Callable  # (params, stats, x [n, ...], train, label=None) -> (y, new stats); stats: batch statistics
+    apply: Callable  # (params, stats, x [n, ...], train, label=None) -> (y, new stats): what a call in training moves
     convolves: bool  # whether it has convolutions, which XLA runs slowly inside a loop on a CPU
 
 

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gan_jax.networks.convolution import StridedConv, StridedConvTranspose
-from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, dcgan_init, dcgan_scale_init
+from gan_jax.networks.layers import (
+    ACTIVATIONS,
+    BesideLatents,
+    Normalize,
+    Projection,
+    dcgan_init,
+    dcgan_scale_init,
+    takes_bias,
+)
 
 
 class Generator(nn.Module):
@@ -27,6 +35,7 @@ class Generator(nn.Module):
     form: str  # of the convolutions
     convolves = True
     conditions = True
+    pools = False
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
@@ -34,16 +43,14 @@ class Generator(nn.Module):
         height, width, channels = self.shape
         height, width, top = height >> self.depth, width >> self.depth, self.width << (self.depth - 1)
         x = BesideLatents(self.classes, self.dtype)(z, label)
-        x = nn.Dense(height * width * top, dtype=self.dtype, kernel_init=dcgan_init, use_bias=self._biased())(x)
+        biased = takes_bias(self.normalization)
+        x = nn.Dense(height * width * top, dtype=self.dtype, kernel_init=dcgan_init, use_bias=biased)(x)
         x = self._activate(x.reshape(-1, height, width, top), train)
         for layer in reversed(range(self.depth - 1)):
-            x = StridedConvTranspose(self.width << layer, use_bias=self._biased(), dtype=self.dtype, form=self.form)(x)
+            x = StridedConvTranspose(self.width << layer, use_bias=biased, dtype=self.dtype, form=self.form)(x)
             x = self._activate(x, train)
         x = StridedConvTranspose(channels, use_bias=True, dtype=self.dtype, form=self.form)(x)
         return jnp.tanh(x.astype(jnp.float32))
-
-    def _biased(self) -> bool:
-        return self.normalization == "none"  # the normalisation's own shift makes a bias before it redundant
 
     def _activate(self, x, train):
         x = Normalize(self.normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
@@ -63,13 +70,14 @@ class Discriminator(nn.Module):
     form: str  # of the convolutions
     convolves = True
     conditions = True
+    pools = False
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):
         """x [n, h, w, c], label int32 [n] or None -> [n]."""
         for layer in range(self.depth):
             normalization = self.normalization if layer else "none"
-            biased = normalization == "none"
+            biased = takes_bias(normalization)
             x = StridedConv(self.width << layer, use_bias=biased, dtype=self.dtype, form=self.form)(x)
             x = Normalize(normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
             x = ACTIVATIONS[self.activation](x)

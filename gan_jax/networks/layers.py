@@ -15,7 +15,9 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
 }
 
-NORMALIZATIONS = ("none", "batch")
+NORMALIZATIONS = ("none", "batch", "layer", "group")
+GROUPS = 32  # of channels, at most (arXiv:1803.08494)
+LEAST_GROUP = 4  # channels: of a single number, which a layer of units would have there, normalisation leaves 0
 
 
 def dcgan_init(key, shape, dtype=jnp.float32):
@@ -41,8 +43,31 @@ def mean_pool(x):
     return jnp.mean(x.reshape(n, height // 2, 2, width // 2, 2, c), axis=(2, 4))
 
 
+def takes_bias(normalization: str) -> bool:
+    """Whether a bias just before this normalisation changes anything.
+
+    A batch's takes the mean of each channel away, and its own shift makes a bias redundant: training one would be Adam
+    on rounding errors. That of a layer or a group takes away what the channels have in common.
+    """
+    return normalization != "batch"
+
+
+def groups_of(channels: int) -> int:
+    """The most groups, up to GROUPS, that divide the channels equally and have LEAST_GROUP or more each; at least 1."""
+    fitting = (count for count in range(1, GROUPS + 1) if channels % count == 0 and channels >= LEAST_GROUP * count)
+    return max(fitting, default=1)
+
+
 class Normalize(nn.Module):
     """The normalisation that a config names, before an activation; `none` is the identity.
+
+    x is brought to mean 0 and variance 1, then scaled and shifted by learned numbers for each channel:
+      batch: each channel over the examples and pixels of the batch, in evaluation by running averages;
+      layer: each example over its pixels and channels (arXiv:1607.06450; over all of them as in WGAN-GP,
+        arXiv:1704.00028);
+      group: each example over its pixels and the channels of a group (arXiv:1803.08494), see `groups_of`.
+    With classes a scale and a shift for each channel and class take the place of the learned numbers
+    (arXiv:1707.00683, as in arXiv:1802.05637).
 
     `axis_name` is the mapped axis over which batch statistics are shared; None where the batch is one global array.
     """
@@ -51,29 +76,49 @@ class Normalize(nn.Module):
     dtype: Any
     axis_name: str | None
     scale_init: Any = nn.initializers.ones
+    classes: int = 0  # 0: all examples have the same scale and shift
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        """x [n, ..., c] -> the same shape."""
+    def __call__(self, x, train: bool, label=None):
+        """x [n, ..., c], label int32 [n] or None -> the same shape as x."""
+        check_label(self.classes, label, x.shape[0])
         if self.kind == "none":
             return x
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            scale_init=self.scale_init,
-        )(x)
+        options = {"epsilon": 1e-5, "dtype": self.dtype}
+        options |= {"use_scale": False, "use_bias": False} if self.classes else {"scale_init": self.scale_init}
+        x = self._normalized(x, train, options)
+        return self._of_its_class(x, label) if self.classes else x
+
+    def _normalized(self, x, train, options):
+        if self.kind == "batch":
+            options |= {"use_running_average": not train, "momentum": 0.9, "axis_name": self.axis_name}
+            return nn.BatchNorm(**options)(x)
+        # Of one example a mean square less a squared mean could lose all its digits.
+        options |= {"use_fast_variance": False}
+        if self.kind == "layer":
+            return nn.LayerNorm(reduction_axes=tuple(range(1, x.ndim)), **options)(x)
+        return nn.GroupNorm(num_groups=groups_of(x.shape[-1]), **options)(x)
+
+    def _of_its_class(self, x, label):
+        shape, spread = (self.classes, x.shape[-1]), (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        shift = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        scale, shift = (rows(table, label, self.dtype).reshape(spread) for table in (scale, shift))
+        return x * scale + shift
 
 
-class Embedding(nn.Module):
-    """A learned vector for each class: labels [n] in 0 .. classes - 1 -> [n, features]; the table is float32.
+def rows(table, label, dtype):
+    """The row of each label in a table [classes, features]: label int32 [n] -> [n, features] of dtype.
 
     The table is multiplied by one-hot vectors, for its gradient is a product then too. That of a gather is a scatter,
     which on a GPU adds the examples of a class in any order: a run would not give the same bits twice. A label outside
     the range gets the vector 0.
     """
+    return jax.nn.one_hot(label, len(table), dtype=dtype) @ table.astype(dtype)
+
+
+class Embedding(nn.Module):
+    """A learned vector for each class: labels [n] in 0 .. classes - 1 -> [n, features]; the table is float32."""
 
     classes: int
     features: int
@@ -84,7 +129,7 @@ class Embedding(nn.Module):
     def __call__(self, label):
         """label int32 [n] -> [n, features]."""
         table = self.param("embedding", self.table_init, (self.classes, self.features), jnp.float32)
-        return jax.nn.one_hot(label, self.classes, dtype=self.dtype) @ table.astype(self.dtype)
+        return rows(table, label, self.dtype)
 
 
 class BesideLatents(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection
+from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, takes_bias
 
 # The initialiser of Dense, variance 1 / fan-in, for a table whose rows are kernels: features come last.
 row_init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -26,8 +26,7 @@ class Hidden(nn.Module):
     def __call__(self, x, train: bool):
         """x [n, d] -> [n, width]."""
         for _ in range(self.depth):
-            # Batch normalisation takes a bias away again: training one would be Adam on rounding errors.
-            x = nn.Dense(self.width, use_bias=self.normalization != "batch", dtype=self.dtype)(x)
+            x = nn.Dense(self.width, use_bias=takes_bias(self.normalization), dtype=self.dtype)(x)
             x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
             x = ACTIVATIONS[self.activation](x)
         return x
@@ -46,6 +45,7 @@ class Generator(nn.Module):
     classes: int  # 0: unconditional
     convolves = False
     conditions = True
+    pools = False
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
@@ -69,6 +69,7 @@ class Discriminator(nn.Module):
     classes: int  # 0: unconditional
     convolves = False
     conditions = True
+    pools = False
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):

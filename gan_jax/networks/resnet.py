@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gan_jax.networks.convolution import Conv
-from gan_jax.networks.layers import ACTIVATIONS, Normalize, mean_pool, upsample
+from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, mean_pool, takes_bias, upsample
 
 PLAIN_BLOCKS = 2  # of the discriminator, after those that halve
 
@@ -31,7 +31,15 @@ def xavier_init(key, shape, dtype=jnp.float32, scale: float = 1.0):
     As `variance_scaling(scale, "fan_avg", "uniform")` of jax, but drawn flat, which XLA compiles four times faster.
     """
     fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
-    bound = math.sqrt(6 * scale / fans)
+    return _uniform(key, shape, dtype, math.sqrt(6 * scale / fans))
+
+
+def row_init(key, shape, dtype=jnp.float32):
+    """`xavier_init` of a kernel [features, 1] for each row of a table [classes, features]."""
+    return _uniform(key, shape, dtype, math.sqrt(6 / (shape[-1] + 1)))
+
+
+def _uniform(key, shape, dtype, bound: float):
     return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
 
@@ -43,7 +51,8 @@ class Block(nn.Module):
     """The sum of a shortcut and of two 3x3 convolutions, each after normalisation and activation.
 
     `up` doubles the image before the first convolution, `down` halves it after the second, `keep` does neither: only
-    then is the shortcut the identity. A block whose input is an image does not activate it.
+    then is the shortcut the identity. A block whose input is an image does not activate it. With classes its
+    normalisations are conditional.
     """
 
     resample: str  # up, down, keep
@@ -54,15 +63,16 @@ class Block(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    classes: int  # 0: unconditional
     form: str  # of the convolutions
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        """x [n, h, w, c] -> [n, h', w', width]; c is the width where the image keeps its size."""
-        y = x if self.sees_image else self._activate(x, train)
+    def __call__(self, x, train: bool, label=None):
+        """x [n, h, w, c], label int32 [n] or None -> [n, h', w', width]; c is the width where the size is kept."""
+        y = x if self.sees_image else self._activate(x, train, label)
         first, second = {"up": ("up", "keep"), "down": ("keep", "down"), "keep": ("keep", "keep")}[self.resample]
-        y = self._conv(3, self.normalization == "none", branch_init, first)(y)
-        y = self._conv(3, self.use_bias, branch_init, second)(self._activate(y, train))
+        y = self._conv(3, takes_bias(self.normalization), branch_init, first)(y)
+        y = self._conv(3, self.use_bias, branch_init, second)(self._activate(y, train, label))
         return self._shortcut(x) + y
 
     def _shortcut(self, x):
@@ -75,20 +85,24 @@ class Block(nn.Module):
     def _conv(self, size: int, use_bias: bool, kernel_init: Callable, resample: str = "keep"):
         return Conv(self.width, size, use_bias, self.dtype, self.form, kernel_init, resample)
 
-    def _activate(self, x, train):
-        x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
+    def _activate(self, x, train, label):
+        x = Normalize(self.normalization, self.dtype, self.axis_name, classes=self.classes)(x, train, label)
         return ACTIVATIONS[self.activation](x)
 
 
 def _block(player, resample: str, **changes) -> Block:
     """A block with the architecture of `player`, but for the changes."""
     shared = ("width", "activation", "normalization", "dtype", "axis_name", "form")
-    fields = {name: getattr(player, name) for name in shared} | {"sees_image": False, "use_bias": True}
+    fields = {name: getattr(player, name) for name in shared} | {"sees_image": False, "use_bias": True, "classes": 0}
     return Block(resample=resample, **(fields | changes))
 
 
 class Generator(nn.Module):
-    """Latents [n, d] -> float32 images [n, h, w, c] in [-1, 1]; h and w are multiples of 2^depth."""
+    """Latents [n, d] -> float32 images [n, h, w, c] in [-1, 1]; h and w are multiples of 2^depth.
+
+    A class gets in by the scales and shifts of every normalisation (arXiv:1802.05637); where there is none, beside the
+    latents.
+    """
 
     shape: tuple[int, int, int]
     width: int
@@ -97,21 +111,26 @@ class Generator(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    classes: int  # 0: unconditional
     form: str  # of the convolutions
     convolves = True
-    conditions = False
+    conditions = True
+    pools = False
 
     @nn.compact
-    def __call__(self, z, train: bool):
-        """z [n, d] -> [n, h, w, c]."""
+    def __call__(self, z, train: bool, label=None):
+        """z [n, d], label int32 [n] or None -> [n, h, w, c]."""
+        beside = self.normalization == "none"
+        x = BesideLatents(self.classes, self.dtype)(z, label) if beside else z
+        label, classes = (None, 0) if beside else (label, self.classes)
         height, width, channels = self.shape
         height, width = height >> self.depth, width >> self.depth
-        x = nn.Dense(height * width * self.width, dtype=self.dtype, kernel_init=xavier_init)(z)
+        x = nn.Dense(height * width * self.width, dtype=self.dtype, kernel_init=xavier_init)(x)
         x = x.reshape(-1, height, width, self.width)
         for _ in range(self.depth):
             # A constant in a channel ends at a normalisation on every path from here to the image.
-            x = _block(self, "up", use_bias=self.normalization == "none")(x, train)
-        x = Normalize(self.normalization, self.dtype, self.axis_name)(x, train)
+            x = _block(self, "up", use_bias=takes_bias(self.normalization), classes=classes)(x, train, label)
+        x = Normalize(self.normalization, self.dtype, self.axis_name, classes=classes)(x, train, label)
         x = ACTIVATIONS[self.activation](x)
         x = Conv(channels, 3, True, self.dtype, self.form, xavier_init)(x)
         return jnp.tanh(x.astype(jnp.float32))
@@ -121,7 +140,7 @@ class Discriminator(nn.Module):
     """Images [n, h, w, c] -> float32 logits [n]; h and w are multiples of 2^depth.
 
     The last layer sees the mean over pixels, as in WGAN-GP, so that the size of the logits does not depend on that of
-    the images; SNGAN takes the sum.
+    the images. SNGAN takes the sum: where weights are spectrally normalised, no weight can make up for the mean.
     """
 
     width: int
@@ -130,17 +149,22 @@ class Discriminator(nn.Module):
     normalization: str
     dtype: Any
     axis_name: str | None
+    classes: int  # 0: unconditional
     form: str  # of the convolutions
+    sums: bool = False  # over pixels, or takes their mean
     convolves = True
-    conditions = False
+    conditions = True
+    pools = True
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        """x [n, h, w, c] -> [n]."""
+    def __call__(self, x, train: bool, label=None):
+        """x [n, h, w, c], label int32 [n] or None -> [n]."""
         x = _block(self, "down", sees_image=True, normalization="none")(x, train)
         for _ in range(self.depth - 1):
             x = _block(self, "down")(x, train)
         for _ in range(PLAIN_BLOCKS):
             x = _block(self, "keep")(x, train)
-        x = jnp.mean(ACTIVATIONS[self.activation](x), axis=(1, 2))
-        return nn.Dense(1, dtype=self.dtype, kernel_init=xavier_init)(x)[:, 0].astype(jnp.float32)
+        x = ACTIVATIONS[self.activation](x)
+        x = jnp.sum(x, axis=(1, 2)) if self.sums else jnp.mean(x, axis=(1, 2))
+        logits = nn.Dense(1, dtype=self.dtype, kernel_init=xavier_init)(x)[:, 0].astype(jnp.float32)
+        return Projection(self.classes, self.dtype, row_init)(logits, x, label)
