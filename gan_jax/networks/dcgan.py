@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from gan_jax.networks.convolution import StridedConv, StridedConvTranspose
 from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, dcgan_init, dcgan_scale_init
+from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
 
 
 class Generator(nn.Module):
@@ -61,6 +62,7 @@ class Discriminator(nn.Module):
     axis_name: str | None
     classes: int  # 0: unconditional
     form: str  # of the convolutions
+    minibatch: Minibatch = ALONE
     convolves = True
     conditions = True
 
@@ -73,6 +75,7 @@ class Discriminator(nn.Module):
             x = StridedConv(self.width << layer, use_bias=biased, dtype=self.dtype, form=self.form)(x)
             x = Normalize(normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
             x = ACTIVATIONS[self.activation](x)
-        x = x.reshape(len(x), -1)
+        x = BesideNeighbours(self.minibatch, self.dtype)(x.reshape(len(x), -1))
+        self.sow("intermediates", "features", x)
         logits = nn.Dense(1, dtype=self.dtype, kernel_init=dcgan_init)(x)[:, 0].astype(jnp.float32)
         return Projection(self.classes, self.dtype, dcgan_init)(logits, x, label)

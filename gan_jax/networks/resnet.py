@@ -21,6 +21,7 @@ from flax import linen as nn
 
 from gan_jax.networks.convolution import Conv
 from gan_jax.networks.layers import ACTIVATIONS, Normalize, mean_pool, upsample
+from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
 
 PLAIN_BLOCKS = 2  # of the discriminator, after those that halve
 
@@ -131,6 +132,7 @@ class Discriminator(nn.Module):
     dtype: Any
     axis_name: str | None
     form: str  # of the convolutions
+    minibatch: Minibatch = ALONE
     convolves = True
     conditions = False
 
@@ -143,4 +145,6 @@ class Discriminator(nn.Module):
         for _ in range(PLAIN_BLOCKS):
             x = _block(self, "keep")(x, train)
         x = jnp.mean(ACTIVATIONS[self.activation](x), axis=(1, 2))
+        x = BesideNeighbours(self.minibatch, self.dtype)(x)
+        self.sow("intermediates", "features", x)
         return nn.Dense(1, dtype=self.dtype, kernel_init=xavier_init)(x)[:, 0].astype(jnp.float32)
