@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def instance_noise(keys, x, sigma):
-    """x + sigma e with e ~ N(0, 1) in each component (arXiv:1610.04490, section 4): both densities are blurred alike.
+    """x + sigma e with e ~ N(0, 1) in each component (arXiv:1610.04490): both densities are blurred alike.
 
     Args:
       keys: [n]; x: [n, ...] float; sigma: of the noise, in units of the data.

@@ -18,7 +18,6 @@ from gan_jax import order
 from gan_jax.devices import Devices, example_keys, example_slots
 from gan_jax.state import Average, Hyperparameters, Player, TrainState
 
-
 COPIED = 64  # examples of which copies are in memory at a time
 
 

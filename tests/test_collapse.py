@@ -18,7 +18,6 @@ from gan_jax.penalties import none, r1
 from gan_jax.profiling import flops, hlo
 
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
-PLACES = [("mesh", 2), ("mesh", 4), ("pmapped", 2), ("pmapped", 4)]
 TOLERANCE = 1e-4  # see on_eight_devices.py, where the same is compared with the same descent
 DESCENT = {
     f"{player}.optimizer.{key}": value
@@ -27,15 +26,19 @@ DESCENT = {
 }
 NO_PENALTY = {"penalty.name": "none", "penalty.weight": 0.0}
 # Packs of two, of which spreads see two and kernels four: eight examples at once, a device's share of four.
-LAYERS = NO_PENALTY | {
+LAYERS = DESCENT | {
+    "objective.name": "minimax",
+    "penalty.name": "none",
+    "penalty.weight": 0.0,
     "batch_size": 32,
+    "generator.depth": 1,
+    "discriminator.depth": 1,
     "discriminator.packing": 2,
     "discriminator.minibatch_stddev": 2,
     "discriminator.minibatch_discrimination": 3,
     "discriminator.minibatch_group": 4,
     "augment.instance_noise": 0.3,
 }
-ALL = LAYERS | {"objective.feature_matching": 0.5}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,12 +98,17 @@ def discriminator(family, minibatch, dtype=jnp.float32, **changes):
     return from_linen(module, "default")
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+def parameters_of(network, x):
+    """(params, stats) as the network's init gives, without compiling that."""
+    shapes, stats = jax.eval_shape(network.init, jax.random.key(0), x)
+    return jax.tree.map(lambda leaf: jnp.asarray(numbers(*leaf.shape) / np.sqrt(leaf.size), leaf.dtype), shapes), stats
+
+
+@pytest.mark.parametrize(("family", "dtype"), [*((family, jnp.float32) for family in FAMILIES), ("mlp", jnp.bfloat16)])
 def test_the_last_affine_map_of_any_discriminator_sees_them_beside_the_features(family, dtype):
     x = jnp.asarray(numbers(6, 8, 8, 3))
     plain, network = (discriminator(family, each, dtype) for each in (Minibatch(0, 0, 1), Minibatch(2, 3, 3)))
-    params, stats = jax.jit(network.init)(jax.random.key(0), x)
+    params, stats = parameters_of(network, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     kernel = params["BesideNeighbours_0"]["kernel"]
     (logits, features), _ = jax.jit(network.features, static_argnums=3)(params, stats, x, True)
@@ -116,16 +124,8 @@ def test_the_last_affine_map_of_any_discriminator_sees_them_beside_the_features(
     without[last] = {"kernel": params[last]["kernel"][:-4], "bias": params[last]["bias"]}
     (_, expected), _ = jax.jit(plain.features, static_argnums=3)(without, stats, x, True)
     assert_allclose(own, expected, rtol=rtol)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_features_come_with_the_logits_of_one_pass(family):
-    network, x = discriminator(family, Minibatch(0, 0, 1)), jnp.asarray(numbers(4, 8, 8, 3))
-    params, stats = jax.jit(network.init)(jax.random.key(0), x)
-    (logits, _), _ = jax.jit(network.features, static_argnums=3)(params, stats, x, True)
-    assert_array_equal(logits, jax.jit(network.apply, static_argnums=3)(params, stats, x, True)[0])
     costs = [flops.count(partial(call, train=True), params, stats, x) for call in (network.features, network.apply)]
-    assert costs[0] == costs[1] > 0
+    assert costs[0] == costs[1] > 0  # one pass
 
 
 # --- packing ----------------------------------------------------------------------------------------------------
@@ -167,36 +167,37 @@ def fake_setup(shrunk, changes, penalty=none, devices=None):
 def test_discriminator_sees_neighbours_as_one_input(shrunk):
     """Logits and penalties are of packs, x = (x_0, x_1): by hand, and for each pack a key."""
     keys = jax.random.split(jax.random.key(1), 4)
-    met = []
 
     def penalty(critic, keys, real, fake):
-        met.append(jax.random.key_data(keys))
-        return r1(critic, keys, real, fake)
+        return r1(critic, keys, real, fake) + jax.random.key_data(keys)[:, 0] % 2**16
 
     fakes, _, state = fake_setup(shrunk, {"discriminator.packing": 2}, penalty)
     assert state.discriminator.params["w"].shape == (4,)
     real = numbers(4, 2)
-    _, (_, metrics, _) = step.discriminator_loss(
-        fakes, state, state.discriminator.params, {"image": jnp.asarray(real)}, keys, keys
-    )
+    loss = jax.jit(partial(step.discriminator_loss, fakes))
+    _, (_, metrics, _) = loss(state, state.discriminator.params, {"image": jnp.asarray(real)}, keys, keys)
     logits = [real[i] @ [1, 10] + real[i + 1] @ [100, 1000] for i in (0, 2)]
     assert_allclose(metrics["d_real"], np.mean(logits), rtol=1e-5)
-    assert_allclose(metrics["penalty"], 1 + 1e2 + 1e4 + 1e6)
-    assert_array_equal(met[0], jax.random.key_data(keys)[::2])
+    words = jax.random.key_data(keys)[::2, 0] % 2**16
+    assert_allclose(metrics["penalty"], 1 + 1e2 + 1e4 + 1e6 + np.mean(words))
 
 
 def test_packs_of_images_are_joined_along_the_channels(shrunk):
-    setup = recipe.build(shrunk("digits", None, {"discriminator.packing": 2, **NO_PENALTY}), mesh(jax.devices()[:1]))
-    met = []
-    spy = setup.recipe.discriminator._replace(apply=lambda params, stats, x, train: (met.append(x), (x[:, 0], stats))[1])
-    state = recipe.initial_state(setup)
-    images = jnp.asarray(numbers(4, 8, 8, 1))
-    keys = jax.random.split(jax.random.key(1), 4)
-    spied = setup.recipe._replace(discriminator=spy)
-    step.discriminator_loss(spied, state, state.discriminator.params, {"image": images}, keys, keys)
-    assert met[0].shape == (2, 8, 8, 2)
-    for pack, channel, example in [(0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3)]:
-        assert_array_equal(met[0][pack, ..., channel], images[example, ..., 0])
+    weights, images = numbers(3, 3, 4), numbers(4, 3, 3, 2)
+    judge = Fake(
+        init=lambda key, x: ({"like": jnp.zeros(x.shape[1:])}, {}),
+        apply=lambda params, stats, x, train: (jnp.sum(x * weights, axis=(1, 2, 3)), stats),
+    )
+    blank = shifting()._replace(apply=lambda params, stats, z, train: (jnp.zeros((len(z), 3, 3, 2)), stats))
+    fakes, _, state = fake_setup(shrunk, {"discriminator.packing": 2})
+    fakes = fakes._replace(generator=blank, discriminator=judge)
+    state = step.init_state(fakes, state.hyperparameters, jax.random.key(0), (3, 3, 2))
+    assert state.discriminator.params["like"].shape == (3, 3, 4)
+    keys, real = jax.random.split(jax.random.key(1), 4), {"image": jnp.asarray(images)}
+    loss = jax.jit(partial(step.discriminator_loss, fakes))
+    _, (_, metrics, _) = loss(state, state.discriminator.params, real, keys, keys)
+    logits = [np.sum(images[i] * weights[..., :2] + images[i + 1] * weights[..., 2:]) for i in (0, 2)]
+    assert_allclose(metrics["d_real"], np.mean(logits), rtol=1e-4)
 
 
 def test_pictures_show_what_is_said_of_copies_of_a_point(shrunk):
@@ -204,7 +205,8 @@ def test_pictures_show_what_is_said_of_copies_of_a_point(shrunk):
     player, points = recipe.initial_state(setup).discriminator, jnp.asarray(numbers(3, 2))
     logits = jax.jit(partial(step.discriminate, setup.recipe))(player, points)
     copies = jnp.tile(points[:, None], (1, 4, 2)).reshape(12, 4)  # four packs of each
-    expected = setup.recipe.discriminator.apply(player.params, player.stats, copies, False)[0]
+    apply = jax.jit(setup.recipe.discriminator.apply, static_argnums=3)
+    expected, _ = apply(player.params, player.stats, copies, False)
     assert_allclose(logits, expected[::4], rtol=1e-5)
 
 
@@ -217,8 +219,10 @@ def matching_loss(c, w, real, latents):
     return jnp.sum(difference**2)
 
 
-@pytest.mark.parametrize(("layout", "count"), [("mesh", 1), ("mesh", 4), ("pmapped", 2), ("pmapped", 4)])
-@pytest.mark.parametrize("name", ["feature_matching", "wgan"])
+@pytest.mark.parametrize(
+    ("name", "layout", "count"),
+    [("feature_matching", "mesh", 1), ("wgan", "mesh", 4), ("feature_matching", "pmapped", 2), ("wgan", "pmapped", 4)],
+)
 def test_gradient_of_feature_matching_is_that_of_its_formula(shrunk, name, layout, count):
     weight, rate, n = 0.75, 0.1, 8
     changes = {"objective.feature_matching": weight, "objective.name": name, "generator.optimizer.b1": 0.0}
@@ -246,7 +250,7 @@ def test_equal_batches_leave_nothing_to_match(shrunk):
     key = jax.random.key(3)
     latents = fakes.prior(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(jnp.arange(8, dtype=jnp.uint32)))
     real = {"image": latents + state.generator.params["c"]}
-    _, metrics = step.generator_step(fakes, devices, state, real, key)
+    _, metrics = jax.jit(partial(step.generator_step, fakes, devices))(state, real, key)
     assert metrics["feature_matching"] == metrics["g_grad_norm"] == 0
 
 
@@ -261,12 +265,13 @@ def test_matching_features_takes_no_second_pass(shrunk):
     """Where the objective needs D's pass over the real examples anyway."""
 
     def cost(weight):
-        setup = recipe.build(shrunk("dcgan", None, {"objective.feature_matching": weight, "objective.name": "rpgan"}))
+        changes = {"objective.feature_matching": weight, "objective.name": "rpgan"}
+        setup = build(shrunk("dcgan", None, changes))
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
         real = {"image": jax.ShapeDtypeStruct((8, *setup.source.shape), jnp.float32)}
         state = recipe.abstract_state(setup)
-        loss = partial(step.generator_loss, setup.recipe, mesh(jax.devices()[:1]), state)
-        return flops.count(jax.grad(loss, has_aux=True), state.generator.params, real, keys)
+        loss = partial(step.generator_loss, setup.recipe, setup.devices)
+        return flops.count(jax.grad(loss, argnums=1, has_aux=True), state, state.generator.params, real, keys)
 
     assert cost(0.0) == cost(1.0) > 0
 
@@ -276,7 +281,7 @@ def test_matching_features_takes_no_second_pass(shrunk):
 
 def test_instance_noise_is_normal_noise_of_each_example_s_key():
     keys, x = jax.random.split(jax.random.key(0), 2000), np.full((2000, 3), 0.5, np.float32)
-    noise = np.asarray(augment.instance_noise(keys, jnp.asarray(x), 0.3)) - x
+    noise = np.asarray(jax.jit(augment.instance_noise)(keys, jnp.asarray(x), 0.3)) - x
     assert_allclose(noise[7], 0.3 * jax.random.normal(keys[7], (3,)), rtol=1e-4, atol=1e-6)
     assert_allclose(noise.mean(axis=0), 0, atol=0.03)
     assert_allclose(np.cov(noise.T), 0.09 * np.eye(3), atol=0.01)
@@ -293,14 +298,15 @@ def test_both_players_see_noise_of_its_own_on_each_example(shrunk):
     state = state.replace(step=jnp.int32(4))  # 0.3 is left
     real, keys = jnp.asarray(numbers(8, 2)), jax.random.split(jax.random.key(1), 8)
     params, w = state.discriminator.params, np.array([1, 10])
-    _, (_, metrics, _) = step.discriminator_loss(fakes, state, params, {"image": real}, keys, keys)
+    _, (_, metrics, _) = jax.jit(partial(step.discriminator_loss, fakes))(state, params, {"image": real}, keys, keys)
     fake = fakes.prior(keys) + state.generator.params["c"]
-    of_each = [jax.random.split(jax.random.fold_in(key, 2**32 - 1)) for key in keys]
-    noise = [0.3 * np.stack([jax.random.normal(pair[i], (2,)) for pair in of_each]) for i in (0, 1)]
+    pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**32 - 1)))(keys)
+    noise = 0.3 * np.asarray(jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (2,))))(pairs)).swapaxes(0, 1)
     assert_allclose(metrics["d_real"], np.mean((real + noise[0]) @ w), rtol=1e-4)
     assert_allclose(metrics["d_fake"], np.mean((fake + noise[1]) @ w), rtol=1e-4)
     assert len(np.unique(np.concatenate(noise))) == 32
-    loss, _ = step.generator_loss(fakes, None, state, state.generator.params, {"image": real}, keys)
+    loss = jax.jit(partial(step.generator_loss, fakes, None))
+    loss, _ = loss(state, state.generator.params, {"image": real}, keys)
     assert_allclose(loss, -metrics["d_fake"], rtol=1e-5)
 
 
@@ -310,7 +316,8 @@ def test_instance_noise_does_not_reach_what_the_generator_makes(shrunk):
         for sigma in (5.0, 0.0)
     )
     state, z = recipe.initial_state(noisy), jnp.asarray(numbers(4, 2))
-    assert_array_equal(step.sample(noisy.recipe, state.ema, z), step.sample(plain.recipe, state.ema, z))
+    first, second = (jax.jit(partial(step.sample, setup.recipe))(state.ema, z) for setup in (noisy, plain))
+    assert_array_equal(first, second)
 
 
 # --- many devices, micro-batches --------------------------------------------------------------------------------
@@ -320,30 +327,20 @@ def build(config, layout="mesh", count=1):
     return recipe.build(config, LAYOUTS[layout](some(count)))
 
 
+def parameters(state):
+    return jax.tree.map(np.array, (state.generator.params, state.discriminator.params))
+
+
 def train(setup, start):
     """(how far two steps take each player's parameters, metrics, the compiled program)."""
     function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
-    state, data = setup.devices.place(start), setup.devices.place(setup.source.data)
-    program = setup.devices.compile(function, state, data)
-    series = []
+    state, data = setup.devices.place((jax.tree.map(jnp.copy, start), setup.source.data))
+    program, series = setup.devices.compile(function, state, data), []
     for _ in range(2):
         state, metrics = program(state, data)
         series.append(jax.device_get(metrics))
-    moves = [
-        jax.tree.map(np.subtract, *jax.device_get((player(state).params, player(start).params)))
-        for player in (lambda state: state.generator, lambda state: state.discriminator)
-    ]
+    moves = jax.tree.map(np.subtract, parameters(state), parameters(start))
     return moves, jax.tree.map(lambda *each: np.concatenate(each), *series), program
-
-
-def assert_same_training(found, expected):
-    for move, other in zip(found[0], expected[0], strict=True):
-        size = norm(other)
-        assert norm(jax.tree.map(np.subtract, move, other)) < TOLERANCE * size
-        assert size > 1e-3
-    assert found[1].keys() == expected[1].keys()
-    for key, series in expected[1].items():
-        assert_allclose(found[1][key], series, rtol=TOLERANCE, atol=TOLERANCE, err_msg=key)
 
 
 def norm(tree):
@@ -352,44 +349,35 @@ def norm(tree):
 
 @pytest.fixture(scope="module")
 def alone(shrunk):
-    """`alone(changes)`: (the first state, its training on one device, in one batch)."""
-    kept = {}
-
-    def get(changes):
-        key = tuple(sorted(changes.items()))
-        if key not in kept:
-            setup = build(shrunk("mixture", "ring8", DESCENT | {"objective.name": "minimax"} | changes))
-            start = jax.device_get(recipe.initial_state(setup).replace(key=None)).replace(key=setup.keys.training)
-            kept[key] = start, train(setup, start)
-        return kept[key]
-
-    return get
+    """(the first state, its training on one device, in one batch)."""
+    setup = build(shrunk("mixture", "ring8", LAYERS))
+    start = recipe.initial_state(setup)
+    return start, train(setup, start)
 
 
-@pytest.mark.parametrize(("layout", "count"), PLACES)
-def test_nothing_depends_on_the_number_of_devices(shrunk, alone, layout, count):
-    start, expected = alone(ALL)
-    setup = build(shrunk("mixture", "ring8", DESCENT | {"objective.name": "minimax"} | ALL), layout, count)
-    found = train(setup, start)
-    assert_same_training(found, expected)
+def test_what_is_compared_has_them_all(alone):
+    params = alone[0].discriminator.params
+    assert params["Hidden_0"]["Dense_0"]["kernel"].shape[0] == 2 * 2
+    assert params["BesideNeighbours_0"]["kernel"].shape[1] == 3 * DIMENSIONS
+    assert params["Dense_0"]["kernel"].shape[0] == params["BesideNeighbours_0"]["kernel"].shape[0] + 1 + 3
+    assert alone[0].hyperparameters.instance_noise == np.float32(0.3)
+
+
+@pytest.mark.parametrize(
+    ("layout", "count", "accumulate"),
+    [("mesh", 4, 1), ("pmapped", 4, 1), ("mesh", 2, 2), ("pmapped", 2, 2)],
+)
+def test_nothing_depends_on_devices_or_micro_batches(shrunk, alone, layout, count, accumulate):
+    setup = build(shrunk("mixture", "ring8", LAYERS | {"accumulate": accumulate}), layout, count)
+    (moves, metrics, program), (expected, series, _) = train(setup, alone[0]), alone[1]
+    for move, other in zip(moves, expected, strict=True):
+        assert norm(jax.tree.map(np.subtract, move, other)) < TOLERANCE * norm(other)
+        assert norm(other) > 1e-3
+    assert metrics.keys() == series.keys()
+    for key, values in series.items():
+        assert_allclose(metrics[key], values, rtol=TOLERANCE, atol=TOLERANCE, err_msg=key)
     # Neither packs nor groups are sent around: sums are all that the devices exchange.
-    assert {each.kind for each in hlo.collectives(hlo.parse(found[2].compiled.as_text()))} == {"all-reduce"}
-
-
-def test_each_of_them_changes_the_training(alone):
-    moves = [alone(ALL)[1][0]]
-    for key, value in ALL.items():
-        if key not in NO_PENALTY and key != "batch_size":
-            off = {"discriminator.packing": 1, "discriminator.minibatch_group": 2}.get(key, 0 * value)
-            moves.append(alone(ALL | {key: off})[1][0])
-    assert len({norm(each[0]) for each in moves}) == len(moves) == 7
-
-
-@pytest.mark.parametrize(("layout", "count"), [("mesh", 1), ("mesh", 2), ("pmapped", 2)])
-def test_packs_and_groups_stay_together_in_micro_batches(shrunk, alone, layout, count):
-    start, expected = alone(LAYERS)
-    changes = DESCENT | {"objective.name": "minimax", "accumulate": 2} | LAYERS
-    assert_same_training(train(build(shrunk("mixture", "ring8", changes), layout, count), start), expected)
+    assert {each.kind for each in hlo.collectives(hlo.parse(program.compiled.as_text()))} == {"all-reduce"}
 
 
 # --- what does not go together ----------------------------------------------------------------------------------
@@ -401,7 +389,7 @@ def test_packs_and_groups_stay_together_in_micro_batches(shrunk, alone, layout, 
         ({"discriminator.packing": 3}, r"batch_size is 8, but .* let D see 3 examples .*; batch_size must be a multip"),
         (
             {"discriminator.minibatch_stddev": 4, "discriminator.packing": 4},
-            r"let D see 16 examples together, on one device and in one micro-batch; batch_size must be a multiple of 16",
+            r"let D see 16 examples together, on one device and in .*; batch_size must be a multiple of 16",
         ),
         (
             {"discriminator.minibatch_discrimination": 2, "discriminator.minibatch_group": 4, "accumulate": 4},
@@ -447,10 +435,3 @@ def test_what_makes_no_sense_is_one_line(shrunk, changes, message):
     with pytest.raises(InputError, match=message) as raised:
         build(shrunk("digits", None, NO_PENALTY | changes))
     assert "\n" not in str(raised.value)
-
-
-def test_a_penalty_goes_with_packs(shrunk):
-    changes = {"penalty.name": "r1", "penalty.weight": 0.5, "discriminator.packing": 2, "objective.name": "minimax"}
-    setup = build(shrunk("mixture", "ring8", DESCENT | changes))
-    _, metrics, _ = train(setup, recipe.initial_state(setup))
-    assert np.all(metrics["penalty"] > 0)
