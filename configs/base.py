@@ -36,8 +36,12 @@ def get_config() -> ConfigDict:
             "objective": {
                 "name": "non_saturating",
                 "label_smoothing": 0.0,  # one-sided: D's target on real examples is 1 minus this
+                "feature_matching": 0.0,  # weight in G's loss of the distance of D's mean features, real from fake
             },
             "penalty": {"name": "none", "weight": 0.0},
+            "augment": {
+                "instance_noise": 0.0,  # on what D sees: its standard deviation, falling linearly to 0 over the run
+            },
             "generator": {
                 "network": "mlp",
                 "width": 128,  # units of a hidden layer; channels: for dcgan of the layer next to the image
@@ -58,6 +62,10 @@ def get_config() -> ConfigDict:
                 "steps": 1,  # k: updates of D for each of G, each on a fresh minibatch
                 "clip": 0.0,  # every weight of D is kept within this bound; 0: no clipping
                 "one_pass": False,  # D sees real and fake as one batch instead of one after the other
+                "packing": 1,  # examples that D sees as one, joined along the channels
+                "minibatch_stddev": 0,  # examples of a group whose spread D is told; 0: it is not
+                "minibatch_discrimination": 0,  # learned kernels by which D compares examples; 0: without
+                "minibatch_group": 32,  # examples that these compare
                 "optimizer": _adam(),
             },
             "evaluation": {

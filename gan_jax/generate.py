@@ -130,4 +130,4 @@ class Generate:
         return self._setup.recipe.prior(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
 
     def _discriminate(self, player, x):
-        return self._setup.recipe.discriminator.apply(player.params, player.stats, x, False)[0]
+        return step.discriminate(self._setup.recipe, player, x)

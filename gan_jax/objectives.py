@@ -118,8 +118,11 @@ OBJECTIVES = {
     "fgan_jensen_shannon": variational(lambda a: LOG_2 - softplus(-a), lambda b: softplus(b) - LOG_2),
 }
 
+# What a config may name: these, and one whose generator descends only what is added to its loss, feature matching.
+NAMED = OBJECTIVES | {"feature_matching": logistic(jnp.zeros_like)}
+
 # The objectives whose discriminator is a classifier of real against fake, so that a target can be smoothed.
-LOGISTIC = ("minimax", "non_saturating", "mle")
+LOGISTIC = ("minimax", "non_saturating", "mle", "feature_matching")
 
 
 def smooth_labels(objective: Objective, epsilon) -> Objective:

@@ -1,7 +1,8 @@
 """Gradient penalties on the critic, one value an example.
 
 Every penalty is called as `penalty(critic, keys, real, fake) -> [n]`:
-  critic: x [n, ...] -> logits [n], each logit a function of its own example alone (so no batch normalisation);
+  critic: x [n, ...] -> logits [n], each logit a function of its own example alone (so no batch normalisation and
+    no minibatch layer); where D sees packs of examples, each pack is one here, with one key;
   keys: [n] typed PRNG keys, one an example, so that the shards of a batch draw what the whole batch would;
   real, fake: [n, ...] float arrays.
 The step multiplies by `penalty.weight` and takes the mean. Norms are Euclidean over all axes of an example.

@@ -1,5 +1,6 @@
 """From a config to the functions that it names: the only place where a name is looked up."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax import networks, optimizers, schema
+from gan_jax import augment, networks, optimizers, schema
 from gan_jax.data import Source, Spec, make_source
 from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
 from gan_jax.networks import spectral
-from gan_jax.objectives import LOGISTIC, OBJECTIVES, Objective, choose, smooth_labels
+from gan_jax.networks.minibatch import Minibatch
+from gan_jax.objectives import LOGISTIC, NAMED, Objective, choose, smooth_labels
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
 from gan_jax.state import Hyperparameters, TrainState
@@ -33,7 +35,10 @@ NUMBERS = {
     "discriminator.optimizer.b2": "discriminator_b2",
     "penalty.weight": "penalty_weight",
     "objective.label_smoothing": "label_smoothing",
+    "objective.feature_matching": "feature_matching",
+    "augment.instance_noise": "instance_noise",
 }
+COMPILED_IN = ("feature_matching", "instance_noise")  # of these, what no run of a program has, it does not compute
 VARYING = ("seed", "objective.name", *NUMBERS)  # the keys in which the runs of one program may differ
 
 
@@ -127,8 +132,13 @@ def _init(setup: Setup) -> Callable:
 def make_hyperparameters(config) -> Hyperparameters:
     """The numbers of a config that a compiled step takes as arguments."""
     flat = schema.flatten(config.to_dict())
-    numbers = {field: jnp.float32(flat[key]) for key, field in NUMBERS.items()}
-    return Hyperparameters(**numbers)
+    numbers = {field: flat[key] for key, field in NUMBERS.items()}
+    return Hyperparameters(
+        **{
+            field: None if field in COMPILED_IN and number == 0 else jnp.float32(number)
+            for field, number in numbers.items()
+        }
+    )
 
 
 def together(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
@@ -140,13 +150,21 @@ def together(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
     numbers = [
         setup.hyperparameters.replace(objective=jnp.int32(names.index(setup.config.objective.name))) for setup in setups
     ]
+    for field in COMPILED_IN:
+        if any(getattr(each, field) is not None for each in numbers):
+            numbers = [each.replace(**{field: _or_zero(getattr(each, field))}) for each in numbers]
     recipe = setups[0].recipe._replace(objective=partial(_chosen_objective, names))
     return setups[0]._replace(recipe=recipe), jax.tree.map(lambda *each: jnp.stack(each), *numbers)
 
 
+def _or_zero(number):
+    return jnp.float32(0) if number is None else number
+
+
 def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     generator = _make_network(config, devices, source, "generator", shape=source.shape)
-    discriminator = _make_network(config, devices, source, "discriminator")
+    neighbours = _minibatch(config.discriminator)
+    discriminator = _make_network(config, devices, source, "discriminator", minibatch=neighbours)
     return Recipe(
         generator=generator,
         discriminator=discriminator,
@@ -160,19 +178,22 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
             config.discriminator.clip,
         ),
         prior=partial(PRIORS[config.latent.prior], dim=config.latent.dim),
+        augment=partial(_augment, config.num_steps),
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         discriminator_steps=config.discriminator.steps,
+        packing=config.discriminator.packing,
+        together=_together(config.discriminator),
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
         unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
     )
 
 
-def _make_network(config, devices: Devices, source: Source, player: str, **shape) -> networks.Network:
+def _make_network(config, devices: Devices, source: Source, player: str, **its_own) -> networks.Network:
     network_class = getattr(networks.FAMILIES[config[player].network], player)
     architecture = _architecture(config, source, network_class, config[player])
-    module = network_class(dtype=jnp.dtype(config.precision), axis_name=devices.axis_name, **shape, **architecture)
+    module = network_class(dtype=jnp.dtype(config.precision), axis_name=devices.axis_name, **its_own, **architecture)
     network = networks.from_linen(module, config.matmul_precision)
     return spectral.normalised(network) if config[player].spectral_norm else network
 
@@ -188,10 +209,28 @@ def _architecture(config, source: Source, network_class, player) -> dict:
     return chosen
 
 
+def _minibatch(discriminator) -> Minibatch:
+    kernels = discriminator.minibatch_discrimination
+    return Minibatch(discriminator.minibatch_stddev, kernels, discriminator.minibatch_group if kernels else 1)
+
+
+def _together(discriminator) -> int:
+    """Examples that D needs at once: whole packs, and of these whole groups."""
+    wanted = _minibatch(discriminator)
+    return discriminator.packing * math.lcm(wanted.stddev or 1, wanted.group)
+
+
+def _augment(steps: int, hyperparameters: Hyperparameters, step, keys, x):
+    """What D sees of x [n, ...] at this step of a run of so many."""
+    if hyperparameters.instance_noise is None:
+        return x
+    return augment.instance_noise(keys, x, augment.annealed(hyperparameters.instance_noise, step, steps))
+
+
 def _chosen_objective(names: list[str], hyperparameters: Hyperparameters) -> Objective:
     """The objective of a run: the only one, or that of its number."""
     objectives = [
-        smooth_labels(OBJECTIVES[name], hyperparameters.label_smoothing) if name in LOGISTIC else OBJECTIVES[name]
+        smooth_labels(NAMED[name], hyperparameters.label_smoothing) if name in LOGISTIC else NAMED[name]
         for name in names
     ]
     return objectives[0] if len(objectives) == 1 else choose(objectives, hyperparameters.objective)
@@ -229,6 +268,13 @@ def _check_batch(config, devices: Devices) -> None:
             f"micro-batches with an equal share for each device ({devices.count} here); it must be a multiple of "
             f"{devices.count * config.accumulate}"
         )
+    together = _together(config.discriminator)
+    if config.batch_size % (devices.count * config.accumulate * together):
+        raise InputError(
+            f"config key batch_size is {config.batch_size}, but discriminator.packing, minibatch_stddev and "
+            f"minibatch_group let D see {together} examples together, on one device and in one micro-batch; batch_size "
+            f"must be a multiple of {devices.count * config.accumulate * together}"
+        )
 
 
 def _check_combinations(config, source: Source) -> None:
@@ -245,6 +291,7 @@ def _check_combinations(config, source: Source) -> None:
             "logits that do not depend on the other examples; set discriminator.normalization to none, layer or "
             "group"
         )
+    _check_comparisons(config)
     if config.penalty.name != "none" and config.penalty.weight == 0:
         raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
     if config.discriminator.spectral_norm and config.discriminator.clip:
@@ -262,6 +309,33 @@ def _check_combinations(config, source: Source) -> None:
             f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
             f"labels to smooth; set it to 0, or objective.name to one of {', '.join(LOGISTIC)}"
         )
+    if config.objective.name == "feature_matching" and not config.objective.feature_matching:
+        raise InputError(
+            "objective.name is feature_matching but objective.feature_matching is 0: the generator has nothing to "
+            "descend; give it a weight"
+        )
+
+
+def _check_comparisons(config) -> None:
+    """Of what lets D see several examples at once."""
+    player = config.discriminator
+    if config.conditional and player.packing > 1:
+        raise InputError(
+            f"conditional is True and discriminator.packing is {player.packing}: the examples of a pack have labels of "
+            "their own, and D takes one; set discriminator.packing to 1"
+        )
+    for key in ("minibatch_stddev", "minibatch_discrimination"):
+        if player[key] and config.penalty.name != "none":
+            raise InputError(
+                f"penalty.name is {config.penalty.name} and discriminator.{key} is {player[key]}: a gradient penalty "
+                f"needs logits that do not depend on the other examples; set penalty.name to none, or "
+                f"discriminator.{key} to 0"
+            )
+        if player[key] and player.one_pass:
+            raise InputError(
+                f"discriminator.one_pass is True and discriminator.{key} is {player[key]}: real and fake would be in "
+                "one group, and D compares examples of one kind; set one_pass to False"
+            )
 
 
 def _check_evaluation(config, source: Source) -> None:

@@ -15,7 +15,7 @@ from gan_jax.evaluation.extractors import EXTRACTORS, NONE
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS
 from gan_jax.networks.convolution_forms import FORMS
 from gan_jax.networks.layers import ACTIVATIONS, NORMALIZATIONS
-from gan_jax.objectives import OBJECTIVES
+from gan_jax.objectives import NAMED
 from gan_jax.optimizers import OPTIMIZERS
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
@@ -83,16 +83,22 @@ SCHEMA = {
     "data.workers": POSITIVE_INT,
     "latent.dim": POSITIVE_INT,
     "latent.prior": one_of(PRIORS),
-    "objective.name": one_of(OBJECTIVES),
+    "objective.name": one_of(NAMED),
     "objective.label_smoothing": FRACTION,
+    "objective.feature_matching": NON_NEGATIVE,
     "penalty.name": one_of(PENALTIES),
     "penalty.weight": NON_NEGATIVE,
+    "augment.instance_noise": NON_NEGATIVE,
     **{f"generator.{key}": rule for key, rule in _NETWORK.items()},
     "generator.ema_decay": FRACTION,
     **{f"discriminator.{key}": rule for key, rule in _NETWORK.items()},
     "discriminator.steps": POSITIVE_INT,
     "discriminator.clip": NON_NEGATIVE,
     "discriminator.one_pass": FLAG,
+    "discriminator.packing": POSITIVE_INT,
+    "discriminator.minibatch_stddev": Rule(int, lambda value: value == 0 or 1 < value < 2**31, "0, or 2 or more"),
+    "discriminator.minibatch_discrimination": COUNT,
+    "discriminator.minibatch_group": Rule(int, lambda value: 1 < value < 2**31, "an integer, 2 or more"),
     "evaluation.extractor": one_of((NONE, *EXTRACTORS)),
     "evaluation.weights": TEXT,
     "evaluation.num_samples": POSITIVE_INT,

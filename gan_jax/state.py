@@ -33,6 +33,9 @@ class Hyperparameters(struct.PyTreeNode):
     penalty_weight: jax.Array
     label_smoothing: jax.Array
     ema_decay: jax.Array
+    # None where no run of the program has any: the step is then compiled without.
+    feature_matching: jax.Array | None = None
+    instance_noise: jax.Array | None = None
     objective: jax.Array | None = None  # int32, among those of the program; None where it has one alone
 
 

@@ -18,6 +18,8 @@ from gan_jax import order
 from gan_jax.devices import Devices, example_keys, example_slots
 from gan_jax.state import Average, Hyperparameters, Player, TrainState
 
+COPIED = 64  # examples of which copies are in memory at a time
+
 
 class Recipe(NamedTuple):
     """What is being trained: static, made of functions. What depends on hyperparameters is a function of them."""
@@ -29,9 +31,12 @@ class Recipe(NamedTuple):
     generator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
     discriminator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
     prior: Callable  # keys [n] -> latents [n, d]
+    augment: Callable  # (Hyperparameters, step, keys [n], x [n, ...]) -> what D sees of x
     batch_size: int  # examples of a minibatch, over all devices
     accumulate: int  # micro-batches of a minibatch: their gradients are taken one after another, and averaged
     discriminator_steps: int  # k
+    packing: int  # examples that are one input of D
+    together: int  # examples that D needs at once, neighbours in the batch: a pack, or all packs that it compares
     one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
     conditional: bool  # whether both players see the labels
     unroll: bool  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU
@@ -55,7 +60,7 @@ def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tup
     generator_key, discriminator_key, latent_key, step_key = jax.random.split(key, 4)
     inputs = recipe.prior(jax.random.split(latent_key, 2)), *_labels(recipe, {"label": jnp.zeros(2, jnp.int32)})
     generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, *inputs)
-    inputs = jnp.zeros((2, *shape)), *inputs[1:]
+    inputs = _packed(recipe, jnp.zeros((2 * recipe.together, *shape))), *inputs[1:]
     discriminator = _init_player(
         recipe.discriminator, recipe.discriminator_tx(hyperparameters), discriminator_key, *inputs
     )
@@ -86,12 +91,13 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
       (new running statistics, metrics, the largest |logit|)). G's statistics of this pass are dropped.
     """
     real, labels, hyperparameters = real["image"], _labels(recipe, real), state.hyperparameters
-    objective = recipe.objective(hyperparameters)
+    objective, old_stats = recipe.objective(hyperparameters), state.discriminator.stats
     latents = recipe.prior(latent_keys)
     fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True, *labels)
-    real_logits, fake_logits, stats = _logits(recipe, params, state.discriminator.stats, real, fake, labels)
-    critic = _critic(recipe, params, state.discriminator.stats, labels)
-    penalty = jnp.mean(recipe.penalty(critic, penalty_keys, real, fake))
+    real, fake = _seen(recipe, state, latent_keys, real, fake)
+    real_logits, fake_logits, stats = _logits(recipe, recipe.discriminator.apply, params, old_stats, real, fake, labels)
+    critic = _critic(recipe, params, old_stats, labels)
+    penalty = jnp.mean(recipe.penalty(critic, _one_a_pack(recipe, penalty_keys), real, fake))
     loss = jnp.mean(objective.discriminator(real_logits, fake_logits))
     metrics = {
         "d_loss": loss,
@@ -106,20 +112,29 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
 
 
 @jax.named_scope("generator_loss")
-def generator_loss(recipe: Recipe, state: TrainState, params, real, latent_keys):
+def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, real, latent_keys):
     """What G descends in its `params`, the rest of `state` held constant, at the latents of these keys [n].
 
     `real` {"image": [n, ...]} gives the batch's size, and the real logits where an objective compares with them
     (elsewhere XLA drops the pass that makes them, unless `one_pass` normalises over both).
 
-    Returns: (the mean of objective.generator(b, a) over this part of the batch, (new running statistics, metrics, the
-      largest |logit| of a fake)). D's statistics of this pass are dropped.
+    Returns: (the mean of objective.generator(b, a) over this part of the batch + feature_matching * the distance of
+      `_feature_distance` over all of it, (new running statistics, metrics, the largest |logit| of a fake)). D's
+      statistics of this pass are dropped.
     """
     real, labels, discriminator = real["image"], _labels(recipe, real), state.discriminator
     fake, stats = recipe.generator.apply(params, state.generator.stats, recipe.prior(latent_keys), True, *labels)
-    real_logits, fake_logits, _ = _logits(recipe, discriminator.params, discriminator.stats, real, fake, labels)
-    loss = jnp.mean(recipe.objective(state.hyperparameters).generator(fake_logits, real_logits))
-    return loss, (stats, {"g_loss": loss}, _largest(fake_logits))
+    real, fake = _seen(recipe, state, latent_keys, real, fake)
+    objective, weight = recipe.objective(state.hyperparameters), state.hyperparameters.feature_matching
+    network, inputs = recipe.discriminator, (discriminator.params, discriminator.stats, real, fake, labels)
+    if weight is None:
+        real_logits, fake_logits, _ = _logits(recipe, network.apply, *inputs)
+        loss = jnp.mean(objective.generator(fake_logits, real_logits))
+        return loss, (stats, {"g_loss": loss}, _largest(fake_logits))
+    (real_logits, real_features), (fake_logits, fake_features), _ = _logits(recipe, network.features, *inputs)
+    loss = jnp.mean(objective.generator(fake_logits, real_logits))
+    distance = _feature_distance(devices, real_features, fake_features)
+    return loss + weight * distance, (stats, {"g_loss": loss, "feature_matching": distance}, _largest(fake_logits))
 
 
 def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
@@ -135,7 +150,7 @@ def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real
 
 def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
     """One update of G, with noise of `real`'s size, and of its moving average: (state, metrics of float32 scalars)."""
-    loss = partial(generator_loss, recipe, state)
+    loss = partial(generator_loss, recipe, devices, state)
     examples = real, example_keys(devices, key, len(real["image"]))
     gradients, (stats, metrics, largest) = _gradients(recipe, devices, loss, state.generator, examples)
     gradients, stats, metrics = devices.mean((gradients, stats, metrics))
@@ -213,6 +228,21 @@ def sample(recipe: Recipe, average: Average, latents, *labels):
     return recipe.generator.apply(average.params, average.stats, latents, False, *labels)[0]
 
 
+def discriminate(recipe: Recipe, player: Player, x):
+    """An unconditional D's logits at x [n, ...], with its running statistics: [n].
+
+    A D that needs several examples at once is shown each of x by itself, as often as it takes.
+    """
+    if recipe.together == 1:
+        return recipe.discriminator.apply(player.params, player.stats, x, False)[0]
+
+    def of_copies(example):
+        packs = _packed(recipe, jnp.broadcast_to(example, (recipe.together, *example.shape)))
+        return recipe.discriminator.apply(player.params, player.stats, packs, False)[0][0]
+
+    return jax.lax.map(of_copies, x, batch_size=COPIED)
+
+
 def _loop(body: Callable, state, xs, length: int, unroll: bool):
     """`lax.scan`, or the same written out: scan's own unroll=True still hides convolutions in a called computation."""
     if not unroll:
@@ -230,17 +260,19 @@ def _gradients(recipe: Recipe, devices: Devices, loss: Callable, player: Player,
     Args:
       examples: what follows the parameters in the arguments of `loss`, each leaf [n, ...].
 
-    Micro-batch j is every `accumulate`-th example from the j-th on, and so has an equal share of what lies on each
-    device: none is sent to another. All but the largest logit is a mean over the micro-batches.
+    Micro-batch j is every `accumulate`-th example (or those that D needs together) from the j-th on, and so has an
+    equal share of what lies on each device: none is sent to another. All but the largest logit is a mean over the
+    micro-batches.
     """
-    gradient, count = jax.grad(loss, has_aux=True), recipe.accumulate
+    gradient, count, block = jax.grad(loss, has_aux=True), recipe.accumulate, recipe.together
     if count == 1:
         return gradient(player.params, *examples)
-    examples = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), examples)
+    examples = jax.tree.map(lambda x: x.reshape(-1, count, block, *x.shape[1:]), examples)
 
     def add(total, j):
         j = _after(total, j) if recipe.unroll else j
         micro_batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, j, axis=1, keepdims=False), examples)
+        micro_batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), micro_batch)
         gradients, (stats, *reported) = gradient(player.params, *jax.tree.map(devices.shard, micro_batch))
         return jax.tree.map(jnp.add, total, (gradients, stats)), reported
 
@@ -265,15 +297,46 @@ def _labels(recipe, batch) -> tuple:
     return (batch["label"],) if recipe.conditional else ()
 
 
-def _logits(recipe, params, stats, real, fake, labels):
-    """D's logits on real and fake with its new statistics: two passes, or one over both."""
+def _seen(recipe, state, latent_keys, real, fake):
+    """What D sees of real and fake: augmented, each example by a key of its own, and packed."""
+    # Latents are drawn at smaller numbers of the same keys.
+    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**32 - 1)))(latent_keys)
+    augment = partial(recipe.augment, state.hyperparameters, state.step)
+    return _packed(recipe, augment(keys[:, 0], real)), _packed(recipe, augment(keys[:, 1], fake))
+
+
+def _packed(recipe, x):
+    """x [n, ..., c] as packs (arXiv:1712.04086): [n / m, ..., m c], each of m neighbours, so of one device."""
+    if recipe.packing == 1:
+        return x
+    packs = jnp.moveaxis(x.reshape(-1, recipe.packing, *x.shape[1:]), 1, -2)
+    return packs.reshape(*packs.shape[:-2], -1)
+
+
+def _one_a_pack(recipe, keys):
+    """Of keys [n], one an example, one a pack."""
+    return keys if recipe.packing == 1 else keys.reshape(-1, recipe.packing)[:, 0]
+
+
+def _logits(recipe, apply, params, stats, real, fake, labels):
+    """What D's `apply` makes of real and of fake, with its new statistics: two passes, or one over both."""
     if recipe.one_pass:
         labels = [_in_turn(each, each) for each in labels]
-        logits, stats = recipe.discriminator.apply(params, stats, _in_turn(real, fake), True, *labels)
-        return logits[::2], logits[1::2], stats
-    real_logits, stats = recipe.discriminator.apply(params, stats, real, True, *labels)
-    fake_logits, stats = recipe.discriminator.apply(params, stats, fake, True, *labels)
-    return real_logits, fake_logits, stats
+        outputs, stats = apply(params, stats, _in_turn(real, fake), True, *labels)
+        return *(jax.tree.map(lambda x: x[first::2], outputs) for first in (0, 1)), stats  # noqa: B023
+    of_real, stats = apply(params, stats, real, True, *labels)
+    of_fake, stats = apply(params, stats, fake, True, *labels)
+    return of_real, of_fake, stats
+
+
+def _feature_distance(devices, real, fake):
+    """|E f(x) - E f(G(z))|^2 of features [n, d], with means over the whole batch (arXiv:1606.03498, section 3.1).
+
+    It is no mean over examples: the parts of a batch are averaged before the square. The derivative of their mean goes
+    back to each part whole, so that, as of any other loss, the gradient is the mean over the parts.
+    """
+    real, fake = devices.mean((jnp.mean(real, axis=0), jnp.mean(fake, axis=0)))
+    return jnp.sum(jnp.square(real - fake))
 
 
 def _in_turn(real, fake):

@@ -201,7 +201,7 @@ def means(setup, state, real, key):
         keys = [each[j::4] for each in step.discriminator_keys(setup.devices, key, 8)]
         loss = jax.grad(partial(step.discriminator_loss, made, state), has_aux=True)
         found["discriminator"].append(loss(state.discriminator.params, part, *keys))
-        loss = jax.grad(partial(step.generator_loss, made, state), has_aux=True)
+        loss = jax.grad(partial(step.generator_loss, made, setup.devices, state), has_aux=True)
         found["generator"].append(loss(state.generator.params, part, example_keys(setup.devices, key, 8)[j::4]))
     mean = {name: jax.tree.map(lambda *each: sum(each) / 4, *results) for name, results in found.items()}
     return {name: (gradient, stats) for name, (gradient, (stats, *_)) in mean.items()}

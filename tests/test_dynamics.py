@@ -1,5 +1,6 @@
 """The game's field and its spectrum: against dense Jacobians, closed forms, and the training step itself."""
 
+import dataclasses
 import json
 from functools import partial
 from typing import NamedTuple
@@ -161,14 +162,18 @@ def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
         generator_tx=still,
         discriminator_tx=still,
         prior=lambda keys: jnp.zeros((len(keys), 1)),
+        augment=lambda hyperparameters, step, keys, x: x,
         batch_size=4,
         accumulate=1,
         discriminator_steps=1,
+        packing=1,
+        together=1,
         one_pass=False,
         conditional=False,
         unroll=False,
     )
-    numbers = dict.fromkeys(step.Hyperparameters.__dataclass_fields__, 0.0) | {"penalty_weight": weight}
+    needed = [field.name for field in dataclasses.fields(step.Hyperparameters) if field.default is dataclasses.MISSING]
+    numbers = dict.fromkeys(needed, 0.0) | {"penalty_weight": weight}
     hyperparameters = jax.tree.map(jnp.float32, step.Hyperparameters(**numbers))
     state = step.init_state(made, hyperparameters, jax.random.key(0), (1,))
     batches = {"image": jnp.zeros((2, 4, 1))}

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import recipe, step
 from gan_jax.devices import EACH, mesh, population
-from gan_jax.objectives import LOGISTIC, OBJECTIVES, choose
+from gan_jax.objectives import LOGISTIC, NAMED, OBJECTIVES, choose
 from gan_jax.population import Population
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -78,7 +78,9 @@ def assert_is_member(crew, index, state, tolerance):
 
 
 def _numbers(state):
-    kept = state.replace(key=None, hyperparameters=state.hyperparameters.replace(objective=None))
+    numbers = {field: getattr(state.hyperparameters, field) for field in recipe.COMPILED_IN}
+    numbers = {field: jnp.float32(0) if number is None else number for field, number in numbers.items()}
+    kept = state.replace(key=None, hyperparameters=state.hyperparameters.replace(objective=None, **numbers))
     return jax.device_get(kept)
 
 
@@ -86,9 +88,11 @@ CHANGES = [
     {"objective.name": "non_saturating", "seed": 3},
     {"objective.name": "mle", "objective.label_smoothing": 0.1},
     {"objective.name": "wgan", "generator.optimizer.learning_rate": 1e-3},
-    {"objective.name": "rpgan", "discriminator.optimizer.b1": 0.0, "generator.optimizer.b2": 0.9},
+    {"objective.name": "rpgan", "discriminator.optimizer.b1": 0.0, "generator.optimizer.b2": 0.9}
+    | {"augment.instance_noise": 0.3},
     {"objective.name": "hinge", "generator.ema_decay": 0.0, "penalty.weight": 2.0},
-    {"objective.name": "lsgan", "seed": 3, "discriminator.optimizer.learning_rate": 1e-3},
+    {"objective.name": "lsgan", "seed": 3, "discriminator.optimizer.learning_rate": 1e-3}
+    | {"objective.feature_matching": 0.5},
 ]
 
 
@@ -171,4 +175,4 @@ def test_one_objective_needs_no_number(shrunk):
     joined, numbers = recipe.together([setup, setup])
     assert joined.recipe.objective(setup.hyperparameters) is OBJECTIVES["rpgan"]
     assert_array_equal(numbers.objective, [0, 0])
-    assert set(LOGISTIC) < set(OBJECTIVES)
+    assert set(LOGISTIC) < set(NAMED)

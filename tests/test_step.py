@@ -1,6 +1,7 @@
 """The training step: who moves, by how much, on which random numbers, and what it reports."""
 
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from functools import partial
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def shifting_generator(c=(0.0,)):
 
 def numbers(**changes):
     """Hyperparameters for plain gradient descent."""
-    defaults = dict.fromkeys(Hyperparameters.__dataclass_fields__, 0.0)
+    defaults = {field.name: 0.0 for field in fields(Hyperparameters) if field.default is MISSING}
     rates = {"generator_learning_rate": 0.5, "discriminator_learning_rate": 0.25}
     return jax.tree.map(jnp.float32, Hyperparameters(**(defaults | rates | changes)))
 
@@ -83,9 +84,12 @@ def fake_recipe(objective="non_saturating", penalty=penalties.none, batch_size=4
         "generator_tx": lambda h: scale_by_decayed_rate(h.generator_learning_rate, 100, 1.0),
         "discriminator_tx": lambda h: scale_by_decayed_rate(h.discriminator_learning_rate, 100, 1.0),
         "prior": noise,
+        "augment": lambda hyperparameters, step, keys, x: x,
         "batch_size": batch_size,
         "accumulate": 1,
         "discriminator_steps": steps,
+        "packing": 1,
+        "together": 1,
         "one_pass": False,
         "conditional": False,
         "unroll": False,

@@ -1,10 +1,11 @@
 """Generators and discriminators as pairs of pure functions; Flax Linen stays inside this package.
 
 Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., normalization=..., dtype=...,
-axis_name=...)` and every discriminator as the same without `shape`, with the `form` of their convolutions where the
-class says that they convolve (`convolves`), with the number of `classes` where it says that they can be conditional
-(`conditions`; 0 makes an unconditional network), and with whether it `sums` over pixels where it says that it pools
-them at its end (`pools`), so that a new family is one entry below.
+axis_name=...)` and every discriminator as the same without `shape` and with what it is told of an example's neighbours
+(`minibatch=`), with the `form` of their convolutions where the class says that they convolve (`convolves`), with
+the number of `classes` where it says that they can be conditional (`conditions`; 0 makes an unconditional network), and
+with whether it `sums` over pixels where it says that it pools them at its end (`pools`), so that a new family is one
+entry below. A discriminator sows what its last affine map sees as `features`.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from gan_jax.networks import dcgan, mlp, resnet
@@ -27,6 +29,8 @@ class Network(NamedTuple):
     init: Callable  # (key, x [n, ...], label=None) -> (params, stats)
     apply: Callable  # (params, stats, x [n, ...], train, label=None) -> (y, new stats): what a call in training moves
     convolves: bool  # whether it has convolutions, which XLA runs slowly inside a loop on a CPU
+    # As apply, of a discriminator: ((logits, float32 [n, d], what its last affine map sees), new stats), in one pass.
+    features: Callable | None = None
 
 
 class Family(NamedTuple):
@@ -58,14 +62,22 @@ def from_linen(module: nn.Module, matmul_precision: str) -> Network:
         variables = module.init(key, x, train=True, **_label_of(module, label))
         return variables["params"], variables.get("batch_stats", {})
 
-    def apply(params: Any, stats: Any, x, train: bool, label=None):
+    def run(mutable: list[str], params: Any, stats: Any, x, train: bool, label):
         variables, keywords = {"params": params, "batch_stats": stats}, _label_of(module, label)
         # What is traced here keeps its precision, and so do the derivatives that JAX makes of it.
         with products(matmul_precision):
-            y, new = module.apply(variables, x, train=train, mutable=["batch_stats"], **keywords)
+            return module.apply(variables, x, train=train, mutable=mutable, **keywords)
+
+    def apply(params: Any, stats: Any, x, train: bool, label=None):
+        y, new = run(["batch_stats"], params, stats, x, train, label)
         return y, new.get("batch_stats", {})
 
-    return Network(init, apply, module.convolves)
+    def features(params: Any, stats: Any, x, train: bool, label=None):
+        y, new = run(["batch_stats", "intermediates"], params, stats, x, train, label)
+        (seen,) = new["intermediates"]["features"]
+        return (y, seen.astype(jnp.float32)), new.get("batch_stats", {})
+
+    return Network(init, apply, module.convolves, features)
 
 
 def _label_of(module: nn.Module, label) -> dict:

@@ -19,6 +19,7 @@ from gan_jax.networks.layers import (
     dcgan_scale_init,
     takes_bias,
 )
+from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
 
 
 class Generator(nn.Module):
@@ -68,6 +69,7 @@ class Discriminator(nn.Module):
     axis_name: str | None
     classes: int  # 0: unconditional
     form: str  # of the convolutions
+    minibatch: Minibatch = ALONE
     convolves = True
     conditions = True
     pools = False
@@ -81,6 +83,7 @@ class Discriminator(nn.Module):
             x = StridedConv(self.width << layer, use_bias=biased, dtype=self.dtype, form=self.form)(x)
             x = Normalize(normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
             x = ACTIVATIONS[self.activation](x)
-        x = x.reshape(len(x), -1)
+        x = BesideNeighbours(self.minibatch, self.dtype)(x.reshape(len(x), -1))
+        self.sow("intermediates", "features", x)
         logits = nn.Dense(1, dtype=self.dtype, kernel_init=dcgan_init)(x)[:, 0].astype(jnp.float32)
         return Projection(self.classes, self.dtype, dcgan_init)(logits, x, label)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, takes_bias
+from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
 
 # The initialiser of Dense, variance 1 / fan-in, for a table whose rows are kernels: features come last.
 row_init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -67,6 +68,7 @@ class Discriminator(nn.Module):
     dtype: Any
     axis_name: str | None
     classes: int  # 0: unconditional
+    minibatch: Minibatch = ALONE
     convolves = False
     conditions = True
     pools = False
@@ -76,5 +78,7 @@ class Discriminator(nn.Module):
         """x [n, ...], label int32 [n] or None -> [n]."""
         x = x.reshape(len(x), -1)
         x = Hidden(self.width, self.depth, self.activation, self.normalization, self.dtype, self.axis_name)(x, train)
+        x = BesideNeighbours(self.minibatch, self.dtype)(x)
+        self.sow("intermediates", "features", x)
         logits = nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)
         return Projection(self.classes, self.dtype, row_init)(logits, x, label)

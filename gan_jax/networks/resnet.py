@@ -21,6 +21,7 @@ from flax import linen as nn
 
 from gan_jax.networks.convolution import Conv
 from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, mean_pool, takes_bias, upsample
+from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
 
 PLAIN_BLOCKS = 2  # of the discriminator, after those that halve
 
@@ -152,6 +153,7 @@ class Discriminator(nn.Module):
     classes: int  # 0: unconditional
     form: str  # of the convolutions
     sums: bool = False  # over pixels, or takes their mean
+    minibatch: Minibatch = ALONE
     convolves = True
     conditions = True
     pools = True
@@ -166,5 +168,7 @@ class Discriminator(nn.Module):
             x = _block(self, "keep")(x, train)
         x = ACTIVATIONS[self.activation](x)
         x = jnp.sum(x, axis=(1, 2)) if self.sums else jnp.mean(x, axis=(1, 2))
+        x = BesideNeighbours(self.minibatch, self.dtype)(x)
+        self.sow("intermediates", "features", x)
         logits = nn.Dense(1, dtype=self.dtype, kernel_init=xavier_init)(x)[:, 0].astype(jnp.float32)
         return Projection(self.classes, self.dtype, row_init)(logits, x, label)

@@ -27,7 +27,10 @@ def normalised(network):
     parameters}. In training the vectors move, in evaluation they do not, but sigma is there that of the next iteration
     too: it does not depend on the length of u, so that an average of vectors serves as well as one.
     """
-    return network._replace(init=partial(_init, network), apply=partial(_apply, network))
+    functions = {"init": partial(_init, network), "apply": partial(_apply, network.apply)}
+    if network.features is not None:
+        functions["features"] = partial(_apply, network.features)
+    return network._replace(**functions)
 
 
 def power_iteration(matrix, u):
@@ -63,9 +66,9 @@ def _init(network, key, *inputs):
     return params, {"network": stats, "vectors": unflatten_dict(vectors)}
 
 
-def _apply(network, params, stats, x, train: bool, *label):
+def _apply(function, params, stats, x, train: bool, *label):
     weights, vectors = normalised_weights(params, stats["vectors"])
-    y, own = network.apply(weights, stats["network"], x, train, *label)
+    y, own = function(weights, stats["network"], x, train, *label)
     return y, {"network": own, "vectors": vectors if train else stats["vectors"]}
 
 

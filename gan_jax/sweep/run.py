@@ -224,7 +224,8 @@ class _Together:
         states = crew.members.state
         key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(states.key))[i])
         state = jax.tree.map(lambda x: np.asarray(x)[i], states.replace(key=None)).replace(key=key)
-        state = state.replace(hyperparameters=state.hyperparameters.replace(objective=None))
+        # Those that it would have by itself: in the program it may have more.
+        state = state.replace(hyperparameters=self._setups[i].hyperparameters)
         with closing(Checkpoints(self._in_folder(i, CHECKPOINTS), kept=1)) as checkpoints:
             checkpoints.save(self._setups[i].devices.place(state))
 
