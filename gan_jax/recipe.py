@@ -14,12 +14,14 @@ from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
+from gan_jax.moves import MOVES
 from gan_jax.objectives import LOGISTIC, OBJECTIVES, Objective, choose, smooth_labels
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
 from gan_jax.state import Hyperparameters, TrainState
 from gan_jax.step import Recipe, init_state
 
+TWICE = ("extragradient", "consensus")  # the moves that derive each loss twice
 MOST_UNROLLED = 32  # gradients in one program, of either player
 # The config keys that are data to a compiled step, with their Hyperparameters.
 NUMBERS = {
@@ -155,22 +157,26 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         discriminator_class(**_architecture(config, source, discriminator_class, config.discriminator), **common),
         config.matmul_precision,
     )
+    twice = 2 if config.moves == "extragradient" else 1  # updates that an optimiser counts for one of its player
     return Recipe(
         generator=generator,
         discriminator=discriminator,
         objective=partial(_chosen_objective, [config.objective.name]),
         penalty=_make_penalty(config, source),
-        generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), config.num_steps),
+        penalty_every=config.penalty.every,
+        generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), config.num_steps, twice),
         discriminator_tx=partial(
             _discriminator_tx,
             config.discriminator.optimizer.to_dict(),
-            config.num_steps * config.discriminator.steps,
+            config.num_steps,
+            twice * config.discriminator.steps,
             config.discriminator.clip,
         ),
         prior=partial(PRIORS[config.latent.prior], dim=config.latent.dim),
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         discriminator_steps=config.discriminator.steps,
+        move=_make_move(config),
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
         unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
@@ -200,19 +206,27 @@ def _make_penalty(config, source: Source):
     return partial(penalty, scale=source.std) if config.penalty.name == "dragan" else penalty
 
 
-def _generator_tx(optimizer: dict, updates: int, hyperparameters: Hyperparameters):
-    return optax.chain(
-        optimizers.OPTIMIZERS[optimizer["name"]](hyperparameters.generator_b1, hyperparameters.generator_b2),
-        optimizers.scale_by_decayed_rate(hyperparameters.generator_learning_rate, updates, optimizer["decay_to"]),
-    )
+def _make_move(config) -> Callable:
+    move = MOVES[config.moves]
+    return partial(move, config.consensus.weight) if config.moves == "consensus" else move
 
 
-def _discriminator_tx(optimizer: dict, updates: int, clip: float, hyperparameters: Hyperparameters):
-    return optax.chain(
-        optimizers.OPTIMIZERS[optimizer["name"]](hyperparameters.discriminator_b1, hyperparameters.discriminator_b2),
-        optimizers.scale_by_decayed_rate(hyperparameters.discriminator_learning_rate, updates, optimizer["decay_to"]),
-        optimizers.clip_weights(clip) if clip else optax.identity(),
-    )
+def _generator_tx(optimizer: dict, steps: int, each: int, hyperparameters: Hyperparameters):
+    rate, b1, b2 = (getattr(hyperparameters, f"generator_{name}") for name in ("learning_rate", "b1", "b2"))
+    return optax.chain(*_optimizer(optimizer, steps, each, rate, b1, b2))
+
+
+def _discriminator_tx(optimizer: dict, steps: int, each: int, clip: float, hyperparameters: Hyperparameters):
+    rate, b1, b2 = (getattr(hyperparameters, f"discriminator_{name}") for name in ("learning_rate", "b1", "b2"))
+    bounded = optimizers.clip_weights(clip) if clip else optax.identity()
+    return optax.chain(*_optimizer(optimizer, steps, each, rate, b1, b2), bounded)
+
+
+def _optimizer(optimizer: dict, steps: int, each: int, rate, b1, b2):
+    """A player's transforms, for a run of `steps` train steps with `each` updates in one."""
+    direction = optimizers.OPTIMIZERS[optimizer["name"]](b1, b2)
+    course = optimizers.scale_by_decayed_rate(rate, steps * each, optimizer["decay_to"], optimizer["warmup"] * each)
+    return [*optimizers.around(direction, optimizer["clip_norm"], optimizer["weight_decay"]), course]
 
 
 def _check_batch(config, devices: Devices) -> None:
@@ -235,6 +249,7 @@ def _check_combinations(config, source: Source) -> None:
     if config.conditional:
         _check_labels(config, source)
     for player in ("generator", "discriminator"):
+        _check_optimizer(f"{player}.optimizer", config[player].optimizer, config.num_steps)
         if networks.FAMILIES[config[player].network].generator.convolves:
             _check_halvings(player, config[player].network, config[player].depth, config.data.name, source.shape)
     if config.penalty.name != "none" and config.discriminator.normalization == "batch":
@@ -244,6 +259,9 @@ def _check_combinations(config, source: Source) -> None:
         )
     if config.penalty.name != "none" and config.penalty.weight == 0:
         raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
+    if config.penalty.every > 1 and config.penalty.name == "none":
+        raise InputError(f"penalty.every is {config.penalty.every}, but penalty.name is none; set it to 1, or name one")
+    _check_moves(config)
     if config.discriminator.one_pass and config.discriminator.normalization != "batch":
         raise InputError(
             "discriminator.one_pass is True, which without batch normalisation changes nothing; set it to False, or "
@@ -254,6 +272,34 @@ def _check_combinations(config, source: Source) -> None:
             f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
             f"labels to smooth; set it to 0, or objective.name to one of {', '.join(LOGISTIC)}"
         )
+
+
+def _check_moves(config) -> None:
+    if config.moves != "alternating" and config.discriminator.steps > 1:
+        raise InputError(
+            f"moves is {config.moves}, where both players move at once, but discriminator.steps is "
+            f"{config.discriminator.steps}; set it to 1, or moves to alternating"
+        )
+    if (config.moves == "consensus") != (config.consensus.weight > 0):
+        raise InputError(
+            f"moves is {config.moves} but consensus.weight is {config.consensus.weight}; the weight must be greater "
+            "than 0 where moves is consensus, and 0 elsewhere"
+        )
+    if config.moves == "consensus" and config.accumulate > 1:
+        raise InputError(
+            f"moves is consensus, which needs the gradient of the whole minibatch at once, but accumulate is "
+            f"{config.accumulate}; set it to 1, or moves to another"
+        )
+
+
+def _check_optimizer(key: str, optimizer, num_steps: int) -> None:
+    if optimizer.weight_decay and optimizer.name not in optimizers.DECAYING:
+        raise InputError(
+            f"{key}.weight_decay is {optimizer.weight_decay}, but {optimizer.name} has none; set it to 0, or "
+            f"{key}.name to {' or '.join(optimizers.DECAYING)}"
+        )
+    if optimizer.warmup > num_steps:
+        raise InputError(f"{key}.warmup is {optimizer.warmup}, but num_steps is {num_steps}; it must be at most that")
 
 
 def _check_evaluation(config, source: Source) -> None:
@@ -304,7 +350,8 @@ def _check_labels(config, source: Source) -> None:
 
 
 def _check_loop(config, recipe: Recipe) -> None:
-    gradients = config.steps_per_call * (config.discriminator.steps + 1) * config.accumulate
+    twice = 2 if config.moves in TWICE else 1
+    gradients = config.steps_per_call * (config.discriminator.steps + 1) * config.accumulate * twice
     if recipe.unroll and gradients > MOST_UNROLLED:
         raise InputError(
             f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "
