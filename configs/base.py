@@ -14,6 +14,8 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "num_steps": 10_000,  # generator updates
             "batch_size": 256,  # examples of a minibatch, over all devices
+            "moves": "alternating",  # k updates of D, then one of G; or simultaneous, extragradient, consensus
+            "consensus": {"weight": 0.0},  # of half the squared norm of both gradients, which consensus descends
             "accumulate": 1,  # micro-batches of a minibatch, one after another: memory for batch_size / accumulate
             "steps_per_call": 100,  # train steps in one compiled call; few where networks convolve on a CPU
             "parallel": "jit",  # jit: a mesh over all devices; pmap: the same step, mapped
@@ -38,7 +40,11 @@ def get_config() -> ConfigDict:
                 "label_smoothing": 0.0,  # one-sided: D's target on real examples is 1 minus this
                 "feature_matching": 0.0,  # weight in G's loss of the distance of D's mean features, real from fake
             },
-            "penalty": {"name": "none", "weight": 0.0},
+            "penalty": {
+                "name": "none",
+                "weight": 0.0,
+                "every": 1,  # lazy: the penalty is paid in every n-th step only, n times over; 1: in each
+            },
             "augment": {
                 "instance_noise": 0.0,  # on what D sees: its standard deviation, falling linearly to 0 over the run
             },
@@ -94,4 +100,7 @@ def _adam() -> dict:
         "b1": 0.5,  # momentum; with rmsprop and sgd too
         "b2": 0.999,  # decay of the squared gradients; sgd has none
         "decay_to": 1.0,  # the learning rate ends, by half a cosine, at this share of itself; 1: constant
+        "warmup": 0,  # steps over which it first rises linearly; 0: none
+        "weight_decay": 0.0,  # of adamw
+        "clip_norm": 0.0,  # gradients are scaled down to this norm, of all parameters of a player; 0: never
     }

@@ -182,6 +182,8 @@ def fingerprint(tree) -> jax.Array:
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
+        if leaf.dtype == bool:  # what an optimistic optimiser has of its first step
+            leaf = leaf.astype(jnp.uint32)
         words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
         position = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
         total = 31 * total + jnp.sum(scramble(words ^ position), dtype=jnp.uint32)

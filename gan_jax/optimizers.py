@@ -1,4 +1,4 @@
-"""Optimisers by name, made from decay rates that may be traced arrays; the learning rate's decay; weight clipping."""
+"""Optimisers by name, made from decay rates that may be traced arrays; the learning rate's course; weight clipping."""
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,53 @@ def sgd(b1, b2) -> optax.GradientTransformation:
     return optax.trace(decay=b1)
 
 
-OPTIMIZERS = {"adam": adam, "rmsprop": rmsprop, "sgd": sgd}
+def optimistic_adam(b1, b2) -> optax.GradientTransformation:
+    """Adam whose step is twice its direction, less the one before (algorithm 1 of arXiv:1711.00141).
+
+    The first step is a single direction, where the paper's is double: there is none before it to take off.
+    """
+    return optax.chain(adam(b1, b2), optax.scale_by_optimistic_gradient())
 
 
-def scale_by_decayed_rate(learning_rate, updates: int, decay_to: float) -> optax.GradientTransformation:
+def optimistic_sgd(b1, b2) -> optax.GradientTransformation:
+    """Optimistic gradient descent (arXiv:1711.00141) with heavy-ball momentum b1; b2 has no meaning here."""
+    return optax.chain(sgd(b1, b2), optax.scale_by_optimistic_gradient())
+
+
+OPTIMIZERS = {
+    "adam": adam,
+    "adamw": adam,  # what sets it apart is its weight decay
+    "optimistic_adam": optimistic_adam,
+    "optimistic_sgd": optimistic_sgd,
+    "rmsprop": rmsprop,
+    "sgd": sgd,
+}
+DECAYING = ("adamw",)  # those that have a weight decay
+
+
+def around(direction, clip_norm: float, weight_decay: float) -> list[optax.GradientTransformation]:
+    """What an optimiser is before its rate: gradients clipped by their global norm, `direction`, weight decay; 0: none.
+
+    The decay is that of AdamW (arXiv:1711.05101) as optax has it: of every parameter, and the rate multiplies it too.
+    """
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+    return [*clip, direction, *decay]
+
+
+def scale_by_decayed_rate(
+    learning_rate, updates: int, decay_to: float, warmup: int = 0
+) -> optax.GradientTransformation:
     """Descent at a rate that falls by half a cosine from `learning_rate` to `decay_to` of it after `updates` updates.
 
-    With decay_to = 1 the rate is constant.
+    With decay_to = 1 the rate is constant. The first `warmup` updates have 1 / warmup, 2 / warmup, ... of that rate.
     """
     factor = optax.cosine_decay_schedule(1.0, updates, alpha=decay_to)
-    return optax.scale_by_learning_rate(lambda count: learning_rate * factor(count))
+    if not warmup:
+        return optax.scale_by_learning_rate(lambda count: learning_rate * factor(count))
+    return optax.scale_by_learning_rate(
+        lambda count: learning_rate * factor(count) * jnp.minimum((count + 1) / warmup, 1)
+    )
 
 
 def clip_weights(bound: float) -> optax.GradientTransformation:

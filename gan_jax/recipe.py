@@ -15,6 +15,7 @@ from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
+from gan_jax.moves import MOVES
 from gan_jax.networks import spectral
 from gan_jax.networks.minibatch import Minibatch
 from gan_jax.objectives import LOGISTIC, NAMED, Objective, choose, smooth_labels
@@ -23,6 +24,7 @@ from gan_jax.priors import PRIORS
 from gan_jax.state import Hyperparameters, TrainState
 from gan_jax.step import Recipe, init_state
 
+TWICE = ("extragradient", "consensus")  # the moves that derive each loss twice
 MOST_UNROLLED = 32  # gradients in one program, of either player
 # The config keys that are data to a compiled step, with their Hyperparameters.
 NUMBERS = {
@@ -165,16 +167,19 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     generator = _make_network(config, devices, source, "generator", shape=source.shape)
     neighbours = _minibatch(config.discriminator)
     discriminator = _make_network(config, devices, source, "discriminator", minibatch=neighbours)
+    twice = 2 if config.moves == "extragradient" else 1  # updates that an optimiser counts for one of its player
     return Recipe(
         generator=generator,
         discriminator=discriminator,
         objective=partial(_chosen_objective, [config.objective.name]),
         penalty=_make_penalty(config, source),
-        generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), config.num_steps),
+        penalty_every=config.penalty.every,
+        generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), config.num_steps, twice),
         discriminator_tx=partial(
             _discriminator_tx,
             config.discriminator.optimizer.to_dict(),
-            config.num_steps * config.discriminator.steps,
+            config.num_steps,
+            twice * config.discriminator.steps,
             config.discriminator.clip,
         ),
         prior=partial(PRIORS[config.latent.prior], dim=config.latent.dim),
@@ -184,6 +189,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         discriminator_steps=config.discriminator.steps,
         packing=config.discriminator.packing,
         together=_together(config.discriminator),
+        move=_make_move(config),
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
         unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
@@ -241,19 +247,27 @@ def _make_penalty(config, source: Source):
     return partial(penalty, scale=source.std) if config.penalty.name == "dragan" else penalty
 
 
-def _generator_tx(optimizer: dict, updates: int, hyperparameters: Hyperparameters):
-    return optax.chain(
-        optimizers.OPTIMIZERS[optimizer["name"]](hyperparameters.generator_b1, hyperparameters.generator_b2),
-        optimizers.scale_by_decayed_rate(hyperparameters.generator_learning_rate, updates, optimizer["decay_to"]),
-    )
+def _make_move(config) -> Callable:
+    move = MOVES[config.moves]
+    return partial(move, config.consensus.weight) if config.moves == "consensus" else move
 
 
-def _discriminator_tx(optimizer: dict, updates: int, clip: float, hyperparameters: Hyperparameters):
-    return optax.chain(
-        optimizers.OPTIMIZERS[optimizer["name"]](hyperparameters.discriminator_b1, hyperparameters.discriminator_b2),
-        optimizers.scale_by_decayed_rate(hyperparameters.discriminator_learning_rate, updates, optimizer["decay_to"]),
-        optimizers.clip_weights(clip) if clip else optax.identity(),
-    )
+def _generator_tx(optimizer: dict, steps: int, each: int, hyperparameters: Hyperparameters):
+    rate, b1, b2 = (getattr(hyperparameters, f"generator_{name}") for name in ("learning_rate", "b1", "b2"))
+    return optax.chain(*_optimizer(optimizer, steps, each, rate, b1, b2))
+
+
+def _discriminator_tx(optimizer: dict, steps: int, each: int, clip: float, hyperparameters: Hyperparameters):
+    rate, b1, b2 = (getattr(hyperparameters, f"discriminator_{name}") for name in ("learning_rate", "b1", "b2"))
+    bounded = optimizers.clip_weights(clip) if clip else optax.identity()
+    return optax.chain(*_optimizer(optimizer, steps, each, rate, b1, b2), bounded)
+
+
+def _optimizer(optimizer: dict, steps: int, each: int, rate, b1, b2):
+    """A player's transforms, for a run of `steps` train steps with `each` updates in one."""
+    direction = optimizers.OPTIMIZERS[optimizer["name"]](b1, b2)
+    course = optimizers.scale_by_decayed_rate(rate, steps * each, optimizer["decay_to"], optimizer["warmup"] * each)
+    return [*optimizers.around(direction, optimizer["clip_norm"], optimizer["weight_decay"]), course]
 
 
 def _check_batch(config, devices: Devices) -> None:
@@ -283,6 +297,7 @@ def _check_combinations(config, source: Source) -> None:
     if config.conditional:
         _check_labels(config, source)
     for player in ("generator", "discriminator"):
+        _check_optimizer(f"{player}.optimizer", config[player].optimizer, config.num_steps)
         if networks.FAMILIES[config[player].network].generator.convolves:
             _check_halvings(player, config[player].network, config[player].depth, config.data.name, source.shape)
     if config.penalty.name != "none" and config.discriminator.normalization == "batch":
@@ -299,6 +314,9 @@ def _check_combinations(config, source: Source) -> None:
             f"discriminator.spectral_norm is True and discriminator.clip is {config.discriminator.clip}: the size of "
             "the weights, which clipping bounds, makes no difference then; set spectral_norm to False or clip to 0"
         )
+    if config.penalty.every > 1 and config.penalty.name == "none":
+        raise InputError(f"penalty.every is {config.penalty.every}, but penalty.name is none; set it to 1, or name one")
+    _check_moves(config)
     if config.discriminator.one_pass and config.discriminator.normalization != "batch":
         raise InputError(
             "discriminator.one_pass is True, which without batch normalisation changes nothing; set it to False, or "
@@ -336,6 +354,39 @@ def _check_comparisons(config) -> None:
                 f"discriminator.one_pass is True and discriminator.{key} is {player[key]}: real and fake would be in "
                 "one group, and D compares examples of one kind; set one_pass to False"
             )
+
+
+def _check_moves(config) -> None:
+    if config.moves != "alternating" and config.discriminator.steps > 1:
+        raise InputError(
+            f"moves is {config.moves}, where both players move at once, but discriminator.steps is "
+            f"{config.discriminator.steps}; set it to 1, or moves to alternating"
+        )
+    if (config.moves == "consensus") != (config.consensus.weight > 0):
+        raise InputError(
+            f"moves is {config.moves} but consensus.weight is {config.consensus.weight}; the weight must be greater "
+            "than 0 where moves is consensus, and 0 elsewhere"
+        )
+    if config.moves == "consensus" and config.accumulate > 1:
+        raise InputError(
+            f"moves is consensus, which needs the gradient of the whole minibatch at once, but accumulate is "
+            f"{config.accumulate}; set it to 1, or moves to another"
+        )
+    if config.moves == "consensus" and config.objective.feature_matching:
+        raise InputError(
+            f"moves is consensus and objective.feature_matching is {config.objective.feature_matching}: its means over "
+            "the whole batch would be differentiated twice over the devices; set it to 0, or moves to another"
+        )
+
+
+def _check_optimizer(key: str, optimizer, num_steps: int) -> None:
+    if optimizer.weight_decay and optimizer.name not in optimizers.DECAYING:
+        raise InputError(
+            f"{key}.weight_decay is {optimizer.weight_decay}, but {optimizer.name} has none; set it to 0, or "
+            f"{key}.name to {' or '.join(optimizers.DECAYING)}"
+        )
+    if optimizer.warmup > num_steps:
+        raise InputError(f"{key}.warmup is {optimizer.warmup}, but num_steps is {num_steps}; it must be at most that")
 
 
 def _check_evaluation(config, source: Source) -> None:
@@ -386,7 +437,8 @@ def _check_labels(config, source: Source) -> None:
 
 
 def _check_loop(config, recipe: Recipe) -> None:
-    gradients = config.steps_per_call * (config.discriminator.steps + 1) * config.accumulate
+    twice = 2 if config.moves in TWICE else 1
+    gradients = config.steps_per_call * (config.discriminator.steps + 1) * config.accumulate * twice
     if recipe.unroll and gradients > MOST_UNROLLED:
         raise InputError(
             f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "

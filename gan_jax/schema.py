@@ -12,6 +12,7 @@ from gan_jax.data import CORRUPT, NAMES, PLACEMENTS, is_name
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
 from gan_jax.evaluation.extractors import EXTRACTORS, NONE
+from gan_jax.moves import MOVES
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS
 from gan_jax.networks.convolution_forms import FORMS
 from gan_jax.networks.layers import ACTIVATIONS, NORMALIZATIONS
@@ -59,12 +60,17 @@ _NETWORK = {
     "optimizer.b1": FRACTION,
     "optimizer.b2": FRACTION,
     "optimizer.decay_to": SHARE,
+    "optimizer.warmup": COUNT,
+    "optimizer.weight_decay": NON_NEGATIVE,
+    "optimizer.clip_norm": NON_NEGATIVE,
 }
 
 SCHEMA = {
     "seed": Rule(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 2^32 - 1"),
     "num_steps": POSITIVE_INT,
     "batch_size": POSITIVE_INT,
+    "moves": one_of(MOVES),
+    "consensus.weight": NON_NEGATIVE,
     "accumulate": POSITIVE_INT,
     "steps_per_call": POSITIVE_INT,
     "parallel": one_of(LAYOUTS),
@@ -89,6 +95,7 @@ SCHEMA = {
     "penalty.name": one_of(PENALTIES),
     "penalty.weight": NON_NEGATIVE,
     "augment.instance_noise": NON_NEGATIVE,
+    "penalty.every": POSITIVE_INT,
     **{f"generator.{key}": rule for key, rule in _NETWORK.items()},
     "generator.ema_decay": FRACTION,
     **{f"discriminator.{key}": rule for key, rule in _NETWORK.items()},

@@ -1,7 +1,8 @@
 """The training step of both players, as pure functions of (recipe, devices, state, data).
 
-Algorithm 1 of arXiv:1406.2661: k discriminator updates on k fresh minibatches with fresh noise, then one generator
-update with fresh noise. The player who does not move does not move at all: neither parameters nor running statistics.
+How the players move is the recipe's `move`: by default `alternating`, algorithm 1 of arXiv:1406.2661: k discriminator
+updates on k fresh minibatches with fresh noise, then one generator update with fresh noise. The player who does not
+move does not move at all: neither parameters nor running statistics.
 All randomness is folded from (state.key, state.step) and the example's slot in the global batch, and no key serves
 twice, so that a step can be repeated exactly, on one device or on many.
 """
@@ -28,6 +29,7 @@ class Recipe(NamedTuple):
     discriminator: Any  # a Network, x -> logits
     objective: Callable  # Hyperparameters -> Objective
     penalty: Callable  # (critic, keys [n], real, fake) -> [n]
+    penalty_every: int  # steps from one in which D pays the penalty, so many times over, to the next
     generator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
     discriminator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
     prior: Callable  # keys [n] -> latents [n, d]
@@ -37,6 +39,7 @@ class Recipe(NamedTuple):
     discriminator_steps: int  # k
     packing: int  # examples that are one input of D
     together: int  # examples that D needs at once, neighbours in the batch: a pack, or all packs that it compares
+    move: Callable  # (recipe, devices, state, batch) -> (state, metrics): how both players take a step
     one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
     conditional: bool  # whether both players see the labels
     unroll: bool  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU
@@ -87,7 +90,8 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
     Args:
       latent_keys, penalty_keys: [n], one of either for each example.
 
-    Returns: (the mean of objective.discriminator(a, b) + penalty_weight * penalty, over this part of the batch,
+    Returns: (the mean of objective.discriminator(a, b) + penalty_weight * penalty, over this part of the batch; where
+      the penalty is lazy, that with penalty_every times the weight in every such step and 0 in the others,
       (new running statistics, metrics, the largest |logit|)). G's statistics of this pass are dropped.
     """
     real, labels, hyperparameters = real["image"], _labels(recipe, real), state.hyperparameters
@@ -97,7 +101,7 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
     real, fake = _seen(recipe, state, latent_keys, real, fake)
     real_logits, fake_logits, stats = _logits(recipe, recipe.discriminator.apply, params, old_stats, real, fake, labels)
     critic = _critic(recipe, params, old_stats, labels)
-    penalty = jnp.mean(recipe.penalty(critic, _one_a_pack(recipe, penalty_keys), real, fake))
+    penalty, weight = _penalty(recipe, state, critic, _one_a_pack(recipe, penalty_keys), real, fake)
     loss = jnp.mean(objective.discriminator(real_logits, fake_logits))
     metrics = {
         "d_loss": loss,
@@ -108,7 +112,7 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
         "d_accuracy_real": jnp.mean(real_logits > objective.undecided),
         "d_accuracy_fake": jnp.mean(fake_logits < objective.undecided),
     }
-    return loss + hyperparameters.penalty_weight * penalty, (stats, metrics, _largest(real_logits, fake_logits))
+    return loss + weight * penalty, (stats, metrics, _largest(real_logits, fake_logits))
 
 
 @jax.named_scope("generator_loss")
@@ -139,28 +143,57 @@ def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, 
 
 def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
     """One update of D on the batch `real` {"image": [n, ...]}: (state, metrics of float32 scalars)."""
-    loss = partial(discriminator_loss, recipe, state)
-    examples = real, *discriminator_keys(devices, key, len(real["image"]))
-    gradients, (stats, metrics, largest) = _gradients(recipe, devices, loss, state.discriminator, examples)
-    gradients, stats, metrics = devices.mean((gradients, stats, metrics))
-    metrics |= {"d_grad_norm": optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
-    player = _update(recipe.discriminator_tx(state.hyperparameters), state.discriminator, gradients, stats)
-    return state.replace(discriminator=player), metrics
+    pull = discriminator_pull(recipe, devices, state, real, key)
+    gradients, stats, metrics = over_devices(devices, "d_grad_norm", *pull)
+    return move_discriminator(recipe, state, gradients, stats), metrics
 
 
 def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
     """One update of G, with noise of `real`'s size, and of its moving average: (state, metrics of float32 scalars)."""
+    pull = generator_pull(recipe, devices, state, real, key)
+    gradients, stats, metrics = over_devices(devices, "g_grad_norm", *pull)
+    return move_generator(recipe, state, gradients, stats), metrics
+
+
+def discriminator_pull(recipe: Recipe, devices: Devices, state: TrainState, real, key):
+    """Where D is pulled from `state`, on this part of the batch `real` {"image": [n, ...]}.
+
+    Returns: (the gradient of its loss, (new running statistics, metrics, the largest |logit|)).
+    """
+    loss = partial(discriminator_loss, recipe, state)
+    examples = real, *discriminator_keys(devices, key, len(real["image"]))
+    return _gradients(recipe, devices, loss, state.discriminator, examples)
+
+
+def generator_pull(recipe: Recipe, devices: Devices, state: TrainState, real, key):
+    """Where G is pulled from `state`, with noise of `real`'s size; returns as `discriminator_pull` does."""
     loss = partial(generator_loss, recipe, devices, state)
     examples = real, example_keys(devices, key, len(real["image"]))
-    gradients, (stats, metrics, largest) = _gradients(recipe, devices, loss, state.generator, examples)
+    return _gradients(recipe, devices, loss, state.generator, examples)
+
+
+def over_devices(devices: Devices, norm: str, gradients, reported):
+    """What a pull is over all parts: (gradients, statistics, metrics), the gradients' norm among these as `norm`."""
+    stats, metrics, largest = reported
     gradients, stats, metrics = devices.mean((gradients, stats, metrics))
-    metrics |= {"g_grad_norm": optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
+    metrics |= {norm: optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
+    return gradients, stats, metrics
+
+
+def move_discriminator(recipe: Recipe, state: TrainState, gradients, stats) -> TrainState:
+    """The state after D's optimiser was given these gradients, with its new running statistics."""
+    player = _update(recipe.discriminator_tx(state.hyperparameters), state.discriminator, gradients, stats)
+    return state.replace(discriminator=player)
+
+
+def move_generator(recipe: Recipe, state: TrainState, gradients, stats) -> TrainState:
+    """The same of G, and of its moving average."""
     player = _update(recipe.generator_tx(state.hyperparameters), state.generator, gradients, stats)
     ema = _averaged(state.ema, player, state.hyperparameters.ema_decay, state.step)
-    return state.replace(generator=player, ema=ema), metrics
+    return state.replace(generator=player, ema=ema)
 
 
-def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
+def alternating(recipe: Recipe, devices: Devices, state: TrainState, batch):
     """k discriminator steps on `batch` {"image": [k, n, ...]}, then one generator step: (state, metrics).
 
     The discriminator's metrics are those of its last update; `max_logit` is the largest |logit| that either met.
@@ -177,6 +210,11 @@ def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
     # Of the two, a NaN gives way to a number: when a run diverges, the last finite logit is what explains it.
     largest = jnp.fmax(jnp.nanmax(metrics["max_logit"]), generator_metrics["max_logit"])
     return state.replace(step=state.step + 1), last[1] | generator_metrics | {"max_logit": largest}
+
+
+def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
+    """One step of both players, as the recipe moves them, on `batch` {"image": [k, n, ...]}: (state, metrics)."""
+    return recipe.move(recipe, devices, state, batch)
 
 
 def train_steps(recipe: Recipe, devices: Devices, source, steps: int, state: TrainState, data):
@@ -346,6 +384,20 @@ def _in_turn(real, fake):
 
 def _critic(recipe, params, stats, labels):
     return lambda x: recipe.discriminator.apply(params, stats, x, True, *labels)[0]
+
+
+def _penalty(recipe, state, critic, *points):
+    """(the mean penalty over this part of the batch, its weight): lazy, it is 0, and not computed, in most steps."""
+    weight, every = state.hyperparameters.penalty_weight, recipe.penalty_every
+    mean = partial(_mean_penalty, recipe, critic)
+    if every == 1:
+        return mean(*points), weight
+    due = (state.step + 1) % every == 0
+    return jax.lax.cond(due, mean, lambda *_: jnp.float32(0), *points), weight * every
+
+
+def _mean_penalty(recipe, critic, *points):
+    return jnp.mean(recipe.penalty(critic, *points))
 
 
 def _largest(*logits):

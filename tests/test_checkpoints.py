@@ -15,6 +15,7 @@ from gan_jax import recipe, step
 from gan_jax.checkpoints import Checkpoints, fingerprint
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
+from gan_jax.optimizers import optimistic_sgd
 from gan_jax.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -306,6 +307,14 @@ def test_any_flipped_bit_changes_the_fingerprint(numbers):
             flipped = np.array(leaf)
             flipped.reshape(-1).view(np.uint32)[random.integers(leaf.size)] ^= np.uint32(1 << bit)
             assert int(compiled([*leaves[:i], flipped, *leaves[i + 1 :]])) != expected, (i, bit)
+
+
+def test_the_state_of_an_optimistic_optimiser_has_a_fingerprint():
+    """It holds a truth value."""
+    state = optimistic_sgd(0.5, 0.0).init({"w": jnp.ones(3)})
+    turned = jax.tree.map(lambda x: ~x if x.dtype == bool else x, state)
+    assert any(leaf.dtype == bool for leaf in jax.tree.leaves(state))
+    assert int(fingerprint(state)) != int(fingerprint(turned))
 
 
 def test_two_leaves_that_trade_places_change_the_fingerprint(numbers):

@@ -10,6 +10,9 @@ from gan_jax.optimizers import OPTIMIZERS, clip_weights, scale_by_decayed_rate
 
 REFERENCES = {
     "adam": lambda rate, b1, b2: optax.adam(rate, b1=b1, b2=b2),
+    "adamw": lambda rate, b1, b2: optax.adamw(rate, b1=b1, b2=b2, weight_decay=0.0),
+    "optimistic_adam": lambda rate, b1, b2: optax.optimistic_adam_v2(rate, b1=b1, b2=b2, nesterov=False),
+    "optimistic_sgd": lambda rate, b1, b2: optax.chain(optax.trace(b1), optax.optimistic_gradient_descent(rate)),
     "rmsprop": lambda rate, b1, b2: optax.rmsprop(rate, decay=b2, momentum=b1),
     "sgd": lambda rate, b1, b2: optax.sgd(rate, momentum=b1),
 }

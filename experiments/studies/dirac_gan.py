@@ -5,7 +5,7 @@
 Reproduces what Mescheder et al. (arXiv:1801.04406) say of this game: without regularisation no objective converges at
 a linear rate, WGAN with clipping and WGAN-GP do not converge, also with several critic steps, zero-centred gradient
 penalties (R1, R2) do, and so does instance noise, where the loss has curvature for it to act on. Their consensus
-optimisation is not shipped here. Three minutes on 2 CPU cores.
+optimisation is a way to move, not a stabiliser: see docs/moves.md. Three minutes on 2 CPU cores.
 """
 
 from collections.abc import Callable
