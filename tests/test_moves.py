@@ -77,6 +77,7 @@ def dirac_recipe(move, objective="wgan", tx=descent):
         prior=lambda keys: jnp.zeros((len(keys), 1)),
         batch_size=2,
         accumulate=1,
+        augment=lambda hyperparameters, step, keys, x: x,
         packing=1,
         together=1,
         discriminator_steps=1,
@@ -96,7 +97,8 @@ class Only(NamedTuple):
 
 def fake_state(made, **numbers):
     """The first state of a recipe of the games."""
-    numbers = dict.fromkeys(step.Hyperparameters.__dataclass_fields__, 0.0) | numbers
+    without = {"feature_matching": None, "instance_noise": None}
+    numbers = dict.fromkeys(step.Hyperparameters.__dataclass_fields__, 0.0) | without | numbers
     return step.init_state(made, jax.tree.map(jnp.float32, step.Hyperparameters(**numbers)), jax.random.key(0), (1,))
 
 

@@ -1,0 +1,189 @@
+"""Whether the keys of a config go together, each of which is right by itself: one line where they do not."""
+
+from gan_jax import networks, optimizers
+from gan_jax.data import Source
+from gan_jax.devices import Devices
+from gan_jax.errors import InputError
+from gan_jax.evaluation.comparison import LEAST, better
+from gan_jax.evaluation.extractors import NONE
+from gan_jax.objectives import LOGISTIC
+
+
+def check_batch(config, devices: Devices, together: int) -> None:
+    """Raises InputError where the devices cannot share a batch; `together`: examples that D needs at once."""
+    if config.batch_size % devices.count:
+        raise InputError(
+            f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
+            f"it must be a multiple of {devices.count}"
+        )
+    if config.batch_size % (devices.count * config.accumulate):
+        raise InputError(
+            f"config key batch_size is {config.batch_size}, which does not split into accumulate={config.accumulate} "
+            f"micro-batches with an equal share for each device ({devices.count} here); it must be a multiple of "
+            f"{devices.count * config.accumulate}"
+        )
+    if config.batch_size % (devices.count * config.accumulate * together):
+        raise InputError(
+            f"config key batch_size is {config.batch_size}, but discriminator.packing, minibatch_stddev and "
+            f"minibatch_group let D see {together} examples together, on one device and in one micro-batch; batch_size "
+            f"must be a multiple of {devices.count * config.accumulate * together}"
+        )
+
+
+def check(config, source: Source) -> None:
+    """Raises InputError where two keys, each right by itself, do not go together."""
+    _check_evaluation(config, source)
+    if config.conditional:
+        _check_labels(config, source)
+    for player in ("generator", "discriminator"):
+        _check_optimizer(f"{player}.optimizer", config[player].optimizer, config.num_steps)
+        if networks.FAMILIES[config[player].network].generator.convolves:
+            _check_halvings(player, config[player].network, config[player].depth, config.data.name, source.shape)
+    if config.penalty.name != "none" and config.discriminator.normalization == "batch":
+        raise InputError(
+            f"penalty.name is {config.penalty.name} and discriminator.normalization is batch: a gradient penalty needs "
+            "logits that do not depend on the other examples; set discriminator.normalization to none, layer or "
+            "group"
+        )
+    _check_comparisons(config)
+    if config.penalty.name != "none" and config.penalty.weight == 0:
+        raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
+    if config.discriminator.spectral_norm and config.discriminator.clip:
+        raise InputError(
+            f"discriminator.spectral_norm is True and discriminator.clip is {config.discriminator.clip}: the size of "
+            "the weights, which clipping bounds, makes no difference then; set spectral_norm to False or clip to 0"
+        )
+    if config.penalty.every > 1 and config.penalty.name == "none":
+        raise InputError(f"penalty.every is {config.penalty.every}, but penalty.name is none; set it to 1, or name one")
+    _check_moves(config)
+    if config.discriminator.one_pass and config.discriminator.normalization != "batch":
+        raise InputError(
+            "discriminator.one_pass is True, which without batch normalisation changes nothing; set it to False, or "
+            "discriminator.normalization to batch"
+        )
+    if config.objective.label_smoothing and config.objective.name not in LOGISTIC:
+        raise InputError(
+            f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
+            f"labels to smooth; set it to 0, or objective.name to one of {', '.join(LOGISTIC)}"
+        )
+    if config.objective.name == "feature_matching" and not config.objective.feature_matching:
+        raise InputError(
+            "objective.name is feature_matching but objective.feature_matching is 0: the generator has nothing to "
+            "descend; give it a weight"
+        )
+
+
+def _check_comparisons(config) -> None:
+    """Of what lets D see several examples at once."""
+    player = config.discriminator
+    if config.conditional and player.packing > 1:
+        raise InputError(
+            f"conditional is True and discriminator.packing is {player.packing}: the examples of a pack have labels of "
+            "their own, and D takes one; set discriminator.packing to 1"
+        )
+    for key in ("minibatch_stddev", "minibatch_discrimination"):
+        if player[key] and config.penalty.name != "none":
+            raise InputError(
+                f"penalty.name is {config.penalty.name} and discriminator.{key} is {player[key]}: a gradient penalty "
+                f"needs logits that do not depend on the other examples; set penalty.name to none, or "
+                f"discriminator.{key} to 0"
+            )
+        if player[key] and player.one_pass:
+            raise InputError(
+                f"discriminator.one_pass is True and discriminator.{key} is {player[key]}: real and fake would be in "
+                "one group, and D compares examples of one kind; set one_pass to False"
+            )
+
+
+def _check_moves(config) -> None:
+    if config.moves != "alternating" and config.discriminator.steps > 1:
+        raise InputError(
+            f"moves is {config.moves}, where both players move at once, but discriminator.steps is "
+            f"{config.discriminator.steps}; set it to 1, or moves to alternating"
+        )
+    if (config.moves == "consensus") != (config.consensus.weight > 0):
+        raise InputError(
+            f"moves is {config.moves} but consensus.weight is {config.consensus.weight}; the weight must be greater "
+            "than 0 where moves is consensus, and 0 elsewhere"
+        )
+    if config.moves == "consensus" and config.accumulate > 1:
+        raise InputError(
+            f"moves is consensus, which needs the gradient of the whole minibatch at once, but accumulate is "
+            f"{config.accumulate}; set it to 1, or moves to another"
+        )
+    if config.moves == "consensus" and config.objective.feature_matching:
+        raise InputError(
+            f"moves is consensus and objective.feature_matching is {config.objective.feature_matching}: its means over "
+            "the whole batch would be differentiated twice over the devices; set it to 0, or moves to another"
+        )
+
+
+def _check_optimizer(key: str, optimizer, num_steps: int) -> None:
+    if optimizer.weight_decay and optimizer.name not in optimizers.DECAYING:
+        raise InputError(
+            f"{key}.weight_decay is {optimizer.weight_decay}, but {optimizer.name} has none; set it to 0, or "
+            f"{key}.name to {' or '.join(optimizers.DECAYING)}"
+        )
+    if optimizer.warmup > num_steps:
+        raise InputError(f"{key}.warmup is {optimizer.warmup}, but num_steps is {num_steps}; it must be at most that")
+
+
+def _check_evaluation(config, source: Source) -> None:
+    wanted = config.evaluation
+    if wanted.extractor != NONE and len(source.shape) != 3:
+        raise InputError(
+            f"evaluation.extractor is {wanted.extractor}, which sees images, but {config.data.name} is points; set it "
+            f"to {NONE}"
+        )
+    if wanted.weights and wanted.extractor in (NONE, "pixels"):
+        raise InputError(f"evaluation.weights is {wanted.weights!r}, of which {wanted.extractor} makes no use")
+    if wanted.extractor != NONE:
+        _check_counts(wanted, source)
+    if not wanted.best:
+        return
+    if not config.evaluate_every:
+        raise InputError(f"evaluation.best is {wanted.best}, but evaluate_every is 0: no step is scored")
+    known = better(wanted.extractor, source)
+    if wanted.best not in known:
+        raise InputError(f"evaluation.best is {wanted.best!r}; the scores of this config are {', '.join(known)}")
+
+
+def _check_counts(wanted, source: Source) -> None:
+    if wanted.num_samples < LEAST:
+        raise InputError(f"evaluation.num_samples is {wanted.num_samples}; scores by features need at least {LEAST}")
+    if not wanted.num_real and not source.size:
+        raise InputError("evaluation.num_real is 0, for all real images, and this data is endless; give it a number")
+    if 0 < wanted.num_real < LEAST:
+        raise InputError(f"evaluation.num_real is {wanted.num_real}; it must be 0 (all) or at least {LEAST}")
+
+
+def _check_labels(config, source: Source) -> None:
+    if len(source.classes) < 2:
+        has = f"a single one, {source.classes[0]}" if source.classes else "none"
+        raise InputError(
+            f"conditional is True, which needs labels of two or more classes, but {config.data.name} has {has}; "
+            "set conditional to False, or data.name to a labelled set"
+        )
+    if len(source.shape) != 3:
+        raise InputError(f"conditional is True, which is for images, but {config.data.name} is points; set it to False")
+    for player in ("generator", "discriminator"):
+        if not networks.FAMILIES[config[player].network].generator.conditions:
+            able = [name for name, family in networks.FAMILIES.items() if family.generator.conditions]
+            raise InputError(
+                f"conditional is True, but {player}.network is {config[player].network}, which has no use for labels; "
+                f"set it to one of {', '.join(able)}"
+            )
+
+
+def _check_halvings(player: str, network: str, depth: int, name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise InputError(f"{player}.network is {network}, which makes images, but {name} is points {shape}; use mlp")
+    if depth == 0:
+        raise InputError(
+            f"{player}.depth is 0: {network} halves or doubles its images at least once; give it 1 or more, or use mlp"
+        )
+    if any(size % 2**depth for size in shape[:2]):
+        raise InputError(
+            f"{player}.depth is {depth}: {network} halves or doubles its images {depth} times, which "
+            f"{shape[0]}x{shape[1]} ({name}) does not allow"
+        )
