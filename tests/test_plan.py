@@ -186,7 +186,7 @@ def test_a_set_lies_where_it_would_on_the_chip_and_is_not_decoded(
     assert said in found
     assert found.endswith("**fits**") == (memory == 1e9)
     if memory != 1e9:
-        assert "**does not fit**: take more devices or a smaller batch_size, or accumulate over several" in found
+        assert "**does not fit**: take more devices or a smaller batch_size, or a larger accumulate" in found
     assert ("data.placement=stream" in found) == ("a copy on each" in found)
 
 

@@ -79,7 +79,8 @@ def assert_is_member(crew, index, state, tolerance):
 
 def _numbers(state):
     numbers = {field: getattr(state.hyperparameters, field) for field in recipe.COMPILED_IN}
-    numbers = {field: jnp.float32(0) if number is None else number for field, number in numbers.items()}
+    zero = jnp.zeros_like(state.hyperparameters.ema_decay)
+    numbers = {field: zero if number is None else number for field, number in numbers.items()}
     kept = state.replace(key=None, hyperparameters=state.hyperparameters.replace(objective=None, **numbers))
     return jax.device_get(kept)
 
