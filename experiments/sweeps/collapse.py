@@ -2,8 +2,10 @@
 
 python -m gan_jax.sweep --config=configs/mixture.py:grid25 --sweep=experiments/sweeps/collapse.py --workdir=DIR
 
-At these rates, which do not fall, and with two updates of D a step, the plain GAN (one seed) had 10 of 25 modes after
-4,000 steps and none after 8,000. At the rates of the config, a batch of 256 and one update of D it has all of them.
+experiments/results/sweeps/collapse_grid25/summary.md has what came of it, in 3 minutes on two CPU cores. The setting is
+one in which the plain GAN fails: of eight that were tried with a seed each, the one that lost the most modes, by rates
+that do not fall and two updates of D a step. At the rates of the config, a batch of 256 and one update of D it has all
+25 modes.
 """
 
 PLAIN = {
