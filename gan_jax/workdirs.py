@@ -53,11 +53,13 @@ def claimed(workdir: Path, config: ConfigDict):
         yield
 
 
-def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
-    """What the lock holds from now on, for other processes to see that it is this one."""
+def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str | None:
+    """What the lock holds from now on, for other processes to see that it is this one; None where there are none."""
     lock = stack.enter_context(locked(workdir))
     _settle(workdir, config)
-    token = secrets.token_hex(8) if processes.several() else ""
+    if not processes.several():
+        return None
+    token = secrets.token_hex(8)
     lock.truncate(0)
     lock.write(token)
     lock.flush()
@@ -66,16 +68,20 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
 
 
 def require_shared(workdir: Path, token: str) -> None:
-    """Raises InputError where the folder is not the one that the first process has claimed."""
+    """Raises InputError where the folder is not the one that the first process has claimed, and marked by `token`."""
     end = time.monotonic() + SEEN_WITHIN
-    while True:
-        with suppress(OSError):
-            if (workdir / LOCK).read_text() == token:
-                return
+    while not _is_marked(workdir, token):
         if time.monotonic() > end:
-            break
+            raise InputError(
+                f"workdir {workdir} is not that of process 0; --workdir must be a folder that all of them share"
+            )
         time.sleep(1)  # another host's file may be seen with a delay
-    raise InputError(f"workdir {workdir} is not that of process 0; --workdir must be a folder that all of them share")
+
+
+def _is_marked(workdir: Path, token: str) -> bool:
+    with suppress(OSError):
+        return (workdir / LOCK).read_text() == token
+    return False
 
 
 @contextmanager

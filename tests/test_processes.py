@@ -310,13 +310,16 @@ def test_a_process_whose_others_do_not_come_says_so(tmp_path, index):
     refused(run, r"^error: the processes of the run did not find each other; start all of them, each with --num_proc")
 
 
-def test_a_folder_that_processes_do_not_share_is_refused(shrunk, tmp_path, monkeypatch):
+def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(workdirs, "SEEN_WITHIN", 0)
-    with workdirs.claimed(tmp_path / "run", shrunk("digits")):
-        token = (tmp_path / "run" / workdirs.LOCK).read_text()
-        workdirs.require_shared(tmp_path / "run", token)
-        with pytest.raises(InputError, match="other is not that of process 0; --workdir must be a folder that all of"):
-            workdirs.require_shared(tmp_path / "other", token)
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / workdirs.LOCK).write_text(f"the mark of {name}")
+    workdirs.require_shared(tmp_path / "run", "the mark of run")
+    for name in ("other", "nowhere"):
+        message = f"{name} is not that of process 0; --workdir must be a folder that all of"
+        with pytest.raises(InputError, match=message):
+            workdirs.require_shared(tmp_path / name, "the mark of run")
 
 
 def test_other_code_in_one_process_is_found_and_named(start, tmp_path):
