@@ -28,6 +28,7 @@ class Checkpoints:
         self._directory, self._kept = directory.resolve(), kept
         self._fingerprint = jax.jit(fingerprint)
         self._quiet = ExitStack()  # while something may be written
+        self._failed = False  # a read or a write: what that left behind is collected while it is quiet
         if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
             processes.all_or_none(partial(require_writable, self._directory))
 
@@ -38,7 +39,7 @@ class Checkpoints:
 
         reads_only = self._kept is None
         if not reads_only:
-            self._quiet.enter_context(_quiet_threads())
+            self._quiet.enter_context(self._quiet_threads())
         options = ocp.CheckpointManagerOptions(max_to_keep=self._kept, create=not reads_only, read_only=reads_only)
         return ocp.CheckpointManager(self._directory, options=options)
 
@@ -138,6 +139,7 @@ class Checkpoints:
         except (MemoryError, UnsavedError):
             raise
         except Exception as error:
+            self._failed = True
             if processes.means_loss(error):
                 raise
             whole = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
@@ -164,12 +166,32 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
             {"state": template, "fingerprint": shape},
         )
-        with _quiet_threads():
+        with self._quiet_threads():
             restored = self._manager.restore(step, args=ocp.args.Composite(payload=ocp.args.StandardRestore(abstract)))
         payload = restored["payload"]
         if int(payload["fingerprint"]) != int(self._fingerprint(payload["state"])):
             raise ValueError("its content is not what was saved")
         return payload["state"]
+
+    @contextmanager
+    def _quiet_threads(self):
+        """Silences TensorStore's callbacks, which speak into an event loop that Orbax closed when a read or write failed."""
+        previous = sys.unraisablehook
+
+        def hook(unraisable):
+            if "Event loop is closed" not in str(unraisable.exc_value):
+                previous(unraisable)
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            if self._failed:
+                gc.collect()
+            sys.unraisablehook = previous
 
 
 def fingerprint(tree) -> jax.Array:
@@ -196,23 +218,6 @@ def _summary(error: Exception) -> str:
         return os.strerror(int(found[1]))
     line = str(error).partition("\n")[0].partition(". ")[0]
     return line if len(line) <= 160 else line[:160] + "..."
-
-
-@contextmanager
-def _quiet_threads():
-    """Silences what TensorStore's callbacks say into an event loop that Orbax closed when a read or a write failed."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable):
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            previous(unraisable)
-
-    sys.unraisablehook = hook
-    try:
-        yield
-        gc.collect()
-    finally:
-        sys.unraisablehook = previous
 
 
 def _unused(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """What the tests share: four fake CPU devices, one compilation cache, and shipped configs made small."""
 
 import atexit
+import gc
 import importlib
 import os
 import shutil
@@ -9,8 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jaxlib
 import pytest
 from absl import flags
+
+from gan_jax import runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE_DEVICES = "--xla_force_host_platform_device_count"
@@ -20,6 +24,11 @@ FAKE_DEVICES = "--xla_force_host_platform_device_count"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if FAKE_DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAKE_DEVICES}=4".strip()
+# Most steps here are so few and small that compiling them is most of the time: XLA takes less care.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+EMITTERS = "--xla_cpu_use_fusion_emitters"
+if jaxlib.__version__ in runtime.TRIED_JAXLIB and EMITTERS not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += f" {EMITTERS}=false"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gan_jax-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -54,13 +63,24 @@ def shrunk():
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """Compiles without most of XLA's care: for steps so few and small that compiling them is most of the time."""
+def optimized():
+    """Compiles with all of XLA's care: for modules whose programs run for longer than they compile."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    """Lets go of a module's programs: with those of all modules each collection of garbage takes a second."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

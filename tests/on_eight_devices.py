@@ -21,8 +21,6 @@ from gan_jax.penalties import PENALTIES
 from gan_jax.profiling import hlo
 from gan_jax.state import TrainState
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 3
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
 

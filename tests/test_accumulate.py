@@ -18,8 +18,6 @@ from gan_jax.errors import InputError
 from gan_jax.population import Population
 from gan_jax.profiling import flops, hlo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 2
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
 CONVOLUTIONS = {"generator.normalization": "none", "discriminator.steps": 1}

@@ -18,8 +18,6 @@ from gan_jax.errors import InputError
 from gan_jax.optimizers import optimistic_sgd
 from gan_jax.state import TrainState
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Run(NamedTuple):
     """A small run: its setup, its compiled step and its states after 0, 1, 2, ... steps, no two of the same content."""

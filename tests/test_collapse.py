@@ -41,14 +41,6 @@ LAYERS = DESCENT | {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Compiling is most of the time here, and these few steps gain nothing by XLA's care."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def some(count):
     """The first `count` devices; skips where there are fewer."""
     if jax.device_count() < count:

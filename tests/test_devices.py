@@ -9,16 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gan_jax import recipe, runtime
+from gan_jax import recipe
 from gan_jax.devices import AXIS, example_keys, in_order, mesh, pmapped
 from gan_jax.errors import InputError
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TESTS = Path(__file__).parent
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
@@ -43,8 +40,6 @@ def build(config, layout, count):
 
 def test_eight_devices_train_as_one_does():
     flags = "--xla_force_host_platform_device_count=8"
-    if jaxlib.__version__ in runtime.TRIED_JAXLIB:
-        flags += " --xla_cpu_use_fusion_emitters=false"  # halves the time of compilation, which is most of it
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(TESTS / "on_eight_devices.py")]
     environment = os.environ | {"XLA_FLAGS": flags}
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)

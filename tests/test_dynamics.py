@@ -65,8 +65,6 @@ def dense(field, players, differentiate):
     "changes",
     [
         activation("tanh") | {"penalty.name": "none", "penalty.weight": 0.0},
-        activation("leaky_relu"),
-        activation("tanh") | {"objective.name": "non_saturating", "penalty.name": "wgan_gp", "penalty.weight": 1.0},
         activation("leaky_relu") | {"objective.name": "non_saturating", "penalty.name": "r1", "penalty.weight": 0.5},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),

@@ -27,8 +27,6 @@ from gan_jax.networks import FAMILIES
 from gan_jax.train import next_boundary, train
 from gan_jax.writers import Writers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).resolve().parents[1]
 COUNT, CLASSES = 21, 3
 

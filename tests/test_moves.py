@@ -27,14 +27,6 @@ DESCENT = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Compiling is most of the time here, and these few steps gain nothing by XLA's care."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def one_device():
     return mesh(jax.devices()[:1])
 

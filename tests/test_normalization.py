@@ -23,14 +23,6 @@ CLASSES = 3
 LABEL = np.array([2, 0, 2, 1], np.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Compiling is most of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def noise(*shape, seed=1):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 

@@ -22,8 +22,6 @@ from gan_jax.plan.prediction import SENT, Work, predict
 from gan_jax.profiling.hlo import KINDS, Collective
 from gan_jax.profiling.page import quantity
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def machine(count, chip="v5e"):
     if jax.device_count() < count:

@@ -13,8 +13,6 @@ from gan_jax.devices import EACH, mesh, population
 from gan_jax.objectives import LOGISTIC, NAMED, OBJECTIVES, choose
 from gan_jax.population import Population
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = list(OBJECTIVES)
 
 

@@ -429,6 +429,15 @@ def test_what_is_the_same_for_all_is_said_once():
     assert "|  | finished | modes |" in text
 
 
+def test_keys_that_all_members_have_are_said_once():
+    common = {"num_steps": 6, "penalty.weight": 0.0}
+    found = [made(i, common | {"seed": i, "discriminator.packing": 2 + i // 2}, modes=1.0) for i in range(4)]
+    found.append(made(4, common | {"seed": 4}, modes=1.0))
+    assert [group.label for group in results.conditions(found)] == ["packing=2", "packing=3", "base"]
+    assert "All with num_steps=6, weight=0.0." in results.summary(found)
+    assert "All with" not in results.summary([made(0, {"seed": 0}, modes=1.0), made(1, common, modes=1.0)])
+
+
 def test_text_of_a_user_is_not_markup(tmp_path):
     found = [made(0, {"data.dir": "<script>alert(1)</script>"}, modes=1.0)]
     report.write_report(found, tmp_path, "a <b> title")

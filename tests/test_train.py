@@ -23,8 +23,6 @@ from gan_jax.errors import DivergedError
 from gan_jax.subcommands import exit_status
 from gan_jax.train import next_boundary, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONTRACT = {"step", "d_loss", "g_loss", "d_real", "d_fake", "divergence"}
 
 
@@ -273,9 +271,8 @@ def wait_for_lines(workdir, n, process):
 
 
 def test_a_process_killed_then_terminated_then_left_alone_ends_in_the_same_bits(
-    shrunk, uninterrupted, tmp_path, start, capsys, monkeypatch
+    shrunk, uninterrupted, tmp_path, start, capsys
 ):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as this process, or the bits would be others
     config = shrunk("mixture", "ring8", INTERRUPTED | {"checkpoint_every": 2})  # long enough to be met within
     command = ("--config=configs/mixture.py:ring8", *as_flags(config), f"--workdir={tmp_path}")
 

@@ -60,7 +60,7 @@ def write_report(results: list[Result], workdir: Path, title: str) -> None:
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{_ended(results)}</p>",
         "<h2>Across seeds</h2>",
-        f"<p>Mean, and its {LEVEL:.0%} interval by the bootstrap over seeds.{told(same)}</p>",
+        f"<p>Mean, and its {LEVEL:.0%} interval by the bootstrap over seeds.{html.escape(told(results))}</p>",
         "<p>A click on a heading sorts.</p>",
         _across(groups, same),
         *_maps(groups),

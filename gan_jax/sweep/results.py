@@ -85,17 +85,21 @@ def short(key: str) -> str:
     return key.removesuffix(".name").rpartition(".")[2]
 
 
+def in_words(overrides: dict) -> str:
+    """`objective=wgan, learning_rate=0.001`: two players' equal rates once."""
+    return ", ".join(dict.fromkeys(f"{short(key)}={value}" for key, value in overrides.items()))
+
+
 class Condition(NamedTuple):
     """The members that differ in their seeds alone."""
 
-    overrides: dict  # but for the seed
+    overrides: dict  # but for the seed, and for what is the same for all conditions
     results: list[Result]
 
     @property
     def label(self) -> str:
         """In words."""
-        told = dict.fromkeys(f"{short(key)}={value}" for key, value in self.overrides.items())
-        return ", ".join(told) or "base"  # two players' equal rates once
+        return in_words(self.overrides) or "base"
 
     @property
     def finished(self) -> int:
@@ -106,10 +110,19 @@ class Condition(NamedTuple):
 def conditions(results: list[Result]) -> list[Condition]:
     """The results in groups that differ in their seeds alone, in the order of the members."""
     groups: dict[frozenset, Condition] = {}
+    same = shared(results)
     for result in results:
-        overrides = {key: value for key, value in result.member.overrides.items() if key != SEED}
+        overrides = {key: value for key, value in result.member.overrides.items() if key not in (SEED, *same)}
         groups.setdefault(frozenset(overrides.items()), Condition(overrides, [])).results.append(result)
     return list(groups.values())
+
+
+def shared(results: list[Result]) -> dict:
+    """The overrides that every member has: said once, and in no condition."""
+    first, *others = [result.member.overrides for result in results]
+    missing = object()
+    every = {key: value for key, value in first.items() if all(each.get(key, missing) == value for each in others)}
+    return {key: value for key, value in every.items() if key != SEED}
 
 
 class Spread(NamedTuple):
@@ -165,9 +178,11 @@ def summary(results: list[Result]) -> str:
         lines.append([group.label, f"{group.finished} of {len(group.results)}", *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     about = f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them."
-    return f"{about}{told(same)}\n\n{table}"
+    return f"{about}{told(results)}\n\n{table}"
 
 
-def told(same: dict[str, float]) -> str:
-    """A sentence, with a space before it, on what `references` found; "" where that is nothing."""
-    return f" The same for all: {', '.join(f'{name} {value:.4g}' for name, value in same.items())}." if same else ""
+def told(results: list[Result]) -> str:
+    """Sentences, with a space before each, on what is the same for every member; "" where nothing is."""
+    numbers, overrides = references(results), in_words(shared(results))
+    scores = f" The same for all: {', '.join(f'{name} {value:.4g}' for name, value in numbers.items())}."
+    return (scores if numbers else "") + (f" All with {overrides}." if overrides else "")
