@@ -25,19 +25,37 @@ PLAIN = {
 }
 REMEDIES = (
     {},
-    {"objective.label_smoothing": 0.1},
-    {"augment.instance_noise": 1.0},  # half of the distance between neighbouring modes
-    {"objective.feature_matching": 1.0},
-    {"objective.name": "feature_matching", "objective.feature_matching": 1.0},
+    # What D is told, or made to be.
     {"discriminator.packing": 2},
     {"discriminator.packing": 4},
     {"discriminator.minibatch_stddev": 4},
     {"discriminator.minibatch_discrimination": 16},
+    {"discriminator.spectral_norm": True},
+    {"discriminator.normalization": "layer"},
+    {"penalty.name": "r1", "penalty.weight": 0.1},
+    {"penalty.name": "r1", "penalty.weight": 0.1, "penalty.every": 8},
+    {"penalty.name": "r1_r2", "penalty.weight": 0.1},
+    {"penalty.name": "wgan_gp", "penalty.weight": 1.0},
+    {"discriminator.optimizer.clip_norm": 0.1, "generator.optimizer.clip_norm": 0.1},
+    # What both see, and what G descends.
+    {"augment.instance_noise": 1.0},  # half of the distance between neighbouring modes
+    {"objective.label_smoothing": 0.1},
+    {"objective.feature_matching": 1.0},
+    {"objective.name": "feature_matching", "objective.feature_matching": 1.0},
+    {"objective.name": "non_saturating"},
+    {"objective.name": "rpgan"},
+    {"objective.name": "rpgan", "penalty.name": "r1_r2", "penalty.weight": 0.1},
+    # How they move: all but the last with one update of D a step, so that the first of these is what they add to.
+    {"discriminator.steps": 1},
+    {"moves": "simultaneous", "discriminator.steps": 1},
+    {"moves": "extragradient", "discriminator.steps": 1},
+    {"moves": "consensus", "consensus.weight": 1.0, "discriminator.steps": 1},
+    {"generator.optimizer.name": "optimistic_adam", "discriminator.optimizer.name": "optimistic_adam"},
 )
 
 
 def sweep():
     """The members."""
     for remedy in REMEDIES:
-        for seed in range(3):
+        for seed in range(4):
             yield PLAIN | remedy | {"seed": seed}
