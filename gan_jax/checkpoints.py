@@ -175,7 +175,7 @@ class Checkpoints:
 
     @contextmanager
     def _quiet_threads(self):
-        """Silences TensorStore's callbacks: they speak into an event loop that Orbax closes when a read or write fails."""
+        """Silences what TensorStore says into an event loop that Orbax closed when a read or a write failed."""
         previous = sys.unraisablehook
 
         def hook(unraisable):
