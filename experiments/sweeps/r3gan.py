@@ -24,7 +24,7 @@ RATE, B2 = (
     for key, value in (("decay_to", 0.25), ("b2_to", 0.99))
 )
 GAMMA = BURN_IN | {"penalty.weight_to": WEIGHT / 10}
-AVERAGE = BURN_IN | {"generator.ema_decay": 0.0, "generator.ema_half_life": 256_000.0}
+AVERAGE = BURN_IN | {"generator.ema_decay": 0.0, "generator.ema_half_life": 64_000.0}  # 250 steps
 SCHEDULES = (RATE, B2, GAMMA, AVERAGE, RATE | B2 | GAMMA | AVERAGE)
 
 

@@ -202,13 +202,22 @@ def _grouped_conv(x, w):
 def _fast_grouped_conv(x, w):
     n, height, width, channels = x.shape
     size, _, c, features = w.shape
-    groups, edge = channels // c, size // 2
-    x = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-    x = x.reshape(n, height + 2 * edge, width + 2 * edge, groups, c).transpose(3, 0, 1, 2, 4)
-    shifted = [x[:, :, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    patches = jnp.concatenate(shifted, axis=-1).reshape(groups, n * height * width, size * size * c)
-    y = patches @ w.reshape(size * size * c, groups, features // groups).swapaxes(0, 1)
+    groups = channels // c
+    kernel = w.swapaxes(0, 1).reshape(size * size * c, groups, features // groups)
+    y = _grouped_patches(x, groups, size) @ kernel.swapaxes(0, 1)
     return y.reshape(groups, n, height, width, -1).transpose(1, 2, 3, 0, 4).reshape(n, height, width, features)
+
+
+@partial(jax.jit, static_argnames=("groups", "size"))
+def _grouped_patches(x, groups, size):
+    """What each pixel sees of each group, as columns of pixels side by side: [n, h, w, g c] -> [g, n h w, k k c]."""
+    n, height, width, channels = x.shape
+    edge = size // 2
+    x = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+    x = x.reshape(n, height + 2 * edge, width + 2 * edge, groups, -1).transpose(3, 0, 1, 2, 4)
+    x = jnp.concatenate([x[:, :, i : i + height] for i in range(size)], axis=-1)
+    x = jnp.concatenate([x[:, :, :, j : j + width] for j in range(size)], axis=-1)
+    return x.reshape(groups, n * height * width, size * size * channels // groups)
 
 
 # A 3x3 convolution whose image is doubled before it, or averaged after it, is a 4x4 one of stride 2: of the kernel that
