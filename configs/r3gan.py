@@ -4,7 +4,7 @@ python -m gan_jax.main --config=configs/r3gan.py
 python -m gan_jax.main --config=configs/r3gan.py:stacked_mnist --config.data.dir=DIR
 python -m gan_jax.main --config=configs/r3gan.py:cifar10                            # for an accelerator
 
-Seen on 2 CPU cores: digits, 3 min, varied and sharp.
+Seen on 2 CPU cores: digits, 3 min, all ten classes, sliced Wasserstein 0.039 (two draws of real digits: 0.024).
 The others were not run to their end. What falls and grows does so by half a cosine over `burn_in` steps, as in the
 paper's published code: the learning rate to a quarter, b2 from 0.9 to 0.99, the penalty's weight to a tenth, the
 half-life of G's average from 0 (docs/moves.md). cifar10 has the numbers of that code (the weight is half of its gamma),
