@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "num_steps": 10_000,  # generator updates
+            "burn_in": 0,  # steps over which rates, weight_to, b2_to and ema_half_life run their course; 0: num_steps
             "batch_size": 256,  # examples of a minibatch, over all devices
             "moves": "alternating",  # k updates of D, then one of G; or simultaneous, extragradient, consensus
             "consensus": {"weight": 0.0},  # of half the squared norm of both gradients, which consensus descends
@@ -43,6 +44,7 @@ def get_config() -> ConfigDict:
             "penalty": {
                 "name": "none",
                 "weight": 0.0,
+                "weight_to": 0.0,  # where the weight ends, by half a cosine over the burn-in; 0: constant
                 "every": 1,  # lazy: the penalty is paid in every n-th step only, n times over; 1: in each
             },
             "augment": {
@@ -51,17 +53,22 @@ def get_config() -> ConfigDict:
             "generator": {
                 "network": "mlp",
                 "width": 128,  # units of a hidden layer; channels: for dcgan of the layer next to the image
-                "depth": 3,  # hidden layers (0: an affine map); for dcgan and resnet, how often the image is halved
+                "depth": 3,  # hidden layers (0: an affine map); elsewhere, how often the image is halved
+                "blocks": 0,  # of r3gan: residual blocks at each size of its image
+                "groups": 0,  # of r3gan: of the 2 * width channels within a block
                 "activation": "relu",
                 "normalization": "none",  # none, batch, layer, group
                 "spectral_norm": False,  # every weight over its largest singular value
                 "ema_decay": 0.999,  # of the moving average that samples are made from; 0: no averaging
+                "ema_half_life": 0.0,  # or images in which it forgets half, growing from 0 over the burn-in; 0: off
                 "optimizer": _adam(),
             },
             "discriminator": {
                 "network": "mlp",
                 "width": 128,
                 "depth": 3,
+                "blocks": 0,
+                "groups": 0,
                 "activation": "leaky_relu",
                 "normalization": "none",  # none, batch, layer, group
                 "spectral_norm": False,
@@ -99,6 +106,7 @@ def _adam() -> dict:
         "learning_rate": 2e-4,
         "b1": 0.5,  # momentum; with rmsprop and sgd too
         "b2": 0.999,  # decay of the squared gradients; sgd has none
+        "b2_to": 0.0,  # where b2 ends, by half a cosine over the burn-in; 0: constant
         "decay_to": 1.0,  # the learning rate ends, by half a cosine, at this share of itself; 1: constant
         "warmup": 0,  # steps over which it first rises linearly; 0: none
         "weight_decay": 0.0,  # of adamw

@@ -37,6 +37,7 @@ def check(config, source: Source) -> None:
         _check_labels(config, source)
     for player in ("generator", "discriminator"):
         _check_optimizer(f"{player}.optimizer", config[player].optimizer, config.num_steps)
+        _check_network(player, config[player])
         if networks.FAMILIES[config[player].network].generator.convolves:
             _check_halvings(player, config[player].network, config[player].depth, config.data.name, source.shape)
     if config.penalty.name != "none" and config.discriminator.normalization == "batch":
@@ -56,6 +57,7 @@ def check(config, source: Source) -> None:
     if config.penalty.every > 1 and config.penalty.name == "none":
         raise InputError(f"penalty.every is {config.penalty.every}, but penalty.name is none; set it to 1, or name one")
     _check_moves(config)
+    _check_schedules(config)
     if config.discriminator.one_pass and config.discriminator.normalization != "batch":
         raise InputError(
             "discriminator.one_pass is True, which without batch normalisation changes nothing; set it to False, or "
@@ -124,8 +126,55 @@ def _check_optimizer(key: str, optimizer, num_steps: int) -> None:
             f"{key}.weight_decay is {optimizer.weight_decay}, but {optimizer.name} has none; set it to 0, or "
             f"{key}.name to {' or '.join(optimizers.DECAYING)}"
         )
+    if optimizer.b2_to and optimizer.name in optimizers.WITHOUT_B2:
+        raise InputError(
+            f"{key}.b2_to is {optimizer.b2_to}, but {optimizer.name} makes no use of b2; set it to 0, or {key}.name to "
+            "another"
+        )
     if optimizer.warmup > num_steps:
         raise InputError(f"{key}.warmup is {optimizer.warmup}, but num_steps is {num_steps}; it must be at most that")
+
+
+def _check_network(player: str, chosen) -> None:
+    """Of what not every family of networks has."""
+    family = networks.FAMILIES[chosen.network].generator
+    if chosen.normalization != "none" and not family.normalizes:
+        raise InputError(
+            f"{player}.normalization is {chosen.normalization}, but {chosen.network} has no normalisation; set it to "
+            "none, or the network to another"
+        )
+    for key in ("blocks", "groups"):
+        if (chosen[key] > 0) != family.grouped:
+            grouped = [name for name, each in networks.FAMILIES.items() if each.generator.grouped]
+            raise InputError(
+                f"{player}.{key} is {chosen[key]} and {player}.network is {chosen.network}: it must be 1 or more for "
+                f"{', '.join(grouped)}, and 0 for the others"
+            )
+    if family.grouped and 2 * chosen.width % chosen.groups:
+        raise InputError(
+            f"{player}.groups is {chosen.groups}, which does not divide the {2 * chosen.width} channels in a block, "
+            f"twice {player}.width; give it a divisor of them"
+        )
+
+
+def _check_schedules(config) -> None:
+    """Of what moves over the burn-in."""
+    players = config.generator, config.discriminator
+    rates = any(player.optimizer.decay_to != 1 or player.optimizer.b2_to for player in players)
+    if config.burn_in and not (rates or config.penalty.weight_to or config.generator.ema_half_life):
+        raise InputError(
+            f"burn_in is {config.burn_in}, but nothing moves over it: set it to 0, or one of optimizer.decay_to, "
+            "optimizer.b2_to, penalty.weight_to and generator.ema_half_life"
+        )
+    if config.penalty.weight_to and config.penalty.name == "none":
+        raise InputError(
+            f"penalty.weight_to is {config.penalty.weight_to}, but penalty.name is none; set it to 0, or name one"
+        )
+    if config.generator.ema_half_life and config.generator.ema_decay:
+        raise InputError(
+            f"generator.ema_half_life is {config.generator.ema_half_life} and generator.ema_decay is "
+            f"{config.generator.ema_decay}: the average has one memory; set one of them to 0"
+        )
 
 
 def _check_evaluation(config, source: Source) -> None:

@@ -42,6 +42,7 @@ OPTIMIZERS = {
     "sgd": sgd,
 }
 DECAYING = ("adamw",)  # those that have a weight decay
+WITHOUT_B2 = ("sgd", "optimistic_sgd")  # those that ignore b2
 
 
 def around(direction, clip_norm: float, weight_decay: float) -> list[optax.GradientTransformation]:

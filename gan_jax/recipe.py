@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax import augment, combinations, networks, optimizers, schema
+from gan_jax import augment, combinations, networks, optimizers, schedules, schema
 from gan_jax.data import Source, Spec, make_source
 from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
@@ -29,16 +29,28 @@ NUMBERS = {
     "generator.optimizer.learning_rate": "generator_learning_rate",
     "generator.optimizer.b1": "generator_b1",
     "generator.optimizer.b2": "generator_b2",
+    "generator.optimizer.b2_to": "generator_b2_to",
     "generator.ema_decay": "ema_decay",
+    "generator.ema_half_life": "ema_half_life",
     "discriminator.optimizer.learning_rate": "discriminator_learning_rate",
     "discriminator.optimizer.b1": "discriminator_b1",
     "discriminator.optimizer.b2": "discriminator_b2",
+    "discriminator.optimizer.b2_to": "discriminator_b2_to",
     "penalty.weight": "penalty_weight",
+    "penalty.weight_to": "penalty_weight_to",
     "objective.label_smoothing": "label_smoothing",
     "objective.feature_matching": "feature_matching",
     "augment.instance_noise": "instance_noise",
 }
-COMPILED_IN = ("feature_matching", "instance_noise")  # of these, what no run of a program has, it does not compute
+# Of these, what no run of a program has, it does not compute; 0: a run has none.
+COMPILED_IN = (
+    "feature_matching",
+    "instance_noise",
+    "penalty_weight_to",
+    "generator_b2_to",
+    "discriminator_b2_to",
+    "ema_half_life",
+)
 VARYING = ("seed", "objective.name", *NUMBERS)  # the keys in which the runs of one program may differ
 
 
@@ -166,17 +178,19 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     neighbours = _minibatch(config.discriminator)
     discriminator = _make_network(config, devices, source, "discriminator", minibatch=neighbours)
     twice = 2 if config.moves == "extragradient" else 1  # updates that an optimiser counts for one of its player
+    burn_in = config.burn_in or config.num_steps
     return Recipe(
         generator=generator,
         discriminator=discriminator,
         objective=partial(_chosen_objective, [config.objective.name]),
         penalty=_make_penalty(config, source),
         penalty_every=config.penalty.every,
-        generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), config.num_steps, twice),
+        schedule=partial(schedules.at_step, burn_in, config.batch_size),
+        generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), burn_in, twice),
         discriminator_tx=partial(
             _discriminator_tx,
             config.discriminator.optimizer.to_dict(),
-            config.num_steps,
+            burn_in,
             twice * config.discriminator.steps,
             config.discriminator.clip,
         ),
@@ -197,19 +211,23 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
 def _make_network(config, devices: Devices, source: Source, player: str, **its_own) -> networks.Network:
     network_class = getattr(networks.FAMILIES[config[player].network], player)
     architecture = _architecture(config, source, network_class, config[player])
-    module = network_class(dtype=jnp.dtype(config.precision), axis_name=devices.axis_name, **its_own, **architecture)
+    if network_class.normalizes:
+        architecture |= {"normalization": config[player].normalization, "axis_name": devices.axis_name}
+    module = network_class(dtype=jnp.dtype(config.precision), **its_own, **architecture)
     network = networks.from_linen(module, config.matmul_precision)
     return spectral.normalised(network) if config[player].spectral_norm else network
 
 
 def _architecture(config, source: Source, network_class, player) -> dict:
-    chosen = {key: player[key] for key in ("width", "depth", "activation", "normalization")}
+    chosen = {key: player[key] for key in ("width", "depth", "activation")}
     if network_class.convolves:
         chosen["form"] = config.convolution
     if network_class.conditions:
         chosen["classes"] = len(source.classes) if config.conditional else 0
     if network_class.pools:
         chosen["sums"] = player.spectral_norm
+    if network_class.grouped:
+        chosen |= {"blocks": player.blocks, "groups": player.groups}
     return chosen
 
 
@@ -262,7 +280,7 @@ def _discriminator_tx(optimizer: dict, steps: int, each: int, clip: float, hyper
 
 
 def _optimizer(optimizer: dict, steps: int, each: int, rate, b1, b2):
-    """A player's transforms, for a run of `steps` train steps with `each` updates in one."""
+    """A player's transforms; the rate has its course over `steps` train steps with `each` updates in one."""
     direction = optimizers.OPTIMIZERS[optimizer["name"]](b1, b2)
     course = optimizers.scale_by_decayed_rate(rate, steps * each, optimizer["decay_to"], optimizer["warmup"] * each)
     return [*optimizers.around(direction, optimizer["clip_norm"], optimizer["weight_decay"]), course]

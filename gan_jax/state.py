@@ -36,6 +36,10 @@ class Hyperparameters(struct.PyTreeNode):
     # None where no run of the program has any: the step is then compiled without.
     feature_matching: jax.Array | None = None
     instance_noise: jax.Array | None = None
+    penalty_weight_to: jax.Array | None = None
+    generator_b2_to: jax.Array | None = None
+    discriminator_b2_to: jax.Array | None = None
+    ema_half_life: jax.Array | None = None
     objective: jax.Array | None = None  # int32, among those of the program; None where it has one alone
 
 

@@ -29,6 +29,7 @@ class Recipe(NamedTuple):
     discriminator: Any  # a Network, x -> logits
     objective: Callable  # Hyperparameters -> Objective
     penalty: Callable  # (critic, keys [n], real, fake) -> [n]
+    schedule: Callable  # (Hyperparameters, step) -> Hyperparameters as they are in this step
     penalty_every: int  # steps from one in which D pays the penalty, so many times over, to the next
     generator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
     discriminator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
@@ -182,15 +183,19 @@ def over_devices(devices: Devices, norm: str, gradients, reported):
 
 def move_discriminator(recipe: Recipe, state: TrainState, gradients, stats) -> TrainState:
     """The state after D's optimiser was given these gradients, with its new running statistics."""
-    player = _update(recipe.discriminator_tx(state.hyperparameters), state.discriminator, gradients, stats)
+    player = _update(recipe.discriminator_tx(_now(recipe, state)), state.discriminator, gradients, stats)
     return state.replace(discriminator=player)
 
 
 def move_generator(recipe: Recipe, state: TrainState, gradients, stats) -> TrainState:
     """The same of G, and of its moving average."""
-    player = _update(recipe.generator_tx(state.hyperparameters), state.generator, gradients, stats)
-    ema = _averaged(state.ema, player, state.hyperparameters.ema_decay, state.step)
-    return state.replace(generator=player, ema=ema)
+    numbers = _now(recipe, state)
+    player = _update(recipe.generator_tx(numbers), state.generator, gradients, stats)
+    return state.replace(generator=player, ema=_averaged(state.ema, player, numbers.ema_decay))
+
+
+def _now(recipe: Recipe, state: TrainState) -> Hyperparameters:
+    return recipe.schedule(state.hyperparameters, state.step)
 
 
 def alternating(recipe: Recipe, devices: Devices, state: TrainState, batch):
@@ -388,7 +393,7 @@ def _critic(recipe, params, stats, labels):
 
 def _penalty(recipe, state, critic, *points):
     """(the mean penalty over this part of the batch, its weight): lazy, it is 0, and not computed, in most steps."""
-    weight, every = state.hyperparameters.penalty_weight, recipe.penalty_every
+    weight, every = _now(recipe, state).penalty_weight, recipe.penalty_every
     mean = partial(_mean_penalty, recipe, critic)
     if every == 1:
         return mean(*points), weight
@@ -411,7 +416,5 @@ def _update(tx, player: Player, gradients, stats) -> Player:
 
 
 @jax.named_scope("average")
-def _averaged(ema: Average, player: Player, decay, step) -> Average:
-    # The average forgets its random start: its memory is at most a ninth of the run so far, and a step.
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+def _averaged(ema: Average, player: Player, decay) -> Average:
     return optax.incremental_update(Average(player.params, player.stats), ema, 1 - decay)

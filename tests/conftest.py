@@ -48,10 +48,12 @@ def shrunk_config(name: str, variant: str | None = None, changes: dict | None = 
     config.update(num_steps=4, batch_size=8, log_every=1, sample_every=2, checkpoint_every=2)
     config.steps_per_call = min(config.steps_per_call, 2)
     config.discriminator.steps = min(config.discriminator.steps, 2)
+    config.burn_in = min(config.burn_in, 3)
     config.latent.dim = min(config.latent.dim, 4)
     config.evaluation.update(num_samples=60, num_real=50, resamples=5)
     for player in (config.generator, config.discriminator):
         player.update({"width": 8, "depth": 2} if player.network == "mlp" else {"width": 4, "depth": 1})
+        player.update({"blocks": 1, "groups": 2} if player.network == "r3gan" else {})
     config.update_from_flattened_dict(changes or {})
     return config.lock()
 

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from scipy.sparse.linalg import LinearOperator
 
-from gan_jax import dynamics, objectives, penalties, recipe, spectrum, step
+from gan_jax import dynamics, objectives, penalties, recipe, schedules, spectrum, step
 from gan_jax.data import independent
 from gan_jax.devices import example_keys, mesh
 from gan_jax.errors import InputError
@@ -157,6 +157,7 @@ def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
         discriminator=discriminator,
         objective=lambda hyperparameters: objectives.OBJECTIVES[objective],
         penalty=penalties.PENALTIES[penalty],
+        schedule=partial(schedules.at_step, 100, 4),
         penalty_every=1,
         generator_tx=still,
         discriminator_tx=still,

@@ -10,7 +10,7 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gan_jax import moves, objectives, optimizers, penalties, recipe, step
+from gan_jax import moves, objectives, optimizers, penalties, recipe, schedules, step
 from gan_jax.devices import Devices, mesh, pmapped
 from gan_jax.errors import InputError
 from gan_jax.networks import Network
@@ -63,6 +63,7 @@ def dirac_recipe(move, objective="wgan", tx=descent):
         discriminator=discriminator,
         objective=lambda hyperparameters: objectives.OBJECTIVES[objective],
         penalty=penalties.none,
+        schedule=partial(schedules.at_step, 100, 2),
         penalty_every=1,
         generator_tx=tx,
         discriminator_tx=tx,

@@ -10,6 +10,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import NORMALIZED, small
 from jax import lax
 
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, from_linen, winograd
@@ -31,20 +32,9 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 def players(family, shape, *, depth=2, normalization="none", dtype=jnp.float32, classes=0):
     """The generator and the discriminator of a small network."""
-    options = {
-        "width": 4,
-        "depth": depth,
-        "activation": "leaky_relu",
-        "normalization": normalization,
-        "dtype": dtype,
-        "axis_name": None,
-    }
-    if FAMILIES[family].generator.convolves:
-        options["form"] = "auto"
-    if FAMILIES[family].generator.conditions:
-        options["classes"] = classes
-    generator = from_linen(FAMILIES[family].generator(shape=shape, **options), "default")
-    return generator, from_linen(FAMILIES[family].discriminator(**options), "default")
+    options = {"depth": depth, "normalization": normalization, "dtype": dtype, "classes": classes}
+    generator = from_linen(small(FAMILIES[family].generator, shape=shape, **options), "default")
+    return generator, from_linen(small(FAMILIES[family].discriminator, **options), "default")
 
 
 def initialised(network, x, label=None, gain=1.5):
@@ -92,9 +82,12 @@ def test_shapes_for_every_size_of_image(family, size, channels):
 
 
 @pytest.mark.parametrize(
-    ("normalization", "dtype"), list(zip(NORMALIZATIONS, 2 * (jnp.float32, jnp.bfloat16), strict=True))
+    ("family", "normalization", "dtype"),
+    [
+        *((family, kind, (jnp.float32, jnp.bfloat16)[NORMALIZATIONS.index(kind) % 2]) for family, kind in NORMALIZED),
+        ("r3gan", "none", jnp.bfloat16),
+    ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
 def test_images_lie_in_range_and_only_the_inside_is_in_the_dtype(family, normalization, dtype):
     shape = (16, 8, 3)  # not square
     generator, discriminator = players(family, shape, normalization=normalization, dtype=dtype)
@@ -150,7 +143,7 @@ def test_without_normalisation_there_are_no_statistics_and_no_mixing(family):
         assert np.abs(y[0] - y[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name, kind in NORMALIZED if kind == "batch"])
 def test_batch_statistics_move_in_training_and_only_there(family):
     shape = (8, 8, 1)
     generator, discriminator = players(family, shape, normalization="batch")
@@ -202,10 +195,8 @@ def products(jaxpr):
 @pytest.mark.parametrize("precision", MATMUL_PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_matmul_precision_reaches_every_product_and_its_derivatives(family, precision):
-    options = {"width": 4, "depth": 2, "activation": "relu", "normalization": "none", "dtype": jnp.float32}
-    options |= {"axis_name": None} | ({} if family == "mlp" else {"form": "plain"})
-    options |= {"classes": 0} if FAMILIES[family].discriminator.conditions else {}
-    network, x = from_linen(FAMILIES[family].discriminator(**options), precision), images((8, 8, 3))
+    network = from_linen(small(FAMILIES[family].discriminator, activation="relu", form="plain"), precision)
+    x = images((8, 8, 3))
     params, _ = jax.eval_shape(network.init, jax.random.key(0), x)
 
     def penalty(params, x):
@@ -253,7 +244,7 @@ def reference(family):
     apply = players(family, SHAPE)[1].apply
 
     def logit(params, x, kernel):
-        last = {"kernel": kernel[:, None], "bias": params["Dense_0"]["bias"]}
+        last = params["Dense_0"] | {"kernel": kernel[:, None]}
         return apply(params | {"Dense_0": last}, {}, x[None], True)[0][0]
 
     return jax.vmap(logit, in_axes=(None, 0, 0))
@@ -267,6 +258,7 @@ def reference(family):
         ("dcgan", 0, {"Dense_0", "Normalize_0", "StridedConvTranspose_0", "Normalize_1", "StridedConvTranspose_1"}),
         ("dcgan", 1, {"Dense_0", "StridedConv_0", "StridedConv_1", "Normalize_1"}),
         ("resnet", 1, {"Dense_0", "Block_0", "Block_1", "Block_2", "Block_3"}),
+        ("r3gan", 1, {"Dense_0", "Block_0", "Block_1", "Block_2", "Conv_0", "kernel"}),
     ],
 )
 def test_classes_add_a_table_and_change_no_other_name(family, player, names):
@@ -274,7 +266,7 @@ def test_classes_add_a_table_and_change_no_other_name(family, player, names):
     network, x = conditional(family, player, normalization="batch")
     params, _ = jax.eval_shape(network.init, jax.random.key(0), x, LABEL)
     assert set(split(params)[0]) == names
-    assert split(params)[1].shape == (CLASSES, 6 if player == 0 else {"mlp": 4, "dcgan": 32, "resnet": 4}[family])
+    assert split(params)[1].shape == (CLASSES, 6 if player == 0 else {"dcgan": 32}.get(family, 4))
     params, _ = jax.eval_shape(players(family, SHAPE, normalization="batch")[player].init, jax.random.key(0), x)
     assert set(params) == names
 
@@ -288,7 +280,8 @@ def test_embeddings_are_at_first_short_and_as_random_as_the_last_kernel(family):
     params = [jax.jit(n.init)(key, x, label)[0] for n, x in zip(networks, (latents(), images(SHAPE)), strict=True)]
     tables = [split(each)[1] for each in params]
     features = tables[1].shape[1]
-    stds = 0.1, {"mlp": 1 / np.sqrt(features), "dcgan": 0.02, "resnet": np.sqrt(2 / (features + 1))}[family]
+    std = 1 / np.sqrt(features)
+    stds = 0.1, {"mlp": std, "r3gan": std, "dcgan": 0.02, "resnet": np.sqrt(2 / (features + 1))}[family]
     for table, std in zip(tables, stds, strict=True):
         assert table.dtype == jnp.float32
         assert abs(table.std() / std - 1) < 4 / np.sqrt(2 * table.size)  # 4 standard errors
@@ -319,8 +312,7 @@ def test_the_features_of_an_mlp_are_its_last_hidden_layer():
     np.testing.assert_allclose(apply(params, {}, x, True, LABEL)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@CONDITIONAL
+@pytest.mark.parametrize(("family", "normalization"), NORMALIZED)
 def test_an_embedding_of_zero_gives_the_unconditional_logits(family, normalization):
     network, x = conditional(family, 1, normalization=normalization)
     params, stats, apply = initialised(network, x, LABEL)

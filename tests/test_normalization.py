@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import small
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -29,10 +30,8 @@ def noise(*shape, seed=1):
 
 def player(family, which, *, depth=1, normalization="none", classes=0):
     """(a small network, an input of it): the generator (0) or the discriminator (1)."""
-    options = {"width": 8, "depth": depth, "activation": "relu", "normalization": normalization}
-    options |= {"dtype": jnp.float32, "axis_name": None, "classes": classes}
-    options |= {"form": "auto"} if FAMILIES[family].generator.convolves else {}
-    module = FAMILIES[family][which](**({} if which else {"shape": (8, 8, 1)}), **options)
+    options = {"width": 8, "depth": depth, "activation": "relu", "normalization": normalization, "classes": classes}
+    module = small(FAMILIES[family][which], shape=(8, 8, 1), **options)
     return from_linen(module, "default"), noise(4, 8, 8, 1) if which else noise(4, 6)
 
 

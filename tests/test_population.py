@@ -88,8 +88,9 @@ CHANGES = [
     {"objective.name": "mle", "objective.label_smoothing": 0.1},
     {"objective.name": "wgan", "generator.optimizer.learning_rate": 1e-3},
     {"objective.name": "rpgan", "discriminator.optimizer.b1": 0.0, "generator.optimizer.b2": 0.9}
-    | {"augment.instance_noise": 0.3},
-    {"objective.name": "hinge", "generator.ema_decay": 0.0, "penalty.weight": 2.0},
+    | {"augment.instance_noise": 0.3, "discriminator.optimizer.b2_to": 0.8},
+    {"objective.name": "hinge", "generator.ema_decay": 0.0, "penalty.weight": 2.0}
+    | {"generator.ema_half_life": 20.0, "penalty.weight_to": 0.5},
     {"objective.name": "lsgan", "seed": 3, "discriminator.optimizer.learning_rate": 1e-3}
     | {"objective.feature_matching": 0.5},
 ]

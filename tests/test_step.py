@@ -12,7 +12,7 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gan_jax import objectives, penalties, recipe, step
+from gan_jax import objectives, penalties, recipe, schedules, step
 from gan_jax.data import Source
 from gan_jax.devices import mesh, pmapped
 from gan_jax.optimizers import scale_by_decayed_rate
@@ -81,6 +81,7 @@ def fake_recipe(objective="non_saturating", penalty=penalties.none, batch_size=4
         "discriminator": linear_discriminator(),
         "objective": lambda hyperparameters: objectives.OBJECTIVES[objective],
         "penalty": penalty,
+        "schedule": partial(schedules.at_step, 100, batch_size),
         "penalty_every": 1,
         "generator_tx": lambda h: scale_by_decayed_rate(h.generator_learning_rate, 100, 1.0),
         "discriminator_tx": lambda h: scale_by_decayed_rate(h.discriminator_learning_rate, 100, 1.0),

@@ -82,7 +82,7 @@ def interrupt(monkeypatch, where, number, action):
 
 def stands_in(request, name, variant):
     """Changes of the data that a config names to what tests have: real sets where they are, else a folder of noise."""
-    if variant in ("mnist", "cifar10") or name == "stacked_mnist":
+    if variant in ("mnist", "cifar10", "stacked_mnist") or name == "stacked_mnist":
         return {"data.dir": str(request.getfixturevalue("tfds_data")), "data.split": "test"}
     if variant in ("celeba64", "folder"):
         folder = request.getfixturevalue("tmp_path_factory").mktemp("images")

@@ -1,11 +1,12 @@
 """Generators and discriminators as pairs of pure functions; Flax Linen stays inside this package.
 
-Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., normalization=..., dtype=...,
-axis_name=...)` and every discriminator as the same without `shape` and with what it is told of an example's neighbours
-(`minibatch=`), with the `form` of their convolutions where the class says that they convolve (`convolves`), with
-the number of `classes` where it says that they can be conditional (`conditions`; 0 makes an unconditional network), and
-with whether it `sums` over pixels where it says that it pools them at its end (`pools`), so that a new family is one
-entry below. A discriminator sows what its last affine map sees as `features`.
+Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., dtype=...)` and every
+discriminator as the same without `shape` and with what it is told of an example's neighbours (`minibatch=`). What the
+class says of itself decides what else it is given: `normalization` and the `axis_name` of its batch's devices where it
+`normalizes`, the `form` of its convolutions where it `convolves`, the number of `classes` where it `conditions` (0
+makes an unconditional network), whether it `sums` over pixels where it `pools` them at its end, and `blocks` and
+`groups` where its convolutions are `grouped`. So a new family is one entry below. A discriminator sows what its last
+affine map sees as `features`.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.networks import dcgan, mlp, resnet
+from gan_jax.networks import dcgan, mlp, r3gan, resnet
 
 # `default` leaves it to JAX, which on a GPU and a TPU rounds the factors of float32 products (to TF32, bfloat16).
 MATMUL_PRECISIONS = ("default", "high", "highest")
@@ -44,6 +45,7 @@ FAMILIES = {
     "mlp": Family(mlp.Generator, mlp.Discriminator),
     "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
     "resnet": Family(resnet.Generator, resnet.Discriminator),
+    "r3gan": Family(r3gan.Generator, r3gan.Discriminator),
 }
 
 

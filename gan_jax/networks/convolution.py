@@ -55,11 +55,13 @@ def conv(x, w, name: str = "auto"):
 
     Args:
       x: [n, h, w, c].
-      w: [k, k, c, f], k odd, of x's dtype.
+      w: [k, k, c, f], k odd, of x's dtype; [k, k, c / g, f] for g groups of channels, each of which gives f / g.
       name: of the form.
     Returns:
       [n, h, w, f].
     """
+    if w.shape[2] != x.shape[-1]:
+        return form(name).grouped_conv(x, w)
     return x @ w[0, 0] if w.shape[:2] == (1, 1) else form(name).conv(x, w)
 
 
@@ -124,11 +126,13 @@ class Conv(nn.Module):
     form: str
     kernel_init: Callable
     resample: str = "keep"
+    groups: int = 1  # of channels; more than one where the size is kept
 
     @nn.compact
     def __call__(self, x):
         """x [n, h, w, c] -> [n, h', w', features]."""
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return _add_bias(self, _RESAMPLING[self.resample](x, kernel, self.form))
 

@@ -47,6 +47,8 @@ class Generator(nn.Module):
     convolves = False
     conditions = True
     pools = False
+    normalizes = True
+    grouped = False
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
@@ -72,6 +74,8 @@ class Discriminator(nn.Module):
     convolves = False
     conditions = True
     pools = False
+    normalizes = True
+    grouped = False
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):

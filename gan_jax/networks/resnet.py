@@ -117,6 +117,8 @@ class Generator(nn.Module):
     convolves = True
     conditions = True
     pools = False
+    normalizes = True
+    grouped = False
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
@@ -157,6 +159,8 @@ class Discriminator(nn.Module):
     convolves = True
     conditions = True
     pools = True
+    normalizes = True
+    grouped = False
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):
