@@ -210,6 +210,8 @@ def _architecture(config, source: Source, network_class, player) -> dict:
         chosen["classes"] = len(source.classes) if config.conditional else 0
     if network_class.pools:
         chosen["sums"] = player.spectral_norm
+    if player.attention:
+        chosen["attention"] = player.attention
     return chosen
 
 

@@ -3,9 +3,10 @@
 Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., normalization=..., dtype=...,
 axis_name=...)` and every discriminator as the same without `shape` and with what it is told of an example's neighbours
 (`minibatch=`), with the `form` of their convolutions where the class says that they convolve (`convolves`), with
-the number of `classes` where it says that they can be conditional (`conditions`; 0 makes an unconditional network), and
-with whether it `sums` over pixels where it says that it pools them at its end (`pools`), so that a new family is one
-entry below. A discriminator sows what its last affine map sees as `features`.
+the number of `classes` where it says that they can be conditional (`conditions`; 0 makes an unconditional network),
+with whether it `sums` over pixels where it says that it pools them at its end (`pools`), and with the `attention` that
+follows its images of this height where it says after how many halvings these begin (`attends_from`; None: it has none),
+so that a new family is one entry below. A discriminator sows what its last affine map sees as `features`.
 """
 
 from collections.abc import Callable
