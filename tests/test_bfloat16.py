@@ -1,0 +1,126 @@
+"""Training in bfloat16: what stays float32, and how near it stays to training in float32."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rounding import DESCENT, norm
+
+from gan_jax import recipe, step
+from gan_jax.devices import mesh
+from gan_jax.networks import FAMILIES, from_linen
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 4
+NEAR = 0.1  # of the move of a player's parameters, relative to its size; bfloat16 rounds at 0.004
+BOTH = ("generator", "discriminator")
+MINIBATCH = {
+    "discriminator.minibatch_stddev": 2,
+    "discriminator.minibatch_discrimination": 3,
+    "discriminator.minibatch_group": 4,
+}
+SPECTRAL = {f"{player}.spectral_norm": True for player in BOTH}
+ATTENTION = {f"{player}.attention": 4 for player in BOTH}
+PENALTY = {"penalty.name": "r1_r2", "penalty.weight": 0.1}
+CONDITIONAL = {"conditional": True}
+
+
+def normalised(generator, discriminator):
+    return {"generator.normalization": generator, "discriminator.normalization": discriminator}
+
+
+# Between them every network with every normalisation and option. All descend plainly, for Adam's first step is the sign
+# of a gradient, however small; with momentum, whose state is a gradient's.
+CASES = {
+    "mlp": ("digits", normalised("batch", "layer") | MINIBATCH | CONDITIONAL | {"objective.feature_matching": 0.1}),
+    "mlp, spectral": ("digits", normalised("group", "batch") | SPECTRAL | {"augment.instance_noise": 0.3}),
+    "mlp, packs": ("digits", normalised("layer", "group") | PENALTY | {"discriminator.packing": 2}),
+    "dcgan": ("dcgan", normalised("batch", "batch") | ATTENTION | CONDITIONAL),
+    "dcgan, spectral": ("dcgan", normalised("group", "none") | ATTENTION | SPECTRAL | PENALTY),
+    "dcgan, plain": ("dcgan", normalised("none", "layer") | MINIBATCH | {"accumulate": 2, "batch_size": 16}),
+    "resnet": ("sngan", normalised("batch", "none") | ATTENTION | CONDITIONAL),
+    "resnet, plain": ("resnet", normalised("layer", "group") | ATTENTION | PENALTY),
+}
+TRAINED = ("mlp", "dcgan, spectral", "resnet")  # compiling the others would find nothing more
+
+
+def build(shrunk, case, precision):
+    name, changes = CASES[case]
+    changes = DESCENT | {"discriminator.steps": 1, "steps_per_call": 1} | changes | {"precision": precision}
+    return recipe.build(shrunk(name, None, changes), mesh(jax.devices()[:1]))
+
+
+def of_a_step(setup):
+    return partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
+
+
+def kinds(tree):
+    """The dtypes of what is a number with a fraction in it."""
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_statistics_optimisers_and_losses_are_float32(shrunk, case):
+    setup = build(shrunk, case, "bfloat16")
+    state = recipe.abstract_state(setup)
+    program, (after, metrics) = jax.make_jaxpr(of_a_step(setup), return_shape=True)(state, setup.source.data)
+    assert kinds(state) == kinds(after) == kinds(metrics) == {"float32"}
+    assert "bf16" in str(program)  # or nothing is computed in it
+
+
+def train(setup, rounded=False):
+    """What STEPS steps of training move, of each player; `rounded`: parameters are rounded to bfloat16 after each."""
+    state, data = recipe.initial_state(setup), setup.devices.place(setup.source.data)
+    before = parameters(state)
+    program = setup.devices.compile(of_a_step(setup), state, data)
+    for _ in range(STEPS):
+        state, metrics = program(state, data)
+        if rounded:
+            players = {player: coarse(getattr(state, player)) for player in BOTH}
+            state = state.replace(**players)
+    assert all(np.isfinite(value).all() for value in metrics.values())
+    return jax.tree.map(np.subtract, parameters(state), before)
+
+
+def coarse(player):
+    """The player with parameters that bfloat16 has."""
+    return player.replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), player.params))
+
+
+def parameters(state):
+    return jax.tree.map(np.array, {player: getattr(state, player).params for player in BOTH})
+
+
+def errors(actual, expected):
+    """Of each player's move, relative to its size."""
+    return [
+        norm(jax.tree.map(np.subtract, actual[player], expected[player])) / norm(expected[player]) for player in BOTH
+    ]
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_training_follows_float32(shrunk, case):
+    """And would not, if its parameters were of bfloat16 too: most of each step is then rounded away."""
+    expected = train(build(shrunk, case, "float32"))
+    setup = build(shrunk, case, "bfloat16")
+    near, far = errors(train(setup), expected), errors(train(setup, rounded=True), expected)
+    print(case, near, far)
+    assert min(near) > 1e-5  # or nothing was computed in bfloat16
+    assert max(near) < NEAR
+    assert min(far) > 2 * NEAR
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_not_rounded_to_bfloat16(family):
+    """Or the difference of two logits near 10, which a relativistic loss sees, would be right to 0.06 at best."""
+    options = {"width": 4, "depth": 1, "activation": "relu", "normalization": "none", "axis_name": None, "classes": 0}
+    options |= {"form": "auto"} if FAMILIES[family].discriminator.convolves else {}
+    network = from_linen(FAMILIES[family].discriminator(dtype=jnp.bfloat16, **options), "default")
+    x = np.random.default_rng(0).standard_normal((8, 8, 8, 1)).astype(np.float32)
+    rng, shapes = np.random.default_rng(1), jax.eval_shape(network.init, jax.random.key(0), x)
+    params, stats = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+    logits = jax.jit(network.apply, static_argnums=3)(params, stats, x, True)[0]
+    assert np.any(logits != logits.astype(jnp.bfloat16).astype(jnp.float32))
