@@ -17,7 +17,7 @@ SPAN = 500  # steps for which something must last
 LEAST = 3  # points in them, or more steps are looked at
 
 DIVERSITY = 0.25, 0.5  # of the data's: collapsed at or below the first, until it is above the second
-NEAR = 0.1, 0.2  # the same of the distance to the nearest other sample
+CLUSTERS = 0.5, 0.65  # the same of the clusters that samples are in
 FALL = 0.5, 0.7  # diversity relative to the most that there was for as long
 ACCURACY = 0.99, 0.95  # of D on both sides: saturated at or above
 VANISHED = 1e-3, 1e-2  # of G's gradient, relative to the largest there was
@@ -36,10 +36,10 @@ class Condition(NamedTuple):
 
 
 def collapsed(curves: Curves, present: bool = False) -> str | None:
-    """Whether samples are far less diverse than the data, by `diversity` and `diversity_near`, or than they were."""
+    """Whether samples are far less diverse than the data, by `diversity` and `clusters`, or than they were."""
     for name, limits, words in (
         ("diversity", DIVERSITY, "their mean distance from each other has been at most {:.2g} of that of the data"),
-        ("diversity_near", NEAR, "a sample's nearest other one has been at most {:.2g} as far as a real example's"),
+        ("clusters", CLUSTERS, "they have been in at most {:.2g} of the clusters that the data is in"),
     ):
         value = _nearest_to_health(lasting(curves, name), present)
         if value <= limits[present]:

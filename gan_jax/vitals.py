@@ -1,7 +1,6 @@
 """A run's vital signs, which its steps do not report: how diverse samples are, logits' ranges, singular values."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,14 +12,8 @@ from gan_jax.recipe import Setup
 from gan_jax.state import Average, TrainState
 
 EXAMPLES = 256  # of the data, and as many samples; or as many more as make whole groups for D
+CLUSTERS, LLOYD = 16, 10  # of the data, and iterations by which they are found
 RESOLUTION = 1e-8  # of singular values, relative to the largest one
-
-
-class Distances(NamedTuple):
-    """How far examples are from each other."""
-
-    mean: float  # of all pairs
-    nearest: float  # the median over the examples, of each to its nearest other one
 
 
 class Vitals:
@@ -40,13 +33,16 @@ class Vitals:
         count = -(-EXAMPLES // recipe.together) * recipe.together
         real = independent(setup.source, jax.random.split(setup.keys.backdrop, count))
         self._real, self._labels = np.asarray(real["image"]), step.labels_of(recipe, real)
-        self._keys, self._of_data = jax.random.split(setup.keys.pictures, count), distances(self._real)
+        self._keys, data = jax.random.split(setup.keys.pictures, count), _flat(self._real)
+        self._centers, self._apart = cluster_centers(data), mean_distance(data)
+        self._met = clusters_met(data, self._centers)
 
     def signs(self, state: TrainState) -> dict[str, float]:
         """Those of this state, by their names in the metrics; what is not a finite number is left out.
 
-        diversity, diversity_near: the mean distance of two samples, and the median distance of a sample to its nearest
-          other one, over those of as many real examples;
+        diversity: the mean distance of two samples, over that of two real examples;
+        clusters: how many clusters of the real examples the samples are in, over how many these are in (as the bins of
+          arXiv:1805.12462; see `clusters_met`);
         logit_real_min, logit_real_max, logit_fake_min, logit_fake_max: of D's logits, with its running statistics;
         g_singular_max, d_singular_max: the largest singular value among a player's weights;
         g_singular_spread, d_singular_spread: of the weight where this is most, the largest over the median one (at most
@@ -56,23 +52,59 @@ class Vitals:
         generator, discriminator = jax.device_get((state.generator, state.discriminator))
         fake, *logits = self._look(self._keys, generator, discriminator, self._real, *self._labels)
         found = (
-            _relative(distances(np.asarray(fake)), self._of_data)
+            self._diversity(_flat(fake))
             | _ranges(*map(np.asarray, logits))
             | _singular("g", generator.params)
             | _singular("d", discriminator.params)
         )
         return {name: value for name, value in found.items() if np.isfinite(value)}
 
+    def _diversity(self, samples: np.ndarray) -> dict[str, float]:
+        if not self._apart or not np.isfinite(samples).all():  # the data is one example over and over; G is lost
+            return {}
+        met = clusters_met(samples, self._centers)
+        return {"diversity": mean_distance(samples) / self._apart, "clusters": met / self._met}
 
-def distances(x: np.ndarray) -> Distances:
-    """The distances between examples x [n, ...], n > 1, all components of one counting alike."""
-    x = x.reshape(len(x), -1).astype(np.float64)
-    x = x - x.mean(axis=0)  # the smaller the norms, the smaller the rounding of the differences below
-    squares = np.sum(x**2, axis=1)
-    between = np.sqrt(np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0))
-    mean = between.sum() / (len(x) * (len(x) - 1))
-    np.fill_diagonal(between, np.inf)
-    return Distances(float(mean), float(np.median(between.min(axis=1))))
+
+def mean_distance(x: np.ndarray) -> float:
+    """Of two examples of x [n, d], n > 1: Euclidean, over all pairs."""
+    return float(np.sqrt(_squares(x, x)).sum() / (len(x) * (len(x) - 1)))
+
+
+def cluster_centers(x: np.ndarray) -> np.ndarray:
+    """The centers of CLUSTERS clusters of x [n, d] by k-means, or of fewer where x has fewer different rows: [k, d].
+
+    Lloyd's algorithm, from the first example and, one after another, those farthest from all that are chosen.
+    """
+    chosen = x[:1]
+    while len(chosen) < CLUSTERS and (nearest := _squares(x, chosen).min(axis=1)).max() > 0:
+        chosen = np.concatenate([chosen, x[[nearest.argmax()]]])
+    for _ in range(LLOYD):
+        cluster = _squares(x, chosen).argmin(axis=1)
+        means = [x[cluster == i].mean(axis=0) if (cluster == i).any() else center for i, center in enumerate(chosen)]
+        chosen = np.stack(means)
+    return chosen
+
+
+def clusters_met(x: np.ndarray, centers: np.ndarray) -> float:
+    """How many clusters the examples x [n, d] are in: exp(entropy) of their shares, each in that of its center [k, d].
+
+    From 1, where all are in one, to k, where all clusters have the same share.
+    """
+    shares = np.bincount(_squares(x, centers).argmin(axis=1), minlength=len(centers)) / len(x)
+    shares = shares[shares > 0]
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def _squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The squared distances of rows x [n, d] from rows y [m, d]: [n, m]."""
+    middle = x.mean(axis=0)  # the smaller the norms, the smaller the rounding of the difference
+    x, y = x - middle, y - middle
+    return np.maximum(np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1) - 2 * x @ y.T, 0)
+
+
+def _flat(x) -> np.ndarray:
+    return np.asarray(x, np.float64).reshape(len(x), -1)
 
 
 def singular_values(matrix: np.ndarray) -> np.ndarray:
@@ -92,11 +124,6 @@ def _look(recipe, keys, generator, discriminator, real, *labels):
     """(samples, D's logits of the real examples, of the samples)."""
     fake = step.sample(recipe, Average(generator.params, generator.stats), recipe.prior(keys), *labels)
     return fake, *(step.judge(recipe, discriminator, x, *labels) for x in (real, fake))
-
-
-def _relative(samples: Distances, data: Distances) -> dict[str, float]:
-    ratios = zip(("diversity", "diversity_near"), samples, data, strict=True)
-    return {name: of_samples / of_data for name, of_samples, of_data in ratios if of_data}
 
 
 def _ranges(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:

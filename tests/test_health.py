@@ -15,12 +15,12 @@ from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import mesh
 from gan_jax.health import (
     ACCURACY,
+    CLUSTERS,
     CONDITIONS,
     DIVERSITY,
     GROWTH,
     LEAST,
     LOGIT,
-    NEAR,
     SPAN,
     VANISHED,
     Watch,
@@ -31,11 +31,11 @@ from gan_jax.health import (
 from gan_jax.remedies import COLLAPSED, DIVERGING, REMEDIES, SATURATED, in_words, remedies
 from gan_jax.schema import flatten
 from gan_jax.train import train
-from gan_jax.vitals import EXAMPLES, RESOLUTION, Vitals, distances, singular_values
+from gan_jax.vitals import EXAMPLES, RESOLUTION, Vitals, cluster_centers, clusters_met, mean_distance, singular_values
 
 COMPARING = {"discriminator.minibatch_discrimination": 2, "discriminator.minibatch_group": 4, "conditional": True}
 EVERY = 100  # steps between points of a history
-HEALTHY = {"diversity": 0.9, "diversity_near": 0.8, "d_accuracy_real": 0.7, "d_accuracy_fake": 0.7, "max_logit": 3.0}
+HEALTHY = {"diversity": 0.9, "clusters": 0.9, "d_accuracy_real": 0.7, "d_accuracy_fake": 0.7, "max_logit": 3.0}
 HEALTHY |= {"g_grad_norm": 1.0, "d_grad_norm": 1.0}
 
 
@@ -67,7 +67,7 @@ VANISHING = {"g_grad_norm": times(1e-6, LASTING)}
 SURE = {"d_accuracy_real": 1.0, "d_accuracy_fake": 1.0}
 ILL = {  # what makes each detector find something, and the numbers in what it says
     "alike": (collapsed, {"diversity": times(0.1, LASTING)}, "at most 0.1 of that of the data"),
-    "copies": (collapsed, {"diversity_near": times(0.05, LASTING)}, "at most 0.05 as far as"),
+    "few": (collapsed, {"clusters": times(0.3, LASTING)}, "in at most 0.3 of the clusters"),
     "fallen": (collapsed, {"diversity": times(0.4, LASTING)}, "fallen from 0.9 to 0.4 of"),
     "sure": (saturated, SURE | VANISHING, "been 1.00 and the .* 1e-06 of the largest"),
     "logits": (diverging, {"max_logit": times(2e3, LASTING)}, r"\|logit\| has been 2e\+03"),
@@ -102,7 +102,7 @@ def test_what_lasts_is_found_and_what_does_not_is_not(case):
     ("detect", "limits", "curve", "sign"),
     [
         (collapsed, DIVERSITY, lambda limit: {"diversity": limit}, 1),
-        (collapsed, NEAR, lambda limit: {"diversity_near": limit}, 1),
+        (collapsed, CLUSTERS, lambda limit: {"clusters": limit}, 1),
         (saturated, ACCURACY, lambda limit: SURE | VANISHING | {"d_accuracy_real": limit}, -1),
         (saturated, ACCURACY, lambda limit: SURE | VANISHING | {"d_accuracy_fake": limit}, -1),
         (saturated, VANISHED, lambda limit: SURE | {"g_grad_norm": [limit] * LASTING}, 1),
@@ -144,7 +144,7 @@ def lines_of(curves):
     points = next(iter(curves.values()))[:, 0]
     for i, now in enumerate(points):
         values = {name: curve[i, 1] for name, curve in curves.items()}
-        signs = {name: value for name, value in values.items() if name.startswith("diversity")}
+        signs = {name: value for name, value in values.items() if name in ("diversity", "clusters")}
         yield int(now), {name: value for name, value in values.items() if name not in signs}
         yield int(now), signs
 
@@ -220,14 +220,25 @@ def test_remedies_depend_on_the_config(flat):
 # --- vital signs ------------------------------------------------------------------------------------------------
 
 
-def test_distances_are_those_of_all_pairs():
-    x = np.random.default_rng(0).standard_normal((7, 3, 2)).astype(np.float32)
-    apart = np.array([[np.linalg.norm(a - b) for b in x] for a in x])
-    others = [np.delete(row, i) for i, row in enumerate(apart)]
-    found = distances(x)
-    assert_allclose(found.mean, np.mean(others), rtol=1e-6)
-    assert_allclose(found.nearest, np.median(np.min(others, axis=1)), rtol=1e-6)
-    assert distances(np.ones((5, 4)) * 0.1) == (0, 0)
+def test_the_mean_distance_is_that_of_all_pairs():
+    x = np.random.default_rng(0).standard_normal((7, 6))
+    apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(x, 2)]
+    assert_allclose(mean_distance(x), np.mean(apart), rtol=1e-9)
+    assert mean_distance(np.full((5, 4), 0.1)) == 0
+
+
+def test_clusters_are_found_and_counted():
+    """Of sixteen far apart each has its center, and of those that samples are in it says how many, by their shares."""
+    rng, corners = np.random.default_rng(0), np.array(list(itertools.product((0.0, 10.0), repeat=4)))
+    x = np.repeat(corners, 8, axis=0) + rng.standard_normal((128, 4))
+    centers = cluster_centers(rng.permutation(x))
+    assert sorted(np.linalg.norm(corners[:, None] - centers, axis=2).argmin(axis=1)) == list(range(16))
+    assert_allclose(clusters_met(x, centers), 16)
+    assert_allclose(clusters_met(x[:32], centers), 4)
+    assert_allclose(clusters_met(x[:1] + rng.standard_normal((50, 4)), centers), 1)
+    assert 1 < clusters_met(np.concatenate([x[:8], x[120:121]]), centers) < 2
+    assert_allclose(clusters_met(corners - 1, centers), 16)  # poor samples, and all there
+    assert cluster_centers(np.repeat(corners[:3], 5, axis=0)).shape == (3, 4)
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 1)])
@@ -259,7 +270,7 @@ def test_vital_signs_are_those_of_known_players(measured):
     _, state, vitals = measured
     signs = vitals.signs(state.replace(generator=replaced(state.generator, kernel=0, bias=0.3)))
     assert signs["diversity"] < 1e-6
-    assert signs["diversity_near"] < 1e-6
+    assert signs["clusters"] < 0.15  # one of 16
     signs = vitals.signs(state.replace(discriminator=replaced(state.discriminator, kernel=0, bias=2.5)))
     assert_allclose([signs[f"logit_{side}_{end}"] for side in ("real", "fake") for end in ("min", "max")], 2.5)
     plain = vitals.signs(state)
@@ -272,14 +283,12 @@ def test_vital_signs_are_those_of_known_players(measured):
     assert vitals.signs(state) == plain
 
 
-def test_the_data_itself_is_as_diverse_as_the_data(measured):
-    """The ratios of as many other examples of the set are near 1."""
+def test_other_examples_of_the_data_are_as_diverse_and_in_as_many_clusters(measured):
     setup, _, vitals = measured
     keys = jax.random.split(jax.random.key(5), EXAMPLES)
-    other, own = distances(np.asarray(setup.source.draw(setup.source.data, np.arange(EXAMPLES), keys)["image"])), None
-    own = vitals._of_data
-    assert_allclose(other.mean / own.mean, 1, atol=0.05)
-    assert_allclose(other.nearest / own.nearest, 1, atol=0.1)
+    other = setup.source.draw(setup.source.data, np.arange(EXAMPLES), keys)["image"]
+    signs = vitals._diversity(np.asarray(other, np.float64).reshape(EXAMPLES, -1))
+    assert_allclose([signs["diversity"], signs["clusters"]], 1, atol=0.1)
 
 
 def test_what_is_not_finite_is_left_out(measured):
