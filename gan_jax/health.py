@@ -20,9 +20,10 @@ DIVERSITY = 0.25, 0.5  # of the data's: collapsed at or below the first, until i
 CLUSTERS = 0.5, 0.65  # the same of the clusters that samples are in
 FALL = 0.5, 0.7  # diversity relative to the most that there was for as long
 ACCURACY = 0.99, 0.95  # of D on both sides: saturated at or above
-VANISHED = 1e-3, 1e-2  # of G's gradient, relative to the largest there was
+VANISHED = 1e-3, 1e-2  # norm of G's gradient, by itself, or relative to the largest there was where that is above 1
 LOGIT = 1e3, 3e2  # the largest |logit|: diverging at or above
-GROWTH = 1e3, 1e2  # of a gradient's norm, relative to the first ones
+GROWTH = 1e3, 1e2  # of a gradient's norm, relative to the first ones, or to LEAST_NORM where these are smaller
+LEAST_NORM = 1e-2
 
 Curves = Mapping[str, np.ndarray]
 
@@ -58,15 +59,21 @@ def _nearest_to_health(last: np.ndarray, present: bool) -> float:
 
 
 def saturated(curves: Curves, present: bool = False) -> str | None:
-    """Whether D is right about nearly everything, and G's gradient has vanished, for as long as SPAN steps."""
+    """Whether D is right about nearly everything, and G's gradient has vanished, for as long as SPAN steps.
+
+    Both are needed: a D that is always right still teaches a G whose loss does not saturate. Vanished is a gradient
+    that is small by itself, or beside the largest that there was: D may be saturated before the first one is logged.
+    """
     accuracy = [lasting(curves, name) for name in ("d_accuracy_real", "d_accuracy_fake")]
     gradient = lasting(curves, "g_grad_norm")
     if not len(gradient) or not all(map(len, accuracy)):
         return None
-    worst, share = min(map(np.median, accuracy)), np.median(gradient) / curves["g_grad_norm"][:, 1].max()
-    if worst < ACCURACY[present] or share > VANISHED[present]:
+    worst, norm, most = min(map(np.median, accuracy)), np.median(gradient), curves["g_grad_norm"][:, 1].max()
+    if worst < ACCURACY[present] or norm > VANISHED[present] * max(most, 1):
         return None
-    return f"its accuracy has been {worst:.2f} and the generator's gradient {share:.1g} of the largest that it was"
+    return (
+        f"its accuracy has been {worst:.2f} and the generator's gradient {norm:.1g}, where that was {most:.1g} before"
+    )
 
 
 def diverging(curves: Curves, present: bool = False) -> str | None:
@@ -76,8 +83,11 @@ def diverging(curves: Curves, present: bool = False) -> str | None:
         return f"the largest |logit| has been {np.median(logit):.3g}"
     for player, name in (("discriminator", "d_grad_norm"), ("generator", "g_grad_norm")):
         last, first = lasting(curves, name), earliest(curves, name)
-        if len(last) and len(first) and np.median(last) >= GROWTH[present] * np.median(first):
-            return f"the {player}'s gradient has been {np.median(last) / np.median(first):.1g} times its first"
+        # A gradient that had vanished and is back is no divergence.
+        if len(last) and len(first) and np.median(last) >= GROWTH[present] * max(np.median(first), LEAST_NORM):
+            return (
+                f"the {player}'s gradient has been {np.median(last):.1g}, where it was {np.median(first):.1g} at first"
+            )
     return None
 
 

@@ -87,17 +87,15 @@ def player(family, which, attention):
     return from_linen(module, "default"), noise(4, 6) if which == "generator" else noise(4, 16, 16, 1)
 
 
-@pytest.mark.parametrize("which", ["generator", "discriminator"])
-@pytest.mark.parametrize("family", ["dcgan", "resnet"])
+@pytest.mark.parametrize(("family", "which"), [("dcgan", "generator"), ("resnet", "discriminator")])
 def test_a_network_gains_a_block_that_at_first_changes_nothing(family, which):
     """The other parameters have the names that they have without; with another gamma each kernel of it matters."""
     (network, x), (plain, _) = player(family, which, 8), player(family, which, 0)
     network, plain, label = spectral.normalised(network), spectral.normalised(plain), np.array([0, 2, 1, 1])
     params, stats = drawn(jax.eval_shape(network.init, jax.random.key(0), x, label), 0.2)
     stats = jax.tree.map(jnp.abs, stats)  # variances
-    names = ("params", "stats", "vectors")
     own = {path: leaf for path, leaf in flatten_dict(params).items() if "SelfAttention_0" in path}
-    assert len(own) == 5, names
+    assert len(own) == 5
     shapes = jax.eval_shape(plain.init, jax.random.key(0), x, label)[0]
     rest = {path: leaf for path, leaf in flatten_dict(params).items() if path not in own}
     assert {path: leaf.shape for path, leaf in rest.items()} == {
@@ -150,7 +148,8 @@ def trained(config, layout, count):
         pytest.skip(f"needs {count} devices")
     setup = recipe.build(config, LAYOUTS[layout](jax.devices()[:count]))
     state, data = recipe.initial_state(setup), setup.devices.place(setup.source.data)
-    params = jax.tree.map(lambda leaf: leaf + 0.5 if leaf.ndim == 0 else leaf, state.discriminator.params)  # gamma
+    # With gamma at 0, or with kernels near 0.02, the queries would move by less than float32 sees.
+    params = jax.tree.map(lambda leaf: 10 * leaf if leaf.ndim else leaf + 0.5, state.discriminator.params)
     state = state.replace(discriminator=state.discriminator.replace(params=params))
     before = jax.device_get((state.generator.params, state.discriminator.params))
     program = setup.devices.compile(
@@ -163,11 +162,9 @@ def trained(config, layout, count):
 
 def test_training_is_the_same_under_jit_and_pmap_and_in_micro_batches(shrunk):
     changes = BOTH | DESCENT | {f"{player}.normalization": "none" for player in ("generator", "discriminator")}
-    changes |= {"penalty.name": "r1", "penalty.weight": 0.1}
     before, expected = trained(shrunk("dcgan", None, changes), "mesh", 1)
     moved = jax.tree.map(np.subtract, expected, before)
     attention = {path: leaf for path, leaf in flatten_dict(moved[1]).items() if "SelfAttention_0" in path}
     assert all(np.abs(leaf).max() > 0 for leaf in attention.values())
-    for layout, count, accumulate in (("pmapped", 2, 1), ("mesh", 2, 2)):
-        _, actual = trained(shrunk("dcgan", None, changes | {"accumulate": accumulate}), layout, count)
-        assert norm(jax.tree.map(np.subtract, actual, expected)) < TOLERANCE * norm(moved)
+    _, actual = trained(shrunk("dcgan", None, changes | {"accumulate": 2}), "pmapped", 2)
+    assert norm(jax.tree.map(np.subtract, actual, expected)) < TOLERANCE * norm(moved)

@@ -32,24 +32,23 @@ def normalised(generator, discriminator):
     return {"generator.normalization": generator, "discriminator.normalization": discriminator}
 
 
-# Between them every network with every normalisation and option. All descend plainly, for Adam's first step is the sign
-# of a gradient, however small; with momentum, whose state is a gradient's.
+# Steps so small that what is compared are gradients: larger ones on so few examples lead anywhere, by any rounding.
+SMALL = {f"{player}.optimizer.learning_rate": 3e-4 for player in BOTH}
+# Between them every network, normalisation and option. All descend plainly, with momentum, whose state is a gradient's:
+# Adam's first step is the sign of a gradient, however small.
 CASES = {
     "mlp": ("digits", normalised("batch", "layer") | MINIBATCH | CONDITIONAL | {"objective.feature_matching": 0.1}),
-    "mlp, spectral": ("digits", normalised("group", "batch") | SPECTRAL | {"augment.instance_noise": 0.3}),
     "mlp, packs": ("digits", normalised("layer", "group") | PENALTY | {"discriminator.packing": 2}),
-    "dcgan": ("dcgan", normalised("batch", "batch") | ATTENTION | CONDITIONAL),
-    "dcgan, spectral": ("dcgan", normalised("group", "none") | ATTENTION | SPECTRAL | PENALTY),
-    "dcgan, plain": ("dcgan", normalised("none", "layer") | MINIBATCH | {"accumulate": 2, "batch_size": 16}),
-    "resnet": ("sngan", normalised("batch", "none") | ATTENTION | CONDITIONAL),
-    "resnet, plain": ("resnet", normalised("layer", "group") | ATTENTION | PENALTY),
+    "dcgan": ("dcgan", normalised("group", "batch") | ATTENTION | SPECTRAL | {"augment.instance_noise": 0.3}),
+    "dcgan, plain": ("dcgan", normalised("none", "none") | {"accumulate": 2, "batch_size": 16}),
+    "resnet": ("sngan", normalised("batch", "layer") | ATTENTION | CONDITIONAL | PENALTY),
 }
-TRAINED = ("mlp", "dcgan, spectral", "resnet")  # compiling the others would find nothing more
+TRAINED = ("mlp", "dcgan")  # the others take longer to compile
 
 
 def build(shrunk, case, precision):
     name, changes = CASES[case]
-    changes = DESCENT | {"discriminator.steps": 1, "steps_per_call": 1} | changes | {"precision": precision}
+    changes = DESCENT | SMALL | {"discriminator.steps": 1, "steps_per_call": 1} | changes | {"precision": precision}
     return recipe.build(shrunk(name, None, changes), mesh(jax.devices()[:1]))
 
 

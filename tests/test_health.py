@@ -69,10 +69,18 @@ ILL = {  # what makes each detector find something, and the numbers in what it s
     "alike": (collapsed, {"diversity": times(0.1, LASTING)}, "at most 0.1 of that of the data"),
     "few": (collapsed, {"clusters": times(0.3, LASTING)}, "in at most 0.3 of the clusters"),
     "fallen": (collapsed, {"diversity": times(0.4, LASTING)}, "fallen from 0.9 to 0.4 of"),
-    "sure": (saturated, SURE | VANISHING, "been 1.00 and the .* 1e-06 of the largest"),
+    "sure": (saturated, SURE | VANISHING, "been 1.00 and the .* 1e-06, where that was 1 before"),
     "logits": (diverging, {"max_logit": times(2e3, LASTING)}, r"\|logit\| has been 2e\+03"),
-    "critic": (diverging, {"d_grad_norm": times(5e3, LASTING)}, r"discriminator's gradient .* 5e\+03 times its first"),
-    "generator": (diverging, {"g_grad_norm": times(5e3, LASTING)}, r"generator's gradient .* 5e\+03 times its first"),
+    "critic": (
+        diverging,
+        {"d_grad_norm": times(5e3, LASTING)},
+        r"discriminator's gradient .* 5e\+03, where it was 1 at",
+    ),
+    "generator": (
+        diverging,
+        {"g_grad_norm": times(5e3, LASTING)},
+        r"generator's gradient .* 5e\+03, where it was 1 at",
+    ),
 }
 
 
@@ -330,6 +338,38 @@ def test_a_run_has_the_same_bits_with_and_without(shrunk, tmp_path, capsys):
     assert [line["step"] for line in followed if "diversity" in line] == [2, 4]
 
 
-# Long enough for SPAN steps, and no longer; one program but for its numbers.
-REAL = {"num_steps": 2 * SPAN, "steps_per_call": 50, "log_every": 50, "health_every": 100, "sample_every": 0}
-REAL |= {"checkpoint_every": 2 * SPAN, "batch_size": 32, "penalty.name": "none", "penalty.weight": 0.0}
+def test_a_gradient_that_had_vanished_before_the_first_line_is_found_and_its_return_is_no_divergence():
+    assert saturated(history(**SURE | {"g_grad_norm": 0.0})) is not None
+    assert saturated(history(**SURE | {"g_grad_norm": 1e-4})) is not None
+    assert saturated(history(**SURE | {"g_grad_norm": 0.1})) is None
+    back = history(g_grad_norm=[1e-7] * (20 - LASTING) + [1.0] * LASTING)
+    assert back["g_grad_norm"][0, 1] == 1e-7
+    assert diverging(back) is None
+
+
+# Each is long enough for SPAN steps, and the same program but for its learning rates.
+REAL = {"num_steps": SPAN + 100, "steps_per_call": 50, "log_every": 50, "health_every": 100, "sample_every": 0}
+REAL |= {"checkpoint_every": SPAN + 100, "batch_size": 32, "objective.name": "minimax", "penalty.name": "none"}
+REAL |= {"penalty.weight": 0.0} | {
+    f"{player}.{key}": value
+    for player in ("generator", "discriminator")
+    for key, value in {"width": 32, "depth": 3, "optimizer.b1": 0.5, "optimizer.decay_to": 1.0}.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("generator", "discriminator", "begins", "silent"),
+    [
+        (1e-3, 1e-3, "", "step "),
+        (1e-3, 1e-5, "the samples have collapsed", "diverging"),  # to where a D that hardly moves likes it best
+        (1e-6, 4e-3, "the discriminator is saturated", "diverging"),  # by a G that hardly moves
+        (0.3, 0.3, "training is diverging", "no longer"),
+    ],
+    ids=["healthy", "collapsed", "saturated", "diverging"],
+)
+def test_a_real_run(shrunk, tmp_path, capsys, generator, discriminator, begins, silent):
+    rates = {"generator.optimizer.learning_rate": generator, "discriminator.optimizer.learning_rate": discriminator}
+    said = start_run(shrunk("mixture", "ring8", REAL | rates), tmp_path, capsys)
+    assert any(begins in line for line in said) == bool(begins)
+    assert not any(silent in line for line in said)
+    assert len(said) == len(set(said)) <= 3
