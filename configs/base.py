@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
             # How often, in steps; 0 is never.
             "log_every": 100,
             "sample_every": 1_000,
-            "health_every": 1_000,  # how diverse samples are, logits' ranges, singular values; and what looks wrong
+            "health_every": 500,  # how diverse samples are, logits' ranges, singular values; and what looks wrong
             "checkpoint_every": 1_000,
             "checkpoints_kept": 3,
             "evaluate_every": 0,

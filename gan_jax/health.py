@@ -17,7 +17,7 @@ SPAN = 500  # steps for which something must last
 LEAST = 3  # points in them, or more steps are looked at
 
 DIVERSITY = 0.25, 0.5  # of the data's: collapsed at or below the first, until it is above the second
-CLUSTERS = 0.5, 0.65  # the same of the clusters that samples are in
+CLUSTERS = 0.45, 0.6  # the same of the clusters that samples are in
 FALL = 0.5, 0.7  # diversity relative to the most that there was for as long
 ACCURACY = 0.99, 0.95  # of D on both sides: saturated at or above
 VANISHED = 1e-3, 1e-2  # norm of G's gradient, by itself, or relative to the largest there was where that is above 1

@@ -192,10 +192,9 @@ def test_remedies_are_such_that_the_config_lacks_and_may_have(condition, shrunk)
     for name, changes in (
         ("mixture", {}),
         ("dcgan", {"discriminator.one_pass": True, "objective.name": "minimax"}),
-        ("wgan", {}),
         ("dcgan", COMPARING),
         ("digits", {"moves": "consensus", "consensus.weight": 1.0}),
-        ("sngan", {"accumulate": 2, "objective.name": "minimax"}),
+        ("wgan", {"accumulate": 2}),
     ):
         changes = {"discriminator.steps": 1} | changes
         for _ in range(len(REMEDIES[condition]) + 1):
@@ -327,7 +326,10 @@ def metrics_of(workdir):
 def test_a_run_has_the_same_bits_with_and_without(shrunk, tmp_path, capsys):
     states = []
     for every in (0, 2):
-        config, workdir = shrunk("mixture", "ring8", {"health_every": every, "sample_every": 0}), tmp_path / str(every)
+        config, workdir = (
+            shrunk("digits", None, {"health_every": every, "sample_every": 0, "checkpoint_every": 4}),
+            tmp_path / str(every),
+        )
         start_run(config, workdir, capsys)
         setup = recipe.build(config)
         state = Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(setup))
@@ -353,23 +355,29 @@ REAL |= {"checkpoint_every": SPAN + 100, "batch_size": 32, "objective.name": "mi
 REAL |= {"penalty.weight": 0.0} | {
     f"{player}.{key}": value
     for player in ("generator", "discriminator")
-    for key, value in {"width": 32, "depth": 3, "optimizer.b1": 0.5, "optimizer.decay_to": 1.0}.items()
+    for key, value in {
+        "width": 32,
+        "depth": 3,
+        "optimizer.b1": 0.5,
+        "optimizer.b2": 0.999,
+        "optimizer.decay_to": 1.0,
+    }.items()
 }
 
 
 @pytest.mark.parametrize(
-    ("generator", "discriminator", "begins", "silent"),
+    ("generator", "discriminator", "begins"),
     [
-        (1e-3, 1e-3, "", "step "),
-        (1e-3, 1e-5, "the samples have collapsed", "diverging"),  # to where a D that hardly moves likes it best
-        (1e-6, 4e-3, "the discriminator is saturated", "diverging"),  # by a G that hardly moves
-        (0.3, 0.3, "training is diverging", "no longer"),
+        (1e-3, 1e-3, ()),
+        # A generator that overshoots, and stays where a discriminator that hardly moves is flat.
+        (1e-2, 1e-4, ("the samples have collapsed", "the discriminator is saturated")),
+        (0.3, 0.3, ("training is diverging",)),
     ],
-    ids=["healthy", "collapsed", "saturated", "diverging"],
+    ids=["healthy", "collapsed and saturated", "diverging"],
 )
-def test_a_real_run(shrunk, tmp_path, capsys, generator, discriminator, begins, silent):
+def test_a_real_run(shrunk, tmp_path, capsys, generator, discriminator, begins):
     rates = {"generator.optimizer.learning_rate": generator, "discriminator.optimizer.learning_rate": discriminator}
     said = start_run(shrunk("mixture", "ring8", REAL | rates), tmp_path, capsys)
-    assert any(begins in line for line in said) == bool(begins)
-    assert not any(silent in line for line in said)
-    assert len(said) == len(set(said)) <= 3
+    for words in begins:
+        assert len([line for line in said if words in line]) == 1
+    assert len(said) <= (len(CONDITIONS) if begins else 0)
