@@ -45,12 +45,11 @@ def collapsed(curves: Curves, present: bool = False) -> str | None:
         value = _nearest_to_health(lasting(curves, name), present)
         if value <= limits[present]:
             return words.format(value)
-    value, most = _nearest_to_health(lasting(curves, "diversity"), present), most_lasting(curves, "diversity")
-    return (
-        f"their diversity has fallen from {most:.2g} to {value:.2g} of the data's"
-        if value <= FALL[present] * most
-        else None
-    )
+    value = _nearest_to_health(lasting(curves, "diversity"), present)
+    most = min(most_lasting(curves, "diversity"), 1)  # samples that were far apart at first have lost nothing
+    if value <= FALL[present] * most:
+        return f"their diversity has fallen from {most:.2g} to {value:.2g} of that of the data"
+    return None
 
 
 def _nearest_to_health(last: np.ndarray, present: bool) -> float:
@@ -71,9 +70,7 @@ def saturated(curves: Curves, present: bool = False) -> str | None:
     worst, norm, most = min(map(np.median, accuracy)), np.median(gradient), curves["g_grad_norm"][:, 1].max()
     if worst < ACCURACY[present] or norm > VANISHED[present] * max(most, 1):
         return None
-    return (
-        f"its accuracy has been {worst:.2f} and the generator's gradient {norm:.1g}, where that was {most:.1g} before"
-    )
+    return f"its accuracy has been {worst:.2f} and the generator's gradient {norm:.1g}, where that was {most:.1g} once"
 
 
 def diverging(curves: Curves, present: bool = False) -> str | None:
@@ -85,9 +82,7 @@ def diverging(curves: Curves, present: bool = False) -> str | None:
         last, first = lasting(curves, name), earliest(curves, name)
         # A gradient that had vanished and is back is no divergence.
         if len(last) and len(first) and np.median(last) >= GROWTH[present] * max(np.median(first), LEAST_NORM):
-            return (
-                f"the {player}'s gradient has been {np.median(last):.1g}, where it was {np.median(first):.1g} at first"
-            )
+            return f"the {player}'s gradient has been {np.median(last):.1g}, and {np.median(first):.1g} at first"
     return None
 
 
