@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
                 "activation": "relu",
                 "normalization": "none",  # none, batch, layer, group
                 "spectral_norm": False,  # every weight over its largest singular value
+                "attention": 0,  # height of the images inside that self-attention follows; 0: none
                 "ema_decay": 0.999,  # of the moving average that samples are made from; 0: no averaging
                 "ema_half_life": 0.0,  # or images in which it forgets half, growing from 0 over the burn-in; 0: off
                 "optimizer": _adam(),
@@ -72,6 +73,7 @@ def get_config() -> ConfigDict:
                 "activation": "leaky_relu",
                 "normalization": "none",  # none, batch, layer, group
                 "spectral_norm": False,
+                "attention": 0,
                 "steps": 1,  # k: updates of D for each of G, each on a fresh minibatch
                 "clip": 0.0,  # every weight of D is kept within this bound; 0: no clipping
                 "one_pass": False,  # D sees real and fake as one batch instead of one after the other
@@ -93,6 +95,7 @@ def get_config() -> ConfigDict:
             # How often, in steps; 0 is never.
             "log_every": 100,
             "sample_every": 1_000,
+            "health_every": 500,  # how diverse samples are, logits' ranges, singular values; and what looks wrong
             "checkpoint_every": 1_000,
             "checkpoints_kept": 3,
             "evaluate_every": 0,

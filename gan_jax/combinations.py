@@ -6,6 +6,7 @@ from gan_jax.devices import Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
+from gan_jax.networks.attention import inner_sizes
 from gan_jax.objectives import LOGISTIC
 
 
@@ -40,6 +41,8 @@ def check(config, source: Source) -> None:
         _check_network(player, config[player])
         if networks.FAMILIES[config[player].network].generator.convolves:
             _check_halvings(player, config[player].network, config[player].depth, config.data.name, source.shape)
+        if config[player].attention:
+            _check_attention(player, config[player], source.shape)
     if config.penalty.name != "none" and config.discriminator.normalization == "batch":
         raise InputError(
             f"penalty.name is {config.penalty.name} and discriminator.normalization is batch: a gradient penalty needs "
@@ -235,4 +238,20 @@ def _check_halvings(player: str, network: str, depth: int, name: str, shape: tup
         raise InputError(
             f"{player}.depth is {depth}: {network} halves or doubles its images {depth} times, which "
             f"{shape[0]}x{shape[1]} ({name}) does not allow"
+        )
+
+
+def _check_attention(player: str, wanted, shape: tuple[int, ...]) -> None:
+    start = getattr(networks.FAMILIES[wanted.network], player).attends_from
+    if start is None:
+        able = [name for name, family in networks.FAMILIES.items() if family.generator.attends_from is not None]
+        raise InputError(
+            f"{player}.attention is {wanted.attention}, but {wanted.network} has no images inside; set it to 0, or "
+            f"{player}.network to one of {', '.join(able)}"
+        )
+    sizes = inner_sizes(shape, range(start, wanted.depth + 1))
+    if wanted.attention not in sizes:
+        raise InputError(
+            f"{player}.attention is {wanted.attention}; it must be 0, or the height of images inside this "
+            f"{wanted.network} of depth {wanted.depth} whose sides are even: {', '.join(map(str, sizes)) or 'none'}"
         )

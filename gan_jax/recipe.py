@@ -228,6 +228,8 @@ def _architecture(config, source: Source, network_class, player) -> dict:
         chosen["sums"] = player.spectral_norm
     if network_class.grouped:
         chosen |= {"blocks": player.blocks, "groups": player.groups}
+    if player.attention:
+        chosen["attention"] = player.attention
     return chosen
 
 

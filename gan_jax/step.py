@@ -62,9 +62,10 @@ def step_keys(state: TrainState) -> StepKeys:
 def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tuple[int, ...]) -> TrainState:
     """The state before the first step; `shape` is that of one example. Each network has a key of its own."""
     generator_key, discriminator_key, latent_key, step_key = jax.random.split(key, 4)
-    inputs = recipe.prior(jax.random.split(latent_key, 2)), *_labels(recipe, {"label": jnp.zeros(2, jnp.int32)})
+    inputs = recipe.prior(jax.random.split(latent_key, 2)), *labels_of(recipe, {"label": jnp.zeros(2, jnp.int32)})
     generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, *inputs)
-    inputs = _packed(recipe, jnp.zeros((2 * recipe.together, *shape))), *inputs[1:]
+    packs = _packed(recipe, jnp.zeros((2 * recipe.together, *shape)))
+    inputs = packs, *labels_of(recipe, {"label": jnp.zeros(len(packs), jnp.int32)})
     discriminator = _init_player(
         recipe.discriminator, recipe.discriminator_tx(hyperparameters), discriminator_key, *inputs
     )
@@ -95,7 +96,7 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
       the penalty is lazy, that with penalty_every times the weight in every such step and 0 in the others,
       (new running statistics, metrics, the largest |logit|)). G's statistics of this pass are dropped.
     """
-    real, labels, hyperparameters = real["image"], _labels(recipe, real), state.hyperparameters
+    real, labels, hyperparameters = real["image"], labels_of(recipe, real), state.hyperparameters
     objective, old_stats = recipe.objective(hyperparameters), state.discriminator.stats
     latents = recipe.prior(latent_keys)
     fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True, *labels)
@@ -127,7 +128,7 @@ def generator_loss(recipe: Recipe, devices: Devices, state: TrainState, params, 
       `_feature_distance` over all of it, (new running statistics, metrics, the largest |logit| of a fake)). D's
       statistics of this pass are dropped.
     """
-    real, labels, discriminator = real["image"], _labels(recipe, real), state.discriminator
+    real, labels, discriminator = real["image"], labels_of(recipe, real), state.discriminator
     fake, stats = recipe.generator.apply(params, state.generator.stats, recipe.prior(latent_keys), True, *labels)
     real, fake = _seen(recipe, state, latent_keys, real, fake)
     objective, weight = recipe.objective(state.hyperparameters), state.hyperparameters.feature_matching
@@ -286,6 +287,15 @@ def discriminate(recipe: Recipe, player: Player, x):
     return jax.lax.map(of_copies, x, batch_size=COPIED)
 
 
+def judge(recipe: Recipe, player: Player, x, *labels):
+    """D's logits at x [n, ...], in packs and groups of neighbours as in training, with its running statistics.
+
+    Returns: [n / packing]; n must be whole packs and groups, `together` examples each. A conditional one is given
+      `labels`, int32 [n], too.
+    """
+    return recipe.discriminator.apply(player.params, player.stats, _packed(recipe, x), False, *labels)[0]
+
+
 def _loop(body: Callable, state, xs, length: int, unroll: bool):
     """`lax.scan`, or the same written out: scan's own unroll=True still hides convolutions in a called computation."""
     if not unroll:
@@ -335,7 +345,7 @@ def _after(tree, j):
     return j + jnp.any(jnp.stack(above)).astype(j.dtype)
 
 
-def _labels(recipe, batch) -> tuple:
+def labels_of(recipe: Recipe, batch) -> tuple:
     """What both networks are called with beside their input: the batch's labels [n], real and fake ones alike."""
     return (batch["label"],) if recipe.conditional else ()
 

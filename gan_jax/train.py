@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,13 @@ from gan_jax.errors import AgreedError, DivergedError, InputError, UnsavedError
 from gan_jax.evaluation.comparison import better
 from gan_jax.feed import Feed, feed
 from gan_jax.generate import Generate
+from gan_jax.health import Watch
 from gan_jax.recipe import Setup, abstract_state, initial_state
+from gan_jax.schema import flatten
 from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
-from gan_jax.writers import Silent, Writers
+from gan_jax.vitals import Vitals
+from gan_jax.writers import METRICS, Silent, Writers, read_metrics
 
 
 def train(setup: Setup, workdir: Path) -> bool:
@@ -55,7 +59,8 @@ def train(setup: Setup, workdir: Path) -> bool:
             closing(feed(setup, state, partial(next_boundary, setup.config))) as data,
             _best(setup, scoring, workdir) as best,
         ):
-            loop = _Loop(setup, workdir, checkpoints, writers, data, generate, scoring, best)
+            health = processes.all_or_none(partial(_health, setup, workdir))
+            loop = _Loop(setup, workdir, checkpoints, writers, data, generate, scoring, best, health)
             return loop.run(state, processes.together(stop_requested))
 
 
@@ -71,6 +76,20 @@ def _scoring(setup: Setup, generate: Generate) -> Scoring | None:
 
 def _writers(setup: Setup, workdir: Path, step: int) -> Writers | Silent:
     return Writers(workdir, step, setup.config.num_steps) if processes.is_first() else Silent()
+
+
+class Health(NamedTuple):
+    """How the run's health is followed."""
+
+    vitals: Vitals
+    watch: Watch
+
+
+def _health(setup: Setup, workdir: Path) -> Health | None:
+    """Of the first process alone. It knows what the run's metrics so far were."""
+    if not setup.config.health_every or not processes.is_first():
+        return None
+    return Health(Vitals(setup), Watch(flatten(setup.config.to_dict()), read_metrics(workdir / METRICS)))
 
 
 def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
@@ -111,10 +130,11 @@ class _Loop:
         generate: Generate,
         scoring: Scoring | None,
         best: Best | None,
+        health: Health | None,
     ):
         self._setup, self._config = setup, setup.config
         self._workdir, self._checkpoints, self._writers, self._data = workdir, checkpoints, writers, data
-        self._generate, self._scoring, self._best = generate, scoring, best
+        self._generate, self._scoring, self._best, self._health = generate, scoring, best, health
         self._compiled = {}  # by the steps of a call
         self._unseen = []  # (first step, Metrics) of the calls whose numbers nobody has looked at
 
@@ -160,7 +180,7 @@ class _Loop:
 
     def _do_what_is_due(self, state: TrainState, now: int) -> None:
         if is_due(self._config, "log_every", now):
-            self._writers.metrics(now, self._look())
+            self._report(now, self._look())
             self._writers.progress(now, self._data.waited)
         if is_due(self._config, "sample_every", now):
             self._look()
@@ -171,10 +191,19 @@ class _Loop:
             self._writers.metrics(now, scores)
             if self._best is not None:
                 self._best.see(state, scores[self._config.evaluation.best])
+        if is_due(self._config, "health_every", now):
+            self._look()
+            if self._health is not None:  # of several processes, the first one's
+                self._report(now, self._health.vitals.signs(state))
         if is_due(self._config, "checkpoint_every", now):
             self._look()
             self._writers.flush()
             self._checkpoints.save(state)
+
+    def _report(self, now: int, values: dict[str, float]) -> None:
+        self._writers.metrics(now, values)
+        for line in self._health.watch.see(now, values) if self._health is not None else ():
+            self._writers.say(line)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         count, key = self._config.evaluation.num_samples, self._setup.keys.evaluation
@@ -253,7 +282,7 @@ def next_boundary(config, now: int) -> int:
 
     A function of `now` alone, so that a resumed run makes the same calls as an uninterrupted one.
     """
-    cadences = ("steps_per_call", "log_every", "sample_every", "evaluate_every", "checkpoint_every")
+    cadences = ("steps_per_call", "log_every", "sample_every", "evaluate_every", "health_every", "checkpoint_every")
     following = [now - now % config[name] + config[name] for name in cadences if config[name]]
     return min(*following, config.num_steps)
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from tqdm import tqdm
 
 from gan_jax import images
 from gan_jax.files import write_atomically
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsFile:
@@ -37,6 +40,13 @@ class MetricsFile:
 def metrics_line(step: int, values: dict[str, float]) -> str:
     """What the file says of a step."""
     return json.dumps({"step": step} | values) + "\n"
+
+
+def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """The lines of such a file, which is whole: (step, values)."""
+    for line in _lines(path):
+        values = json.loads(line)
+        yield values.pop("step"), values
 
 
 def _lines(path: Path) -> list[bytes]:
@@ -78,7 +88,7 @@ class Writers:
     def __init__(self, workdir: Path, step: int, num_steps: int):
         """Goes on after `step` of `num_steps`."""
         self._samples = workdir / "samples"
-        self._metrics = MetricsFile(workdir / "metrics.jsonl", step)
+        self._metrics = MetricsFile(workdir / METRICS, step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._clock, self._waited = time.monotonic(), 0.0
         self._bar = tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)

@@ -45,7 +45,7 @@ flags.FLAGS.mark_as_parsed()
 
 def shrunk_config(name: str, variant: str | None = None, changes: dict | None = None):
     config = importlib.import_module(f"configs.{name}").get_config(*([variant] if variant else []))
-    config.update(num_steps=4, batch_size=8, log_every=1, sample_every=2, checkpoint_every=2)
+    config.update(num_steps=4, batch_size=8, log_every=1, sample_every=2, health_every=0, checkpoint_every=2)
     config.steps_per_call = min(config.steps_per_call, 2)
     config.discriminator.steps = min(config.discriminator.steps, 2)
     config.burn_in = min(config.burn_in, 3)

@@ -43,6 +43,7 @@ CHANGES = DESCENT | {
     "generator.width": 8,
     "discriminator.width": 8,
     "log_every": 1,
+    "health_every": 0,
     "checkpoint_every": 10,
 }
 
@@ -200,7 +201,7 @@ def test_processes_agree(pair):
 
 
 def test_a_run_of_several_processes_leaves_what_a_run_of_one_leaves(start, tmp_path):
-    scored = {"num_steps": 20, "sample_every": 10, "evaluate_every": 10}
+    scored = {"num_steps": 20, "sample_every": 10, "evaluate_every": 10, "health_every": 10}
     wanted = {"best": "fid_pixels", "extractor": "pixels", "num_samples": 60, "num_real": 50}
     scored |= {f"evaluation.{key}": value for key, value in wanted.items()}
     run = start(2, *RUN, *as_flags(scored), f"--workdir={tmp_path / 'two'}", devices=2)

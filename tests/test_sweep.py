@@ -156,7 +156,9 @@ def test_each_member_leaves_what_a_run_leaves(swept):
         assert [line["step"] for line in lines if "d_loss" in line] == [10, 20, 30, 40]
         assert [line["step"] for line in lines if "modes" in line] == [20, 40]
         evaluation = json.loads((members / f"{i:04d}" / "evaluation.json").read_text())
-        assert {name: evaluation[name] for name in lines[-1]} == lines[-1]
+        scores = [line for line in lines if "modes" in line][-1]
+        assert {name: evaluation[name] for name in scores} == scores
+        assert [line["step"] for line in lines if "clusters" in line] == [40]
     assert (members / "0005" / "metrics.jsonl").read_text() == ""
     assert "diverged" in json.loads((members / "0005" / "member.json").read_text())["status"]
 

@@ -23,6 +23,7 @@ from gan_jax.errors import DivergedError
 from gan_jax.subcommands import exit_status
 from gan_jax.train import next_boundary, train
 
+SIGNS = {"diversity", "logit_real_min", "logit_fake_max", "g_singular_spread", "d_singular_max"}
 CONTRACT = {"step", "d_loss", "g_loss", "d_real", "d_fake", "divergence"}
 
 
@@ -94,11 +95,15 @@ def stands_in(request, name, variant):
 
 @pytest.mark.parametrize(("name", "variant"), shipped())
 def test_a_shipped_config_trains_from_end_to_end(request, shrunk, tmp_path, monkeypatch, name, variant):
-    config, saved = shrunk(name, variant, stands_in(request, name, variant)), []
+    changes = stands_in(request, name, variant) | {"health_every": 4}
+    config, saved = shrunk(name, variant, changes), []
     interrupt(monkeypatch, (Checkpoints, "save"), 2, lambda _, state: saved.append(arrays(state)))
     assert start_run(config, tmp_path)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
-    for line in lines(tmp_path):
+    *logged, signs = lines(tmp_path)
+    assert [line["step"] for line in (*logged, signs)] == [1, 2, 3, 4, 4]
+    assert signs.keys() >= SIGNS
+    assert all(np.isfinite(value) for value in signs.values())
+    for line in logged:
         assert line.keys() >= CONTRACT
         assert all(np.isfinite(value) for value in line.values())
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["00000002.png", "00000004.png"]
@@ -127,6 +132,7 @@ INTERRUPTED = {
     "checkpoint_every": 8,
     "sample_every": 24,
     "evaluate_every": 24,
+    "health_every": 24,
     "checkpoints_kept": 2,
 }
 

@@ -42,11 +42,12 @@ from gan_jax.train import next_boundary, train
 NEVER = 10**9  # steps
 FEWEST = 3  # quiet pairs of blocks
 PATIENCE = 4  # times --seconds, for each side
-CADENCES = ("log_every", "sample_every", "checkpoint_every", "evaluate_every")
+CADENCES = ("log_every", "sample_every", "checkpoint_every", "evaluate_every", "health_every")
 ROWS = {  # the cadences that stay; without metrics there would be nothing to wait for
     "logging": ("log_every",),
     "logging, pictures": ("log_every", "sample_every"),
     "logging, checkpoints": ("log_every", "checkpoint_every"),
+    "logging, health": ("log_every", "health_every"),
     "all of the config": CADENCES,
 }
 

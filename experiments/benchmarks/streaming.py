@@ -84,7 +84,7 @@ def main() -> None:
     config = command_line.load_config(arguments.config)
     config.data.dir = arguments.dir
     # Nothing but the steps: no boundary of the loop may cut a call short.
-    config.update(log_every=10**9, sample_every=0, checkpoint_every=10**9, num_steps=10**9)
+    config.update(log_every=10**9, sample_every=0, health_every=0, checkpoint_every=10**9, num_steps=10**9)
     print("the resident set: decoded in {:.1f} s, read back from the cache in {:.2f} s".format(*loads(config)))
     sides = [Side(config, placement) for placement in ("stream", "device")]
     print(f"reading and decoding an example by itself: {read_alone(sides[0].setup.source):.0f} us\n")

@@ -4,9 +4,10 @@ Every generator is built as `Generator(shape=..., width=..., depth=..., activati
 discriminator as the same without `shape` and with what it is told of an example's neighbours (`minibatch=`). What the
 class says of itself decides what else it is given: `normalization` and the `axis_name` of its batch's devices where it
 `normalizes`, the `form` of its convolutions where it `convolves`, the number of `classes` where it `conditions` (0
-makes an unconditional network), whether it `sums` over pixels where it `pools` them at its end, and `blocks` and
-`groups` where its convolutions are `grouped`. So a new family is one entry below. A discriminator sows what its last
-affine map sees as `features`.
+makes an unconditional network), whether it `sums` over pixels where it `pools` them at its end, `blocks` and `groups`
+where its convolutions are `grouped`, and the `attention` that follows its images of this height where it says after how
+many halvings these begin (`attends_from`; None: it has none). So a new family is one entry below. A discriminator sows
+what its last affine map sees as `features`.
 """
 
 from collections.abc import Callable

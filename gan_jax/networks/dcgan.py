@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gan_jax.networks.attention import attend
 from gan_jax.networks.convolution import StridedConv, StridedConvTranspose
 from gan_jax.networks.layers import (
     ACTIVATIONS,
@@ -34,11 +35,13 @@ class Generator(nn.Module):
     axis_name: str | None
     classes: int  # 0: unconditional
     form: str  # of the convolutions
+    attention: int = 0  # height of the images inside that it follows; 0: none
     convolves = True
     conditions = True
     pools = False
     normalizes = True
     grouped = False
+    attends_from = 1  # halvings of the image
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
@@ -48,10 +51,10 @@ class Generator(nn.Module):
         x = BesideLatents(self.classes, self.dtype)(z, label)
         biased = takes_bias(self.normalization)
         x = nn.Dense(height * width * top, dtype=self.dtype, kernel_init=dcgan_init, use_bias=biased)(x)
-        x = self._activate(x.reshape(-1, height, width, top), train)
+        x = attend(self, self._activate(x.reshape(-1, height, width, top), train), dcgan_init)
         for layer in reversed(range(self.depth - 1)):
             x = StridedConvTranspose(self.width << layer, use_bias=biased, dtype=self.dtype, form=self.form)(x)
-            x = self._activate(x, train)
+            x = attend(self, self._activate(x, train), dcgan_init)
         x = StridedConvTranspose(channels, use_bias=True, dtype=self.dtype, form=self.form)(x)
         return jnp.tanh(x.astype(jnp.float32))
 
@@ -71,12 +74,14 @@ class Discriminator(nn.Module):
     axis_name: str | None
     classes: int  # 0: unconditional
     form: str  # of the convolutions
+    attention: int = 0  # height of the images inside that it follows; 0: none
     minibatch: Minibatch = ALONE
     convolves = True
     conditions = True
     pools = False
     normalizes = True
     grouped = False
+    attends_from = 1  # halvings of the image
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):
@@ -86,8 +91,8 @@ class Discriminator(nn.Module):
             biased = takes_bias(normalization)
             x = StridedConv(self.width << layer, use_bias=biased, dtype=self.dtype, form=self.form)(x)
             x = Normalize(normalization, self.dtype, self.axis_name, dcgan_scale_init)(x, train)
-            x = ACTIVATIONS[self.activation](x)
+            x = attend(self, ACTIVATIONS[self.activation](x), dcgan_init)
         x = BesideNeighbours(self.minibatch, self.dtype)(x.reshape(len(x), -1))
         self.sow("intermediates", "features", x)
-        logits = nn.Dense(1, dtype=self.dtype, kernel_init=dcgan_init)(x)[:, 0].astype(jnp.float32)
+        logits = nn.Dense(1, dtype=jnp.float32, kernel_init=dcgan_init)(x)[:, 0]
         return Projection(self.classes, self.dtype, dcgan_init)(logits, x, label)

@@ -49,6 +49,7 @@ class Generator(nn.Module):
     pools = False
     normalizes = True
     grouped = False
+    attends_from = None  # it has no images inside
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
@@ -76,6 +77,7 @@ class Discriminator(nn.Module):
     pools = False
     normalizes = True
     grouped = False
+    attends_from = None  # it has no images inside
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):
@@ -84,5 +86,5 @@ class Discriminator(nn.Module):
         x = Hidden(self.width, self.depth, self.activation, self.normalization, self.dtype, self.axis_name)(x, train)
         x = BesideNeighbours(self.minibatch, self.dtype)(x)
         self.sow("intermediates", "features", x)
-        logits = nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)
+        logits = nn.Dense(1, dtype=jnp.float32)(x)[:, 0]
         return Projection(self.classes, self.dtype, row_init)(logits, x, label)

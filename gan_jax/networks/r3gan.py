@@ -99,6 +99,7 @@ class Generator(nn.Module):
     pools = False
     normalizes = False
     grouped = True
+    attends_from = None  # it has no attention
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
@@ -132,6 +133,7 @@ class Discriminator(nn.Module):
     pools = False
     normalizes = False
     grouped = True
+    attends_from = None  # it has no attention
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):
@@ -145,5 +147,5 @@ class Discriminator(nn.Module):
         x = jnp.sum(x * basis[:, :, 0].astype(self.dtype), axis=(1, 2))
         x = BesideNeighbours(self.minibatch, self.dtype)(x)
         self.sow("intermediates", "features", x)
-        dense = nn.Dense(1, use_bias=False, dtype=self.dtype, kernel_init=msr_init)
-        return Projection(self.classes, self.dtype, row_init)(dense(x)[:, 0].astype(jnp.float32), x, label)
+        logits = nn.Dense(1, use_bias=False, dtype=jnp.float32, kernel_init=msr_init)(x)[:, 0]
+        return Projection(self.classes, self.dtype, row_init)(logits, x, label)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gan_jax.networks.attention import attend
 from gan_jax.networks.convolution import Conv
 from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, mean_pool, takes_bias, upsample
 from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
@@ -114,11 +115,13 @@ class Generator(nn.Module):
     axis_name: str | None
     classes: int  # 0: unconditional
     form: str  # of the convolutions
+    attention: int = 0  # height of the images inside that it follows; 0: none
     convolves = True
     conditions = True
     pools = False
     normalizes = True
     grouped = False
+    attends_from = 0  # halvings of the image
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
@@ -129,10 +132,11 @@ class Generator(nn.Module):
         height, width, channels = self.shape
         height, width = height >> self.depth, width >> self.depth
         x = nn.Dense(height * width * self.width, dtype=self.dtype, kernel_init=xavier_init)(x)
-        x = x.reshape(-1, height, width, self.width)
+        x = attend(self, x.reshape(-1, height, width, self.width), xavier_init)
         for _ in range(self.depth):
             # A constant in a channel ends at a normalisation on every path from here to the image.
             x = _block(self, "up", use_bias=takes_bias(self.normalization), classes=classes)(x, train, label)
+            x = attend(self, x, xavier_init)
         x = Normalize(self.normalization, self.dtype, self.axis_name, classes=classes)(x, train, label)
         x = ACTIVATIONS[self.activation](x)
         x = Conv(channels, 3, True, self.dtype, self.form, xavier_init)(x)
@@ -154,6 +158,7 @@ class Discriminator(nn.Module):
     axis_name: str | None
     classes: int  # 0: unconditional
     form: str  # of the convolutions
+    attention: int = 0  # height of the images inside that it follows; 0: none
     sums: bool = False  # over pixels, or takes their mean
     minibatch: Minibatch = ALONE
     convolves = True
@@ -161,18 +166,19 @@ class Discriminator(nn.Module):
     pools = True
     normalizes = True
     grouped = False
+    attends_from = 1  # halvings of the image
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):
         """x [n, h, w, c], label int32 [n] or None -> [n]."""
-        x = _block(self, "down", sees_image=True, normalization="none")(x, train)
+        x = attend(self, _block(self, "down", sees_image=True, normalization="none")(x, train), xavier_init)
         for _ in range(self.depth - 1):
-            x = _block(self, "down")(x, train)
+            x = attend(self, _block(self, "down")(x, train), xavier_init)
         for _ in range(PLAIN_BLOCKS):
             x = _block(self, "keep")(x, train)
         x = ACTIVATIONS[self.activation](x)
         x = jnp.sum(x, axis=(1, 2)) if self.sums else jnp.mean(x, axis=(1, 2))
         x = BesideNeighbours(self.minibatch, self.dtype)(x)
         self.sow("intermediates", "features", x)
-        logits = nn.Dense(1, dtype=self.dtype, kernel_init=xavier_init)(x)[:, 0].astype(jnp.float32)
+        logits = nn.Dense(1, dtype=jnp.float32, kernel_init=xavier_init)(x)[:, 0]
         return Projection(self.classes, self.dtype, row_init)(logits, x, label)

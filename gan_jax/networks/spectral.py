@@ -57,11 +57,11 @@ def _unit(x):
 
 def _init(network, key, *inputs):
     params, stats = network.init(key, *inputs)
-    matrices = _matrices(params)
-    keys = jax.random.split(jax.random.fold_in(key, VECTORS), len(matrices))
+    found = matrices(params)
+    keys = jax.random.split(jax.random.fold_in(key, VECTORS), len(found))
     vectors = {
-        path: _unit(jax.random.normal(key, matrices[path].shape[1:]))
-        for key, path in zip(keys, sorted(matrices), strict=True)
+        path: _unit(jax.random.normal(key, found[path].shape[1:]))
+        for key, path in zip(keys, sorted(found), strict=True)
     }
     return params, {"network": stats, "vectors": unflatten_dict(vectors)}
 
@@ -76,14 +76,17 @@ def _apply(function, params, stats, x, train: bool, *label):
 def normalised_weights(params, vectors):
     """(the parameters with every matrix over its sigma, the next vectors), trees as those that they are made from."""
     weights, vectors = flatten_dict(params), flatten_dict(vectors)
-    for path, matrix in _matrices(params).items():
+    for path, matrix in matrices(params).items():
         sigma, vectors[path] = power_iteration(matrix, vectors[path])
         weights[path] = weights[path] / sigma
     return unflatten_dict(weights), unflatten_dict(vectors)
 
 
-def _matrices(params) -> dict:
-    """The weights as matrices [rows, columns], by path: what has two axes and is not a class's scale or shift."""
+def matrices(params) -> dict:
+    """Of a network's parameters the weights, as matrices [rows, columns], by path.
+
+    They are what has two axes and is not a class's scale or shift.
+    """
     return {
         path: leaf.reshape(-1, leaf.shape[-1])
         for path, leaf in flatten_dict(params).items()

@@ -128,9 +128,9 @@ def _members(results: list[Result], same: dict, workdir: Path) -> str:
     for result in results:
         cells = [_cell(str(result.member.number)), _cell(_picture(result, workdir), raw=True)]
         cells += [_cell(str(result.member.overrides.get(key, "")), text=True) for key in keys]
-        cells += [_cell(result.status, text=True), _number(result.seconds)]
+        cells += [_cell(result.status, text=True), _cell(", ".join(result.health), text=True), _number(result.seconds)]
         rows.append(cells + [_number(result.scores.get(name)) for name in names])
-    return _table(["member", "samples", *keys, "status", "seconds", *names], rows)
+    return _table(["member", "samples", *keys, "status", "health", "seconds", *names], rows)
 
 
 def _number(value: float | None) -> str:

@@ -11,8 +11,11 @@ import numpy as np
 
 from gan_jax.evaluation.bootstrap import interval
 from gan_jax.files import write_atomically
+from gan_jax.health import Watch
+from gan_jax.schema import flatten
 from gan_jax.sweep.folders import METRICS, SCORES, about, member_folder
 from gan_jax.sweep.plan import Member
+from gan_jax.writers import read_metrics
 
 TABLE = "results.csv"
 LEVEL, RESAMPLES = 0.95, 2_000  # of the intervals across seeds
@@ -27,6 +30,7 @@ class Result(NamedTuple):
     seconds: float | None  # its share of the wall time of its program
     scores: dict[str, float]  # of evaluation.json; {} where it diverged
     curves: dict[str, np.ndarray]  # of metrics.jsonl: name -> [points, 2], step and value
+    health: tuple[str, ...] = ()  # what was wrong with it at its end, of `health.CONDITIONS`
 
 
 def collect(found: list[Member], workdir: Path) -> list[Result]:
@@ -43,7 +47,13 @@ def _result(member: Member, workdir: Path) -> Result:
         written = json.loads((folder / SCORES).read_text())
         numbers = {name: value for name, value in written.items() if isinstance(value, int | float)}
         scores = {name: value for name, value in numbers.items() if name not in ("step", "num_samples")}
-    return Result(member, told["status"], told["seconds"], scores, _curves(folder / METRICS))
+    curves = _curves(folder / METRICS)
+    return Result(member, told["status"], told["seconds"], scores, curves, _health(member, folder / METRICS))
+
+
+def _health(member: Member, path: Path) -> tuple[str, ...]:
+    config = flatten(member.config.to_dict())
+    return tuple(Watch(config, read_metrics(path)).present) if config["health_every"] else ()
 
 
 def _curves(path: Path) -> dict[str, np.ndarray]:
@@ -74,6 +84,7 @@ def write_table(results: list[Result], better: dict[str, int], path: Path) -> No
 
 def _row(result: Result, keys: list[str], better: dict[str, int]) -> dict:
     row = {"member": result.member.number, "status": result.status, "seconds": result.seconds}
+    row["health"] = " ".join(result.health)
     row |= {key: result.member.overrides.get(key, "") for key in keys}
     row |= {name: points[-1, 1] for name, points in result.curves.items()} | result.scores
     scored = [name for name in better if name in result.curves]

@@ -28,6 +28,7 @@ from gan_jax.sweep.folders import ABOUT, CHECKPOINTS, DIVERGED, METRICS, PICTURE
 from gan_jax.sweep.layout import Choice, at_once, devices_of_a_member, layout_for
 from gan_jax.sweep.plan import Member
 from gan_jax.train import advance_to_end, is_due
+from gan_jax.vitals import Vitals
 from gan_jax.writers import MetricsFile, metrics_line
 
 SHOWN = 500  # points of each
@@ -88,6 +89,7 @@ class _Together:
         self._config = setups[0].config  # whose cadences are those of all
         self._folder = folders.program_folder(workdir, members)
         self._generate = Generate(setups[0])
+        self._vitals = self._vitals_of(setups)
         Scoring(setups[0], self._generate)  # what is missing for it is known before anything trains
         self._data = layout.within.place(setups[0].source.data)
         self._compiled = {}
@@ -146,8 +148,16 @@ class _Together:
         if is_due(config, "evaluate_every", now):
             for i, state in self._living(crew):
                 self._score(i, state, now)
+        if is_due(config, "health_every", now):
+            self._log(now, {i: self._vitals[i].signs(state) for i, state in self._living(crew)})
         if is_due(config, "checkpoint_every", now):
             self._save(crew)
+
+    def _vitals_of(self, setups: list[Setup]) -> list[Vitals]:
+        if not self._config.health_every:
+            return []
+        first = Vitals(setups[0])
+        return [first, *(Vitals(setup, first) for setup in setups[1:])]
 
     def _look(self) -> dict[int, dict[str, float]]:
         """The newest metrics of each living member, once it is known which ones have left the finite numbers."""

@@ -1,0 +1,106 @@
+"""What this toolbox has against what may be wrong with a run: changes of its config, none of which it has already.
+
+Each remedy is a function of the flat config: the keys that it would change, with values to begin with; {} where the
+config has the remedy, or where it does not go with the rest of it (`combinations` would refuse it).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gan_jax.objectives import LOGISTIC
+
+COLLAPSED, SATURATED, DIVERGING = "collapsed", "saturated", "diverging"
+SAID = 3  # remedies, the first ones that there are
+
+Config = Mapping[str, Any]
+Changes = dict[str, Any]
+
+
+def remedies(condition: str, config: Config) -> list[Changes]:
+    """What may help a run of this flat config against the condition, the first choice first."""
+    found = (remedy(config) for remedy in REMEDIES[condition])
+    return [changes for changes in found if changes][:SAID]
+
+
+def in_words(changes: Changes) -> str:
+    """As one would write it on the command line."""
+    shown = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in changes.items()}
+    return " ".join(f"{key}={value}" for key, value in shown.items())
+
+
+def _penalty(config: Config) -> Changes:
+    """The one that suits the objective; D must then not mix examples."""
+    if config["penalty.name"] != "none" or _compares(config):
+        return {}
+    name, weight = ("wgan_gp", 10.0) if config["objective.name"] == "wgan" else ("r1_r2", 0.1)
+    changes = {"penalty.name": name, "penalty.weight": weight}
+    if config["discriminator.normalization"] == "batch":
+        changes["discriminator.normalization"] = "none"
+        changes |= {"discriminator.one_pass": False} if config["discriminator.one_pass"] else {}
+    return changes
+
+
+def _compares(config: Config) -> bool:
+    return bool(config["discriminator.minibatch_stddev"] or config["discriminator.minibatch_discrimination"])
+
+
+def _packing(config: Config) -> Changes:
+    fits = not config["conditional"] and _divides(config, 2)
+    return {"discriminator.packing": 2} if config["discriminator.packing"] == 1 and fits else {}
+
+
+def _minibatch_stddev(config: Config) -> Changes:
+    fits = config["penalty.name"] == "none" and not config["discriminator.one_pass"] and _divides(config, 4)
+    return {"discriminator.minibatch_stddev": 4} if not config["discriminator.minibatch_stddev"] and fits else {}
+
+
+def _divides(config: Config, examples: int) -> bool:
+    """Whether micro-batches are whole groups still, if so many more examples belong together."""
+    group = config["discriminator.minibatch_group"] if config["discriminator.minibatch_discrimination"] else 1
+    groups = math.lcm(config["discriminator.minibatch_stddev"] or 1, group) * config["discriminator.packing"]
+    return config["batch_size"] % (config["accumulate"] * groups * examples) == 0
+
+
+def _feature_matching(config: Config) -> Changes:
+    has = config["objective.feature_matching"] or config["moves"] == "consensus"
+    return {} if has else {"objective.feature_matching": 1.0}
+
+
+def _instance_noise(config: Config) -> Changes:
+    return {} if config["augment.instance_noise"] else {"augment.instance_noise": 0.5}
+
+
+def _non_saturating(config: Config) -> Changes:
+    return {"objective.name": "non_saturating"} if config["objective.name"] == "minimax" else {}
+
+
+def _label_smoothing(config: Config) -> Changes:
+    able = config["objective.name"] in LOGISTIC and not config["objective.label_smoothing"]
+    return {"objective.label_smoothing": 0.1} if able else {}
+
+
+def _spectral_norm(config: Config) -> Changes:
+    has = config["discriminator.spectral_norm"] or config["discriminator.clip"]
+    return {} if has else {"discriminator.spectral_norm": True}
+
+
+def _fewer_steps(config: Config) -> Changes:
+    return {"discriminator.steps": 1} if config["discriminator.steps"] > 1 else {}
+
+
+def _lower_rates(config: Config) -> Changes:
+    keys = [f"{player}.optimizer.learning_rate" for player in ("discriminator", "generator")]
+    return {key: config[key] / 4 for key in keys}
+
+
+def _clipped_gradients(config: Config) -> Changes:
+    keys = [f"{player}.optimizer.clip_norm" for player in ("discriminator", "generator")]
+    return {key: 1.0 for key in keys if not config[key]}
+
+
+REMEDIES = {
+    COLLAPSED: (_penalty, _packing, _feature_matching, _instance_noise, _minibatch_stddev, _non_saturating),
+    SATURATED: (_non_saturating, _penalty, _fewer_steps, _instance_noise, _spectral_norm, _label_smoothing),
+    DIVERGING: (_lower_rates, _penalty, _spectral_norm, _clipped_gradients),
+}

@@ -1,0 +1,140 @@
+"""A run's vital signs, which its steps do not report: how diverse samples are, logits' ranges, singular values."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from gan_jax import step
+from gan_jax.data import independent
+from gan_jax.networks.spectral import matrices
+from gan_jax.recipe import Setup
+from gan_jax.state import Average, TrainState
+
+EXAMPLES = 256  # of the data, and as many samples; or as many more as make whole groups for D
+CLUSTERS, LLOYD = 16, 10  # of the data, and iterations by which they are found
+RESOLUTION = 1e-8  # of singular values, relative to the largest one
+
+
+class Vitals:
+    """Takes the vital signs of one run, by itself on this process's first device, from the state alone.
+
+    The real examples and the latents are the same at every step. No number of the training depends on any of it.
+    """
+
+    def __init__(self, setup: Setup, like: "Vitals | None" = None):
+        """Draws the real examples. Raises InputError where these cannot be read.
+
+        Args:
+          like: of another run of the same program, whose compiled function serves for this one too.
+        """
+        recipe = setup.recipe
+        self._look = like._look if like else jax.jit(partial(_look, recipe))
+        count = -(-EXAMPLES // recipe.together) * recipe.together
+        real = independent(setup.source, jax.random.split(setup.keys.backdrop, count))
+        self._real, self._labels = np.asarray(real["image"]), step.labels_of(recipe, real)
+        self._keys, data = jax.random.split(setup.keys.pictures, count), _flat(self._real)
+        self._centers, self._apart = cluster_centers(data), mean_distance(data)
+        self._met = clusters_met(data, self._centers)
+
+    def signs(self, state: TrainState) -> dict[str, float]:
+        """Those of this state, by their names in the metrics; what is not a finite number is left out.
+
+        diversity: the mean distance of two samples, over that of two real examples;
+        clusters: how many clusters of the real examples the samples are in, over how many these are in (as the bins of
+          arXiv:1805.12462; see `clusters_met`);
+        logit_real_min, logit_real_max, logit_fake_min, logit_fake_max: of D's logits, with its running statistics;
+        g_singular_max, d_singular_max: the largest singular value among a player's weights;
+        g_singular_spread, d_singular_spread: of the weight where this is most, the largest over the median one (at most
+          1 / RESOLUTION).
+        """
+        # Through the host, where the singular values are taken; of several processes each has a copy of the state.
+        generator, discriminator = jax.device_get((state.generator, state.discriminator))
+        fake, *logits = self._look(self._keys, generator, discriminator, self._real, *self._labels)
+        found = (
+            self._diversity(_flat(fake))
+            | _ranges(*map(np.asarray, logits))
+            | _singular("g", generator.params)
+            | _singular("d", discriminator.params)
+        )
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
+    def _diversity(self, samples: np.ndarray) -> dict[str, float]:
+        if not self._apart or not np.isfinite(samples).all():  # the data is one example over and over; G is lost
+            return {}
+        met = clusters_met(samples, self._centers)
+        return {"diversity": mean_distance(samples) / self._apart, "clusters": met / self._met}
+
+
+def mean_distance(x: np.ndarray) -> float:
+    """Of two examples of x [n, d], n > 1: Euclidean, over all pairs."""
+    return float(np.sqrt(_squares(x, x)).sum() / (len(x) * (len(x) - 1)))
+
+
+def cluster_centers(x: np.ndarray) -> np.ndarray:
+    """The centers of CLUSTERS clusters of x [n, d] by k-means, or of fewer where x has fewer different rows: [k, d].
+
+    Lloyd's algorithm, from the first example and, one after another, those farthest from all that are chosen.
+    """
+    chosen = x[:1]
+    while len(chosen) < CLUSTERS and (nearest := _squares(x, chosen).min(axis=1)).max() > 0:
+        chosen = np.concatenate([chosen, x[[nearest.argmax()]]])
+    for _ in range(LLOYD):
+        cluster = _squares(x, chosen).argmin(axis=1)
+        means = [x[cluster == i].mean(axis=0) if (cluster == i).any() else center for i, center in enumerate(chosen)]
+        chosen = np.stack(means)
+    return chosen
+
+
+def clusters_met(x: np.ndarray, centers: np.ndarray) -> float:
+    """How many clusters the examples x [n, d] are in: exp(entropy) of their shares, each in that of its center [k, d].
+
+    From 1, where all are in one, to k, where all clusters have the same share.
+    """
+    shares = np.bincount(_squares(x, centers).argmin(axis=1), minlength=len(centers)) / len(x)
+    shares = shares[shares > 0]
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def _squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The squared distances of rows x [n, d] from rows y [m, d]: [n, m]."""
+    middle = x.mean(axis=0)  # the smaller the norms, the smaller the rounding of the difference
+    x, y = x - middle, y - middle
+    return np.maximum(np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1) - 2 * x @ y.T, 0)
+
+
+def _flat(x) -> np.ndarray:
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+def singular_values(matrix: np.ndarray) -> np.ndarray:
+    """The singular values of a matrix [rows, columns], ascending, float64; as many as the smaller of both.
+
+    From the eigenvalues of the smaller Gram matrix, which is quick: those below RESOLUTION of the largest are not
+    exact. NaN where the matrix is not finite.
+    """
+    matrix = matrix.astype(np.float64)
+    if not np.isfinite(matrix).all():
+        return np.full(min(matrix.shape), np.nan)
+    gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0))
+
+
+def _look(recipe, keys, generator, discriminator, real, *labels):
+    """(samples, D's logits of the real examples, of the samples)."""
+    fake = step.sample(recipe, Average(generator.params, generator.stats), recipe.prior(keys), *labels)
+    return fake, *(step.judge(recipe, discriminator, x, *labels) for x in (real, fake))
+
+
+def _ranges(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+    sides = {"logit_real": real, "logit_fake": fake}
+    return {f"{side}_{end}": float(getattr(x, end)()) for side, x in sides.items() for end in ("min", "max")}
+
+
+def _singular(player: str, params) -> dict[str, float]:
+    largest, spreads = [], []
+    for matrix in matrices(params).values():
+        values = singular_values(matrix)
+        largest.append(values[-1])
+        spreads.append(values[-1] / np.maximum(np.median(values), RESOLUTION * values[-1]) if values[-1] else 1)
+    return {f"{player}_singular_max": float(np.max(largest)), f"{player}_singular_spread": float(np.max(spreads))}
