@@ -15,8 +15,6 @@ from gan_jax.networks import FAMILIES, from_linen, spectral
 from gan_jax.networks.attention import SelfAttention, inner_sizes
 from gan_jax.networks.layers import dcgan_init
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BOTH = {"generator.attention": 4, "discriminator.attention": 4}
 
 

@@ -12,8 +12,6 @@ from gan_jax import recipe, step
 from gan_jax.devices import mesh
 from gan_jax.networks import FAMILIES, from_linen
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 4
 NEAR = 0.1  # of the move of a player's parameters, relative to its size; bfloat16 rounds at 0.004
 BOTH = ("generator", "discriminator")

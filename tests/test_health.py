@@ -39,11 +39,6 @@ HEALTHY = {"diversity": 0.9, "clusters": 0.9, "d_accuracy_real": 0.7, "d_accurac
 HEALTHY |= {"g_grad_norm": 1.0, "d_grad_norm": 1.0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick(quick_compilation):
-    """Compiling is most of the time here."""
-
-
 def history(points=20, every=EVERY, **changes):
     """Curves of a healthy run, but for the changes: a value, or one for each of the last points."""
     steps, curves = every * np.arange(1, points + 1), {}

@@ -19,8 +19,6 @@ from gan_jax.networks.convolution import conv
 from gan_jax.networks.convolution_forms import FORMS
 from gan_jax.networks.layers import ACTIVATIONS, bilinear_downsample, bilinear_upsample
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def noise(*shape, seed=1):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)

@@ -13,8 +13,6 @@ from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.state import Hyperparameters
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BURN_IN, BATCH = 100, 64
 GIVEN = {
     "generator_learning_rate": 1e-3,
