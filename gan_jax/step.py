@@ -356,24 +356,23 @@ def _labels(recipe, batch) -> tuple:
 
 def _seen(recipe, state, latent_keys, real, fake):
     """What D sees of real and fake: augmented, each example by a key of its own, and packed."""
-    of_real, of_fake = _keys_of_both(latent_keys, 2**32 - 1)
-    return _packed(recipe, recipe.augment(state, of_real, real)), _packed(recipe, recipe.augment(state, of_fake, fake))
+    keys, augment = _keys_of_both(latent_keys, 2**32 - 1), partial(recipe.augment, state)
+    return _packed(recipe, augment(keys[:, 0], real)), _packed(recipe, augment(keys[:, 1], fake))
 
 
 def _seen_again(recipe, critic, latent_keys, real, fake):
     """Two functions () -> D's logits, of the real and of the fake examples, transformed by keys of their own."""
 
     def logits(which, x):
-        keys = _keys_of_both(latent_keys, 2**32 - 2)[which]
+        keys = _keys_of_both(latent_keys, 2**32 - 2)[:, which]
         return critic(_packed(recipe, recipe.transform(keys, x)))
 
     return partial(logits, 0, real), partial(logits, 1, fake)
 
 
 def _keys_of_both(latent_keys, number: int):
-    """([n], [n]): for each real and for each fake example a key. Latents are drawn at smaller numbers of theirs."""
-    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(latent_keys)
-    return keys[:, 0], keys[:, 1]
+    """[n, 2]: for each real and for each fake example a key. Latents are drawn at smaller numbers of theirs."""
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(latent_keys)
 
 
 def _packed(recipe, x):

@@ -194,7 +194,12 @@ def test_lecam_s_averages_are_those_of_the_updates_before(shrunk):
 
 @pytest.mark.parametrize("moves", ["alternating", "simultaneous", "extragradient", "consensus"])
 def test_each_update_of_d_is_remembered_once(shrunk, moves):
-    changes = ADA | {"augment.ada_interval": 9, "discriminator.lecam": 0.1, "moves": moves}
+    changes = ADA | {
+        "augment.policy": "brightness",
+        "augment.ada_interval": 9,
+        "discriminator.lecam": 0.1,
+        "moves": moves,
+    }
     changes |= {"consensus.weight": 0.1} if moves == "consensus" else {}
     made, devices, state, real = fakes_of(shrunk, changes)
     state, _ = jax.jit(partial(step.train_step, made, devices))(state, {"image": real[None]})
