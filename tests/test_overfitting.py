@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import augment, overfitting, recipe, step, transforms
 from gan_jax.checkpoints import Checkpoints
-from gan_jax.devices import EACH, mesh, pmapped, population
+from gan_jax.devices import EACH, Program, mesh, pmapped, population
 from gan_jax.errors import InputError
 from gan_jax.generate import Generate
 from gan_jax.networks import Network
 from gan_jax.population import Population
-from gan_jax.state import Adaptive, LogitAverages
+from gan_jax.state import Adaptive, LogitAverages, TrainState
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -27,8 +28,8 @@ DESCENT = {
     for player in ("generator", "discriminator")
     for key, value in {"name": "sgd", "b1": 0.5, "learning_rate": 0.1, "decay_to": 1.0}.items()
 }
-SMALL = {"generator.depth": 1, "discriminator.depth": 1, "batch_size": 16}
-POLICY = {"augment.policy": "color,translation,cutout,flip,rotation,scale"}
+SMALL = {"generator.depth": 0, "discriminator.depth": 1, "batch_size": 16}
+POLICY = {"augment.policy": "contrast,translation,rotation"}
 ADA = POLICY | {
     "augment.probability": 0.5,
     "augment.ada_target": 0.4,
@@ -192,7 +193,7 @@ def test_lecam_s_averages_are_those_of_the_updates_before(shrunk):
     assert_allclose([state.memory.averages.real, state.memory.averages.fake], weights @ np.array(seen), rtol=1e-5)
 
 
-@pytest.mark.parametrize("moves", ["alternating", "simultaneous", "extragradient", "consensus"])
+@pytest.mark.parametrize("moves", ["alternating", "extragradient"])
 def test_each_update_of_d_is_remembered_once(shrunk, moves):
     changes = ADA | {
         "augment.policy": "brightness",
@@ -200,7 +201,6 @@ def test_each_update_of_d_is_remembered_once(shrunk, moves):
         "discriminator.lecam": 0.1,
         "moves": moves,
     }
-    changes |= {"consensus.weight": 0.1} if moves == "consensus" else {}
     made, devices, state, real = fakes_of(shrunk, changes)
     state, _ = jax.jit(partial(step.train_step, made, devices))(state, {"image": real[None]})
     assert state.memory.adaptive.updates == 1
@@ -223,23 +223,39 @@ def test_without_them_the_state_is_what_it_was(shrunk):
 # --- many devices, micro-batches, a checkpoint, a population ----------------------------------------------------
 
 
-def train(setup, start, steps=3):
-    """(the state after so many steps, their metrics)."""
+def compiled(setup, start):
+    """The program of one step of the run from this state."""
     function = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
+    return setup.devices.compile(function, *setup.devices.place((start, setup.source.data)))
+
+
+def train(setup, program, start, steps=3):
+    """(the state after so many steps, their metrics)."""
     state, data = setup.devices.place((jax.tree.map(jnp.copy, start), setup.source.data))
-    program, series = setup.devices.compile(function, state, data), []
+    series = []
     for _ in range(steps):
         state, metrics = program(state, data)
         series.append(jax.device_get(metrics))
     return state, jax.tree.map(lambda *each: np.concatenate(each), *series)
 
 
+class Run(NamedTuple):
+    """A run, and what three steps made of it."""
+
+    setup: recipe.Setup
+    start: TrainState
+    program: Program
+    state: TrainState
+    series: dict
+
+
 @pytest.fixture(scope="module")
 def alone(shrunk):
-    """(the setup, the first state, its training on one device, in one batch) of a run with all of them."""
+    """A run with all of them, on one device and in one batch."""
     setup = build(shrunk("digits", None, EVERYTHING))
     start = recipe.initial_state(setup)
-    return setup, start, train(setup, start)
+    program = compiled(setup, start)
+    return Run(setup, start, program, *train(setup, program, start))
 
 
 def parts(state):
@@ -247,21 +263,18 @@ def parts(state):
     return jax.tree.map(np.array, kept)
 
 
-@pytest.mark.parametrize(
-    ("layout", "count", "accumulate"), [("mesh", 4, 1), ("pmapped", 4, 1), ("mesh", 1, 2), ("pmapped", 2, 2)]
-)
+@pytest.mark.parametrize(("layout", "count", "accumulate"), [("mesh", 4, 1), ("pmapped", 2, 2)])
 def test_nothing_depends_on_devices_or_micro_batches(shrunk, alone, layout, count, accumulate):
-    _, start, (expected, series) = alone
     setup = build(shrunk("digits", None, EVERYTHING | {"accumulate": accumulate}), layout, count)
-    state, metrics = train(setup, start)
-    assert METRICS < metrics.keys() == series.keys()
-    for name, values in series.items():
+    state, metrics = train(setup, compiled(setup, alone.start), alone.start)
+    assert METRICS < metrics.keys() == alone.series.keys()
+    for name, values in alone.series.items():
         assert_allclose(metrics[name], values, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
-    jax.tree.map(partial(assert_allclose, rtol=1e-3, atol=TOLERANCE), parts(state), parts(expected))
+    jax.tree.map(partial(assert_allclose, rtol=1e-3, atol=TOLERANCE), parts(state), parts(alone.state))
 
 
 def test_what_is_compared_moves(alone):
-    series = alone[2][1]
+    series = alone.series
     assert np.all(np.abs(np.diff(series["augment_probability"])) > 0.04)  # by 16 / 320 at each update
     assert series["augment_probability"][0] == 0.5
     assert_array_equal(np.sign(np.diff(series["augment_probability"])), np.sign(series["d_accuracy_real"][:2] - 0.7))
@@ -271,39 +284,38 @@ def test_what_is_compared_moves(alone):
 
 
 def test_a_run_goes_on_from_a_checkpoint_with_the_same_bits(alone, tmp_path):
-    setup, start, (expected, _) = alone
-    middle, _ = train(setup, start, 2)
+    middle, _ = train(alone.setup, alone.program, alone.start, 2)
     with closing(Checkpoints(tmp_path, kept=1)) as checkpoints:
         checkpoints.save(middle)
         checkpoints.wait()
-        restored = checkpoints.restore(recipe.abstract_state(setup))
-    after, _ = train(setup, restored, 1)
-    jax.tree.map(assert_array_equal, parts(after), parts(expected))
-    assert after.memory.adaptive.probability != start.memory.adaptive.probability
+        restored = checkpoints.restore(recipe.abstract_state(alone.setup))
+    after, _ = train(alone.setup, alone.program, restored, 1)
+    jax.tree.map(assert_array_equal, parts(after), parts(alone.state))
+    assert after.memory.adaptive.probability != alone.start.memory.adaptive.probability
 
 
 MEMBERS = (
     {"augment.ada_target": 0.0, "augment.probability": 0.7},
-    {"augment.ada_target": 0.4, "augment.probability": 0.0, "discriminator.lecam": 0.5, "seed": 1},
-    {"augment.ada_target": 0.0, "augment.probability": 0.0, "discriminator.consistency": 1.0},
+    {"augment.probability": 0.0, "discriminator.lecam": 0.5, "seed": 1},
 )
 
 
 def test_members_of_a_population_have_their_own(shrunk):
-    common = SMALL | DESCENT | ADA
+    common = SMALL | DESCENT | ADA | {"augment.policy": "flip", "discriminator.depth": 0}
     setups = [build(shrunk("digits", None, common | changes)) for changes in MEMBERS]
     crowd = Population(setups, population(EACH["vmap"], devices=jax.devices()[:1]))
     crew = crowd.initial()
     crew, metrics = crowd.compiled(3, crew)(crew, crowd.setup.source.data)
     for i, setup in enumerate(setups):
         state = jax.tree.map(lambda x: x[i], crew.members.state)  # noqa: B023
-        state = overfitting.only_own(state, setup.hyperparameters)
-        expected, series = train(setup, recipe.initial_state(setup))
+        state, start = overfitting.only_own(state, setup.hyperparameters), recipe.initial_state(setup)
+        expected, series = train(setup, compiled(setup, start), start)
         jax.tree.map(partial(assert_allclose, rtol=1e-3, atol=TOLERANCE), parts(state), parts(expected))
         for name, values in series.items():
             assert_allclose(metrics[name][i], values, rtol=1e-3, atol=TOLERANCE, err_msg=name)
-    assert_array_equal(metrics["augment_probability"][[0, 2]], [[np.float32(0.7)] * 3, [0] * 3])
-    assert state.memory is None
+        assert (state.memory is None) == (i == 0)
+    assert_array_equal(metrics["augment_probability"][0], np.float32([0.7] * 3))
+    assert len(np.unique(metrics["augment_probability"][1])) > 1
 
 
 # --- what does not go together ----------------------------------------------------------------------------------
