@@ -28,8 +28,8 @@ DESCENT = {
     for player in ("generator", "discriminator")
     for key, value in {"name": "sgd", "b1": 0.5, "learning_rate": 0.1, "decay_to": 1.0}.items()
 }
-SMALL = {"generator.depth": 0, "discriminator.depth": 1, "batch_size": 16}
-POLICY = {"augment.policy": "contrast,translation,rotation"}
+SMALL = {"generator.depth": 0, "discriminator.depth": 0, "batch_size": 16}
+POLICY = {"augment.policy": "contrast,translation"}
 ADA = POLICY | {
     "augment.probability": 0.5,
     "augment.ada_target": 0.4,
@@ -301,19 +301,22 @@ MEMBERS = (
 
 
 def test_members_of_a_population_have_their_own(shrunk):
-    common = SMALL | DESCENT | ADA | {"augment.policy": "flip", "discriminator.depth": 0}
+    common = SMALL | DESCENT | ADA | {"augment.policy": "flip"}
     setups = [build(shrunk("digits", None, common | changes)) for changes in MEMBERS]
     crowd = Population(setups, population(EACH["vmap"], devices=jax.devices()[:1]))
     crew = crowd.initial()
     crew, metrics = crowd.compiled(3, crew)(crew, crowd.setup.source.data)
-    for i, setup in enumerate(setups):
-        state = jax.tree.map(lambda x: x[i], crew.members.state)  # noqa: B023
-        state, start = overfitting.only_own(state, setup.hyperparameters), recipe.initial_state(setup)
-        expected, series = train(setup, compiled(setup, start), start)
-        jax.tree.map(partial(assert_allclose, rtol=1e-3, atol=TOLERANCE), parts(state), parts(expected))
-        for name, values in series.items():
-            assert_allclose(metrics[name][i], values, rtol=1e-3, atol=TOLERANCE, err_msg=name)
-        assert (state.memory is None) == (i == 0)
+    first, second = (
+        overfitting.only_own(jax.tree.map(lambda x: x[i], crew.members.state), setup.hyperparameters)  # noqa: B023
+        for i, setup in enumerate(setups)
+    )
+    start = recipe.initial_state(setups[1])
+    expected, series = train(setups[1], compiled(setups[1], start), start)
+    jax.tree.map(partial(assert_allclose, rtol=1e-3, atol=TOLERANCE), parts(second), parts(expected))
+    for name, values in series.items():
+        assert_allclose(metrics[name][1], values, rtol=1e-3, atol=TOLERANCE, err_msg=name)
+    assert first.memory is None
+    assert jax.tree.structure(first) == jax.tree.structure(recipe.abstract_state(setups[0]))
     assert_array_equal(metrics["augment_probability"][0], np.float32([0.7] * 3))
     assert len(np.unique(metrics["augment_probability"][1])) > 1
 
