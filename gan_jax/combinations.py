@@ -47,7 +47,6 @@ def check(config, source: Source) -> None:
         )
     _check_comparisons(config)
     _check_augment(config, source)
-    _check_consistency(config)
     if config.penalty.name != "none" and config.penalty.weight == 0:
         raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
     if config.discriminator.spectral_norm and config.discriminator.clip:
@@ -98,6 +97,8 @@ def _check_comparisons(config) -> None:
 
 
 def _check_augment(config, source: Source) -> None:
+    """Of what images are transformed for: D's losses, and consistency."""
+    _check_consistency(config)
     wanted = config.augment
     if wanted.policy != transforms.NONE and len(source.shape) != 3:
         raise InputError(
