@@ -49,6 +49,11 @@ def get_config() -> ConfigDict:
             },
             "augment": {
                 "instance_noise": 0.0,  # on what D sees: its standard deviation, falling linearly to 0 over the run
+                "policy": "none",  # transforms of images, such as color,translation,cutout: gan_jax/transforms.py
+                "probability": 1.0,  # with which each is applied to what D sees; where ADA moves it, at the start
+                "ada_target": 0.0,  # of E[sign(D(real))], towards which ADA moves the probability; 0: it stays
+                "ada_interval": 4,  # updates of D from one of its moves to the next
+                "ada_images": 500_000,  # real images in which it can go from 0 to 1
             },
             "generator": {
                 "network": "mlp",
@@ -78,6 +83,10 @@ def get_config() -> ConfigDict:
                 "clip": 0.0,  # every weight of D is kept within this bound; 0: no clipping
                 "one_pass": False,  # D sees real and fake as one batch instead of one after the other
                 "packing": 1,  # examples that D sees as one, joined along the channels
+                "lecam": 0.0,  # weight of LeCam's regulariser in D's loss
+                "lecam_decay": 0.99,  # of the averages of D's logits that it needs
+                "consistency": 0.0,  # weight of (D(x) - D(T(x)))^2 at real x, T being augment.policy
+                "fake_consistency": 0.0,  # the same at fake x
                 "minibatch_stddev": 0,  # examples of a group whose spread D is told; 0: it is not
                 "minibatch_discrimination": 0,  # learned kernels by which D compares examples; 0: without
                 "minibatch_group": 32,  # examples that these compare

@@ -1,13 +1,13 @@
 """Whether the keys of a config go together, each of which is right by itself: one line where they do not."""
 
-from gan_jax import networks, optimizers
+from gan_jax import networks, optimizers, transforms
 from gan_jax.data import Source
 from gan_jax.devices import Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
 from gan_jax.networks.attention import inner_sizes
-from gan_jax.objectives import LOGISTIC
+from gan_jax.objectives import LOGISTIC, UNCENTRED
 
 
 def check_batch(config, devices: Devices, together: int) -> None:
@@ -50,6 +50,7 @@ def check(config, source: Source) -> None:
             "group"
         )
     _check_comparisons(config)
+    _check_augment(config, source)
     if config.penalty.name != "none" and config.penalty.weight == 0:
         raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
     if config.discriminator.spectral_norm and config.discriminator.clip:
@@ -97,6 +98,47 @@ def _check_comparisons(config) -> None:
             raise InputError(
                 f"discriminator.one_pass is True and discriminator.{key} is {player[key]}: real and fake would be in "
                 "one group, and D compares examples of one kind; set one_pass to False"
+            )
+
+
+def _check_augment(config, source: Source) -> None:
+    """Of what images are transformed for: D's losses, and consistency."""
+    _check_consistency(config)
+    wanted = config.augment
+    if wanted.policy != transforms.NONE and len(source.shape) != 3:
+        raise InputError(
+            f"augment.policy is {wanted.policy}, which is for images, but {config.data.name} is points; set it to "
+            f"{transforms.NONE}"
+        )
+    if "rotation" in transforms.names(wanted.policy) and source.shape[0] != source.shape[1]:
+        raise InputError(
+            f"augment.policy is {wanted.policy}: rotation is for square images, but {config.data.name} is "
+            f"{source.shape[0]}x{source.shape[1]}; leave it out, or set data.image_size"
+        )
+    if wanted.ada_target and wanted.policy == transforms.NONE:
+        raise InputError(
+            f"augment.ada_target is {wanted.ada_target}, but augment.policy is {transforms.NONE}: ADA has nothing to "
+            "apply; name transforms, or set ada_target to 0"
+        )
+    if wanted.ada_target and config.objective.name in UNCENTRED:
+        raise InputError(
+            f"augment.ada_target is {wanted.ada_target}, of the sign of D's logits, but those of "
+            f"{config.objective.name} have no zero; set it to 0, or objective.name to another"
+        )
+
+
+def _check_consistency(config) -> None:
+    player = config.discriminator
+    for key in ("consistency", "fake_consistency"):
+        if player[key] and config.augment.policy == transforms.NONE:
+            raise InputError(
+                f"discriminator.{key} is {player[key]}, but augment.policy is {transforms.NONE}, so that nothing is "
+                f"transformed; name transforms, or set discriminator.{key} to 0"
+            )
+        if player[key] and player.one_pass:
+            raise InputError(
+                f"discriminator.one_pass is True and discriminator.{key} is {player[key]}: D would normalise over both "
+                "kinds on one side of the comparison and over one on the other; set one_pass to False"
             )
 
 

@@ -94,7 +94,7 @@ def _moved(recipe: Recipe, state: TrainState, of_generator, of_discriminator):
     """(the state after both have moved by these, metrics)."""
     *generator, generator_metrics = of_generator
     *discriminator, metrics = of_discriminator
-    state = step.move_generator(recipe, step.move_discriminator(recipe, state, *discriminator), *generator)
+    state = step.move_generator(recipe, step.move_discriminator(recipe, state, *discriminator, metrics), *generator)
     largest = jnp.fmax(metrics["max_logit"], generator_metrics["max_logit"])
     return state.replace(step=state.step + 1), metrics | generator_metrics | {"max_logit": largest}
 

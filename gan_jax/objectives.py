@@ -124,6 +124,9 @@ NAMED = OBJECTIVES | {"feature_matching": logistic(jnp.zeros_like)}
 # The objectives whose discriminator is a classifier of real against fake, so that a target can be smoothed.
 LOGISTIC = ("minimax", "non_saturating", "mle", "feature_matching")
 
+# The objectives that leave D's logits free up to a constant: the sign of one says nothing.
+UNCENTRED = ("wgan", "rpgan")
+
 
 def smooth_labels(objective: Objective, epsilon) -> Objective:
     """One-sided label smoothing (arXiv:1606.03498, section 3.4) of a logistic objective.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax import augment, combinations, networks, optimizers, schedules, schema
+from gan_jax import augment, combinations, networks, optimizers, overfitting, schedules, schema, transforms
 from gan_jax.data import Source, Spec, make_source
 from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
@@ -41,6 +41,11 @@ NUMBERS = {
     "objective.label_smoothing": "label_smoothing",
     "objective.feature_matching": "feature_matching",
     "augment.instance_noise": "instance_noise",
+    "augment.probability": "augment_probability",
+    "augment.ada_target": "ada_target",
+    "discriminator.lecam": "lecam",
+    "discriminator.consistency": "consistency",
+    "discriminator.fake_consistency": "fake_consistency",
 }
 # Of these, what no run of a program has, it does not compute; 0: a run has none.
 COMPILED_IN = (
@@ -50,6 +55,11 @@ COMPILED_IN = (
     "generator_b2_to",
     "discriminator_b2_to",
     "ema_half_life",
+    "augment_probability",
+    "ada_target",
+    "lecam",
+    "consistency",
+    "fake_consistency",
 )
 VARYING = ("seed", "objective.name", *NUMBERS)  # the keys in which the runs of one program may differ
 
@@ -145,6 +155,8 @@ def make_hyperparameters(config) -> Hyperparameters:
     """The numbers of a config that a compiled step takes as arguments."""
     flat = schema.flatten(config.to_dict())
     numbers = {field: flat[key] for key, field in NUMBERS.items()}
+    if config.augment.policy == transforms.NONE:
+        numbers["augment_probability"] = 0
     return Hyperparameters(
         **{
             field: None if field in COMPILED_IN and number == 0 else jnp.float32(number)
@@ -195,7 +207,15 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
             config.discriminator.clip,
         ),
         prior=partial(PRIORS[config.latent.prior], dim=config.latent.dim),
-        augment=partial(_augment, config.num_steps),
+        augment=partial(_augment, transforms.of_policy(config.augment.policy), config.num_steps),
+        transform=partial(augment.transformed, transforms=transforms.of_policy(config.augment.policy), probability=1.0),
+        remember=partial(
+            overfitting.remembered,
+            config.discriminator.lecam_decay,
+            config.batch_size,
+            config.augment.ada_interval,
+            config.augment.ada_images,
+        ),
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         discriminator_steps=config.discriminator.steps,
@@ -244,11 +264,14 @@ def _together(discriminator) -> int:
     return discriminator.packing * math.lcm(wanted.stddev or 1, wanted.group)
 
 
-def _augment(steps: int, hyperparameters: Hyperparameters, step, keys, x):
-    """What D sees of x [n, ...] at this step of a run of so many."""
-    if hyperparameters.instance_noise is None:
+def _augment(policy: Sequence[Callable], steps: int, state: TrainState, keys, x):
+    """What D sees of x [n, ...] in this state of a run of so many steps: transformed, then noisy."""
+    probability, noise = overfitting.probability(state), state.hyperparameters.instance_noise
+    if probability is not None:
+        x = augment.transformed(keys, x, policy, probability)
+    if noise is None:
         return x
-    return augment.instance_noise(keys, x, augment.annealed(hyperparameters.instance_noise, step, steps))
+    return augment.instance_noise(keys, x, augment.annealed(noise, state.step, steps))
 
 
 def _chosen_objective(names: list[str], hyperparameters: Hyperparameters) -> Objective:

@@ -20,6 +20,9 @@ from gan_jax.objectives import NAMED
 from gan_jax.optimizers import OPTIMIZERS
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
+from gan_jax.transforms import NAMES as TRANSFORMS
+from gan_jax.transforms import NONE as UNTRANSFORMED
+from gan_jax.transforms import is_policy
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -101,6 +104,13 @@ SCHEMA = {
     "penalty.weight": NON_NEGATIVE,
     "penalty.weight_to": NON_NEGATIVE,
     "augment.instance_noise": NON_NEGATIVE,
+    "augment.policy": Rule(
+        str, is_policy, f"{UNTRANSFORMED}, or some of {', '.join(TRANSFORMS)} with commas between, none twice"
+    ),
+    "augment.probability": SHARE,
+    "augment.ada_target": FRACTION,
+    "augment.ada_interval": POSITIVE_INT,
+    "augment.ada_images": POSITIVE_INT,
     "penalty.every": POSITIVE_INT,
     **{f"generator.{key}": rule for key, rule in _NETWORK.items()},
     "generator.ema_decay": FRACTION,
@@ -110,6 +120,10 @@ SCHEMA = {
     "discriminator.clip": NON_NEGATIVE,
     "discriminator.one_pass": FLAG,
     "discriminator.packing": POSITIVE_INT,
+    "discriminator.lecam": NON_NEGATIVE,
+    "discriminator.lecam_decay": FRACTION,
+    "discriminator.consistency": NON_NEGATIVE,
+    "discriminator.fake_consistency": NON_NEGATIVE,
     "discriminator.minibatch_stddev": Rule(int, lambda value: value == 0 or 1 < value < 2**31, "0, or 2 or more"),
     "discriminator.minibatch_discrimination": COUNT,
     "discriminator.minibatch_group": Rule(int, lambda value: 1 < value < 2**31, "an integer, 2 or more"),

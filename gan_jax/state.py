@@ -40,7 +40,35 @@ class Hyperparameters(struct.PyTreeNode):
     generator_b2_to: jax.Array | None = None
     discriminator_b2_to: jax.Array | None = None
     ema_half_life: jax.Array | None = None
+    augment_probability: jax.Array | None = None
+    ada_target: jax.Array | None = None
+    lecam: jax.Array | None = None
+    consistency: jax.Array | None = None
+    fake_consistency: jax.Array | None = None
     objective: jax.Array | None = None  # int32, among those of the program; None where it has one alone
+
+
+class Adaptive(struct.PyTreeNode):
+    """ADA's augmentation probability, and what has been seen since it last moved: float32 scalars."""
+
+    probability: jax.Array
+    signs: jax.Array  # the sum of r_t over these updates of D
+    updates: jax.Array  # how many they are
+
+
+class LogitAverages(struct.PyTreeNode):
+    """LeCam's exponential moving averages of D's mean logits: float32 scalars that started at 0."""
+
+    real: jax.Array
+    fake: jax.Array
+    weight: jax.Array  # the average of 1: the others over this are without the bias of their start
+
+
+class Memory(struct.PyTreeNode):
+    """What updates of D leave for the next ones; None is what no run of the program has."""
+
+    adaptive: Adaptive | None
+    averages: LogitAverages | None
 
 
 class TrainState(struct.PyTreeNode):
@@ -52,3 +80,4 @@ class TrainState(struct.PyTreeNode):
     generator: Player
     discriminator: Player
     ema: Average
+    memory: Memory | None = None

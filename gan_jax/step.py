@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax import order
+from gan_jax import order, overfitting
 from gan_jax.devices import Devices, example_keys, example_slots
 from gan_jax.state import Average, Hyperparameters, Player, TrainState
 
@@ -34,7 +34,9 @@ class Recipe(NamedTuple):
     generator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
     discriminator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
     prior: Callable  # keys [n] -> latents [n, d]
-    augment: Callable  # (Hyperparameters, step, keys [n], x [n, ...]) -> what D sees of x
+    augment: Callable  # (TrainState, keys [n], x [n, ...]) -> what D sees of x
+    transform: Callable  # (keys [n], x [n, ...]) -> what D should see as it sees x: of consistency
+    remember: Callable  # (Hyperparameters, Memory, metrics of an update of D) -> the Memory after it
     batch_size: int  # examples of a minibatch, over all devices
     accumulate: int  # micro-batches of a minibatch: their gradients are taken one after another, and averaged
     discriminator_steps: int  # k
@@ -71,7 +73,8 @@ def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tup
     )
     # Copies, not aliases: the whole state is donated to the next step, and a buffer can be donated only once.
     ema = jax.tree.map(jnp.copy, Average(generator.params, generator.stats))
-    return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema)
+    memory = overfitting.initial(hyperparameters)
+    return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema, memory)
 
 
 def _init_player(network, tx, key, *inputs) -> Player:
@@ -92,29 +95,39 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
     Args:
       latent_keys, penalty_keys: [n], one of either for each example.
 
-    Returns: (the mean of objective.discriminator(a, b) + penalty_weight * penalty, over this part of the batch; where
-      the penalty is lazy, that with penalty_every times the weight in every such step and 0 in the others,
-      (new running statistics, metrics, the largest |logit|)). G's statistics of this pass are dropped.
+    Returns: (the mean of objective.discriminator(a, b) + penalty_weight * penalty + the weighted terms of
+      `overfitting.regularisers`, over this part of the batch; where the penalty is lazy, that with penalty_every times
+      the weight in every such step and 0 in the others, (new running statistics, metrics, the largest |logit|)). G's
+      statistics of this pass are dropped.
     """
     real, labels, hyperparameters = real["image"], labels_of(recipe, real), state.hyperparameters
     objective, old_stats = recipe.objective(hyperparameters), state.discriminator.stats
     latents = recipe.prior(latent_keys)
     fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True, *labels)
+    critic = _critic(recipe, params, old_stats, labels)
+    again = _seen_again(recipe, critic, latent_keys, real, fake)
     real, fake = _seen(recipe, state, latent_keys, real, fake)
     real_logits, fake_logits, stats = _logits(recipe, recipe.discriminator.apply, params, old_stats, real, fake, labels)
-    critic = _critic(recipe, params, old_stats, labels)
     penalty, weight = _penalty(recipe, state, critic, _one_a_pack(recipe, penalty_keys), real, fake)
     loss = jnp.mean(objective.discriminator(real_logits, fake_logits))
-    metrics = {
-        "d_loss": loss,
+    metrics = {"d_loss": loss, "penalty": penalty} | _told_by(objective, real_logits, fake_logits)
+    if state.memory is not None and state.memory.adaptive is not None:
+        metrics["augment_probability"] = overfitting.probability(state)
+    total = loss + weight * penalty
+    for name, (weight, value) in overfitting.regularisers(state, real_logits, fake_logits, *again).items():
+        total, metrics[name] = total + weight * value, value
+    return total, (stats, metrics, _largest(real_logits, fake_logits))
+
+
+def _told_by(objective, real_logits, fake_logits) -> dict:
+    """What D's logits say of the game."""
+    return {
         "d_real": jnp.mean(real_logits),
         "d_fake": jnp.mean(fake_logits),
         "divergence": jnp.mean(objective.divergence(real_logits, fake_logits)),
-        "penalty": penalty,
         "d_accuracy_real": jnp.mean(real_logits > objective.undecided),
         "d_accuracy_fake": jnp.mean(fake_logits < objective.undecided),
     }
-    return loss + weight * penalty, (stats, metrics, _largest(real_logits, fake_logits))
 
 
 @jax.named_scope("generator_loss")
@@ -147,7 +160,7 @@ def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real
     """One update of D on the batch `real` {"image": [n, ...]}: (state, metrics of float32 scalars)."""
     pull = discriminator_pull(recipe, devices, state, real, key)
     gradients, stats, metrics = over_devices(devices, "d_grad_norm", *pull)
-    return move_discriminator(recipe, state, gradients, stats), metrics
+    return move_discriminator(recipe, state, gradients, stats, metrics), metrics
 
 
 def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
@@ -182,10 +195,16 @@ def over_devices(devices: Devices, norm: str, gradients, reported):
     return gradients, stats, metrics
 
 
-def move_discriminator(recipe: Recipe, state: TrainState, gradients, stats) -> TrainState:
-    """The state after D's optimiser was given these gradients, with its new running statistics."""
-    player = _update(recipe.discriminator_tx(_now(recipe, state)), state.discriminator, gradients, stats)
-    return state.replace(discriminator=player)
+def move_discriminator(recipe: Recipe, state: TrainState, gradients, stats, metrics) -> TrainState:
+    """The state after D's optimiser was given these gradients, with its new running statistics.
+
+    `metrics` of the update, over all devices, move what is remembered of it.
+    """
+    player, memory = state.discriminator, state.memory
+    player = _update(recipe.discriminator_tx(_now(recipe, state)), player, gradients, stats)
+    if memory is not None:
+        memory = recipe.remember(state.hyperparameters, memory, metrics)
+    return state.replace(discriminator=player, memory=memory)
 
 
 def move_generator(recipe: Recipe, state: TrainState, gradients, stats) -> TrainState:
@@ -352,10 +371,23 @@ def labels_of(recipe: Recipe, batch) -> tuple:
 
 def _seen(recipe, state, latent_keys, real, fake):
     """What D sees of real and fake: augmented, each example by a key of its own, and packed."""
-    # Latents are drawn at smaller numbers of the same keys.
-    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**32 - 1)))(latent_keys)
-    augment = partial(recipe.augment, state.hyperparameters, state.step)
+    keys, augment = _keys_of_both(latent_keys, 2**32 - 1), partial(recipe.augment, state)
     return _packed(recipe, augment(keys[:, 0], real)), _packed(recipe, augment(keys[:, 1], fake))
+
+
+def _seen_again(recipe, critic, latent_keys, real, fake):
+    """Two functions () -> D's logits, of the real and of the fake examples, transformed by keys of their own."""
+
+    def logits(which, x):
+        keys = _keys_of_both(latent_keys, 2**32 - 2)[:, which]
+        return critic(_packed(recipe, recipe.transform(keys, x)))
+
+    return partial(logits, 0, real), partial(logits, 1, fake)
+
+
+def _keys_of_both(latent_keys, number: int):
+    """[n, 2]: for each real and for each fake example a key. Latents are drawn at smaller numbers of theirs."""
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(latent_keys)
 
 
 def _packed(recipe, x):

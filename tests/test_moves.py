@@ -70,7 +70,9 @@ def dirac_recipe(move, objective="wgan", tx=descent):
         prior=lambda keys: jnp.zeros((len(keys), 1)),
         batch_size=2,
         accumulate=1,
-        augment=lambda hyperparameters, step, keys, x: x,
+        augment=lambda state, keys, x: x,
+        transform=lambda keys, x: x,
+        remember=None,
         packing=1,
         together=1,
         discriminator_steps=1,
@@ -90,7 +92,7 @@ class Only(NamedTuple):
 
 def fake_state(made, **numbers):
     """The first state of a recipe of the games."""
-    without = {"feature_matching": None, "instance_noise": None}
+    without = dict.fromkeys(recipe.COMPILED_IN)
     numbers = dict.fromkeys(step.Hyperparameters.__dataclass_fields__, 0.0) | without | numbers
     return step.init_state(made, jax.tree.map(jnp.float32, step.Hyperparameters(**numbers)), jax.random.key(0), (1,))
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from gan_jax import images, recipe, workdirs
+from gan_jax import images, overfitting, recipe, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data import Source
 from gan_jax.devices import Layout
@@ -234,8 +234,8 @@ class _Together:
         states = crew.members.state
         key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(states.key))[i])
         state = jax.tree.map(lambda x: np.asarray(x)[i], states.replace(key=None)).replace(key=key)
-        # Those that it would have by itself: in the program it may have more.
-        state = state.replace(hyperparameters=self._setups[i].hyperparameters)
+        # What it would have by itself: in the program it may have more.
+        state = overfitting.only_own(state, self._setups[i].hyperparameters)
         with closing(Checkpoints(self._in_folder(i, CHECKPOINTS), kept=1)) as checkpoints:
             checkpoints.save(self._setups[i].devices.place(state))
 
