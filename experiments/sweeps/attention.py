@@ -7,7 +7,7 @@ both players, batch in G.
 """
 
 SHARED = {
-    "num_steps": 1_000,
+    "num_steps": 2_000,
     "generator.width": 32,
     "discriminator.width": 32,
     "objective.name": "hinge",
