@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import small
 from rounding import DESCENT, norm
 
 from gan_jax import recipe, step
@@ -123,9 +124,7 @@ def test_training_follows_float32(shrunk, case):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_not_rounded_to_bfloat16(family):
     """Or the difference of two logits near 10, which a relativistic loss sees, would be right to 0.06 at best."""
-    options = {"width": 4, "depth": 1, "activation": "relu", "normalization": "none", "axis_name": None, "classes": 0}
-    options |= {"form": "auto"} if FAMILIES[family].discriminator.convolves else {}
-    network = from_linen(FAMILIES[family].discriminator(dtype=jnp.bfloat16, **options), "default")
+    network = from_linen(small(FAMILIES[family].discriminator, depth=1, dtype=jnp.bfloat16), "default")
     x = np.random.default_rng(0).standard_normal((8, 8, 8, 1)).astype(np.float32)
     rng, shapes = np.random.default_rng(1), jax.eval_shape(network.init, jax.random.key(0), x)
     params, stats = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)

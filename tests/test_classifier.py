@@ -17,6 +17,8 @@ from gan_jax.evaluation.__main__ import main
 from gan_jax.evaluation.classifier import NETWORKS, SHAPES, WEIGHTS, forward, load, network
 from gan_jax.evaluation.training import TRAININGS, Examples, accuracy, distort, read_examples, train
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 REQUIRED = {
     "digits": 0.95,
     "mnist": 0.992,

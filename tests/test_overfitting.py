@@ -19,8 +19,6 @@ from gan_jax.networks import Network
 from gan_jax.population import Population
 from gan_jax.state import Adaptive, LogitAverages, TrainState
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
 TOLERANCE = 1e-4  # see on_eight_devices.py, where the same is compared with the same descent
 DESCENT = {

@@ -10,7 +10,7 @@ import pytest
 from families import small
 from flax.traverse_util import flatten_dict
 from jax import lax
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from gan_jax import recipe
 from gan_jax.errors import InputError
@@ -111,7 +111,7 @@ def test_at_first_a_network_is_that_without_its_blocks(player, x):
     apply, bare_apply = (jax.jit(partial(each.apply, train=True)) for each in (module, bare))
     expected = bare_apply({"params": without}, x)
     assert np.std(expected) > 0.01
-    assert_array_equal(apply(variables, x), expected)
+    assert_allclose(apply(variables, x), expected, rtol=1e-6, atol=1e-6)  # compiled apart
     # The last kernels are where each branch begins to count: they have a gradient at once, the others none.
     slope = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(module.apply({"params": params}, x, train=True)))))(params)
     for name in blocks:

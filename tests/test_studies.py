@@ -24,6 +24,8 @@ from gan_jax.data.mixture import mixture
 from gan_jax.networks import Network
 from gan_jax.theory.identities import OPTIMA
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 CENTERS, SIGMA = ((-0.35,), (0.35,)), (0.9, 0.9)  # of the data and of the generator
 EXAMPLES = 40_000
 

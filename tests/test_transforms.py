@@ -11,8 +11,6 @@ from scipy import ndimage, optimize, special, stats
 
 from gan_jax import augment, transforms
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 COUNT = 600
 HEIGHT, WIDTH = 16, 8
 
