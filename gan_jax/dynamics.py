@@ -19,7 +19,8 @@ import numpy as np
 import scipy  # by itself it loads none of its parts until they are used, and training uses none
 from jax.flatten_util import ravel_pytree
 
-from gan_jax.step import discriminator_keys, discriminator_loss, generator_loss
+from gan_jax.losses import discriminator_loss, generator_loss
+from gan_jax.step import discriminator_keys
 
 TOLERANCE = 1e-4  # of an eigenvalue, relative to it: what a product in float32, right to 1e-6 of the largest, can bear
 RESTARTS = 5  # of Arnoldi's method, each some forty products; what has not converged by then lies in a crowd

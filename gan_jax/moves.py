@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from gan_jax import step
 from gan_jax.devices import Devices
-from gan_jax.state import TrainState
-from gan_jax.step import Recipe
+from gan_jax.state import Recipe, TrainState
 
 
 def simultaneous(recipe: Recipe, devices: Devices, state: TrainState, batch):

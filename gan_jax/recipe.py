@@ -19,8 +19,8 @@ from gan_jax.networks.minibatch import Minibatch
 from gan_jax.objectives import LOGISTIC, NAMED, Objective, choose, smooth_labels
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
-from gan_jax.state import Hyperparameters, TrainState
-from gan_jax.step import Recipe, init_state
+from gan_jax.state import Hyperparameters, Recipe, TrainState
+from gan_jax.step import init_state
 
 TWICE = ("extragradient", "consensus")  # the moves that derive each loss twice
 MOST_UNROLLED = 32  # gradients in one program, of either player

@@ -1,6 +1,7 @@
-"""The state of a run, as pytrees of arrays: everything that a step changes, and nothing else."""
+"""What a step works on: the recipe, which is static, and the state of a run, all that a step changes, as pytrees."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from flax import struct
@@ -81,3 +82,29 @@ class TrainState(struct.PyTreeNode):
     discriminator: Player
     ema: Average
     memory: Memory | None = None
+
+
+class Recipe(NamedTuple):
+    """What is being trained: static, made of functions. What depends on hyperparameters is a function of them."""
+
+    generator: Any  # a Network: .init(key, z) and .apply(params, stats, z, train); labels follow where conditional
+    discriminator: Any  # a Network, x -> logits
+    objective: Callable  # Hyperparameters -> Objective
+    penalty: Callable  # (critic, keys [n], real, fake) -> [n]
+    schedule: Callable  # (Hyperparameters, step) -> Hyperparameters as they are in this step
+    penalty_every: int  # steps from one in which D pays the penalty, so many times over, to the next
+    generator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
+    discriminator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
+    prior: Callable  # keys [n] -> latents [n, d]
+    augment: Callable  # (TrainState, keys [n], x [n, ...]) -> what D sees of x
+    transform: Callable  # (keys [n], x [n, ...]) -> what D should see as it sees x: of consistency
+    remember: Callable  # (Hyperparameters, Memory, metrics of an update of D) -> the Memory after it
+    batch_size: int  # examples of a minibatch, over all devices
+    accumulate: int  # micro-batches of a minibatch: their gradients are taken one after another, and averaged
+    discriminator_steps: int  # k
+    packing: int  # examples that are one input of D
+    together: int  # examples that D needs at once, neighbours in the batch: a pack, or all packs that it compares
+    move: Callable  # (recipe, devices, state, batch) -> (state, metrics): how both players take a step
+    one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
+    conditional: bool  # whether both players see the labels
+    unroll: bool  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from gan_jax import step
+from gan_jax import losses, step
 from gan_jax.data import independent
 from gan_jax.networks.spectral import matrices
 from gan_jax.recipe import Setup
@@ -32,7 +32,7 @@ class Vitals:
         self._look = like._look if like else jax.jit(partial(_look, recipe))
         count = -(-EXAMPLES // recipe.together) * recipe.together
         real = independent(setup.source, jax.random.split(setup.keys.backdrop, count))
-        self._real, self._labels = np.asarray(real["image"]), step.labels_of(recipe, real)
+        self._real, self._labels = np.asarray(real["image"]), losses.labels_of(recipe, real)
         self._keys, data = jax.random.split(setup.keys.pictures, count), _flat(self._real)
         self._centers, self._apart = cluster_centers(data), mean_distance(data)
         self._met = clusters_met(data, self._centers)
