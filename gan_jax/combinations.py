@@ -120,6 +120,12 @@ def _check_augment(config, source: Source) -> None:
             f"augment.ada_target is {wanted.ada_target}, but augment.policy is {transforms.NONE}: ADA has nothing to "
             "apply; name transforms, or set ada_target to 0"
         )
+    consistent = config.discriminator.consistency or config.discriminator.fake_consistency
+    if wanted.policy != transforms.NONE and not (wanted.probability or wanted.ada_target or consistent):
+        raise InputError(
+            f"augment.policy is {wanted.policy} and augment.probability is 0: nothing is transformed; give it a "
+            f"probability, an augment.ada_target or a consistency, or set augment.policy to {transforms.NONE}"
+        )
     if wanted.ada_target and config.objective.name in UNCENTRED:
         raise InputError(
             f"augment.ada_target is {wanted.ada_target}, of the sign of D's logits, but those of "
@@ -288,7 +294,7 @@ def _check_attention(player: str, wanted, shape: tuple[int, ...]) -> None:
     if start is None:
         able = [name for name, family in networks.FAMILIES.items() if family.generator.attends_from is not None]
         raise InputError(
-            f"{player}.attention is {wanted.attention}, but {wanted.network} has no images inside; set it to 0, or "
+            f"{player}.attention is {wanted.attention}, but {wanted.network} has no self-attention; set it to 0, or "
             f"{player}.network to one of {', '.join(able)}"
         )
     sizes = inner_sizes(shape, range(start, wanted.depth + 1))

@@ -47,7 +47,7 @@ class Linearised(NamedTuple):
 def vector_field(recipe, devices, state, batches, key):
     """The function players -> (-grad_g generator's loss, -grad_d discriminator's loss), `players` a pair of params.
 
-    Both losses are those of `step`, the discriminator's with its weighted penalty, and their gradients are means over
+    Both losses are those of `losses`, the discriminator's with its weighted penalty, and their gradients are means over
     the m minibatches `batches` {"image": [m, n, ...]}, each with a key of its own; what depends on the batch, such as
     batch normalisation, sees n examples. Everything else is that of `state` and constant, running statistics included.
     Within a minibatch both players meet the same latents: the field of a zero-sum game is then one on any sample.

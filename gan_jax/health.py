@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gan_jax.objectives import UNCENTRED
 from gan_jax.remedies import COLLAPSED, DIVERGING, SATURATED, in_words, remedies
 
 SPAN = 500  # steps for which something must last
@@ -123,13 +124,16 @@ def _of(curves: Curves, name: str) -> tuple[np.ndarray, np.ndarray]:
 class Watch:
     """Looks at a run's metrics as they come, and says what begins to be wrong, and what is over, each once."""
 
-    def __init__(self, config: Mapping[str, Any], past: Iterable[tuple[int, Mapping[str, float]]] = ()):
+    def __init__(
+        self, config: Mapping[str, Any], past: Iterable[tuple[int, Mapping[str, float]]] = (), devices: int = 1
+    ):
         """Goes on after `past`, lines of the metrics [(step, values)], of which nothing is said again.
 
         Args:
           config: of the run, flat: what would help depends on what it has.
+          devices: of the run, for the same reason.
         """
-        self._config, self._curves, self._present = config, _Curves(), set()
+        self._config, self._devices, self._curves, self._present = config, devices, _Curves(), set()
         for step, values in past:
             self.see(step, values)
 
@@ -145,6 +149,8 @@ class Watch:
         return [line for line in told if line]
 
     def _changed(self, name: str, condition: Condition, step: int) -> str | None:
+        if name == SATURATED and self._config["objective.name"] in UNCENTRED:
+            return None  # its logits have no zero, so that accuracy says nothing
         present = name in self._present
         evidence = condition.detect(self._curves, present)
         if (evidence is not None) == present:
@@ -152,7 +158,7 @@ class Watch:
         self._present ^= {name}
         if evidence is None:
             return f"step {step:,}: {condition.over}"
-        advice = ", or ".join(map(in_words, remedies(name, self._config)))
+        advice = ", or ".join(map(in_words, remedies(name, self._config, self._devices)))
         helps = f". What may help: {advice}" if advice else ""
         return f"step {step:,}: {condition.title}: {evidence}{helps} (docs/health.md)"
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gan_jax import overfitting
 from gan_jax.devices import Devices
-from gan_jax.state import Hyperparameters, Recipe, TrainState
+from gan_jax.state import Recipe, TrainState, numbers_now
 
 
 @jax.named_scope("discriminator_loss")  # a name that traces and profiles show
@@ -31,7 +31,7 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
     latents = recipe.prior(latent_keys)
     fake, _ = recipe.generator.apply(state.generator.params, state.generator.stats, latents, True, *labels)
     critic = _critic(recipe, params, old_stats, labels)
-    again = _seen_again(recipe, critic, latent_keys, real, fake)
+    again = [partial(_logits_again, recipe, critic, latent_keys, *each) for each in enumerate((real, fake))]
     real, fake = _seen(recipe, state, latent_keys, real, fake)
     real_logits, fake_logits, stats = _logits(recipe, recipe.discriminator.apply, params, old_stats, real, fake, labels)
     penalty, weight = _penalty(recipe, state, critic, _one_a_pack(recipe, penalty_keys), real, fake)
@@ -40,8 +40,8 @@ def discriminator_loss(recipe: Recipe, state: TrainState, params, real, latent_k
     if state.memory is not None and state.memory.adaptive is not None:
         metrics["augment_probability"] = overfitting.probability(state)
     total = loss + weight * penalty
-    for name, (weight, value) in overfitting.regularisers(state, real_logits, fake_logits, *again).items():
-        total, metrics[name] = total + weight * value, value
+    for name, (share, value) in overfitting.regularisers(state, real_logits, fake_logits, *again).items():
+        total, metrics[name] = total + share * value, value
     return total, (stats, metrics, _largest(real_logits, fake_logits))
 
 
@@ -93,14 +93,10 @@ def _seen(recipe, state, latent_keys, real, fake):
     return packed(recipe, augment(keys[:, 0], real)), packed(recipe, augment(keys[:, 1], fake))
 
 
-def _seen_again(recipe, critic, latent_keys, real, fake):
-    """Two functions () -> D's logits, of the real and of the fake examples, transformed by keys of their own."""
-
-    def logits(which, x):
-        keys = _keys_of_both(latent_keys, 2**32 - 2)[:, which]
-        return critic(packed(recipe, recipe.transform(keys, x)))
-
-    return partial(logits, 0, real), partial(logits, 1, fake)
+def _logits_again(recipe, critic, latent_keys, which: int, x):
+    """D's logits of the real (0) or the fake (1) examples x, transformed by keys of their own."""
+    keys = _keys_of_both(latent_keys, 2**32 - 2)[:, which]
+    return critic(packed(recipe, recipe.transform(keys, x)))
 
 
 def _keys_of_both(latent_keys, number: int):
@@ -167,8 +163,3 @@ def _mean_penalty(recipe, critic, *points):
 
 def _largest(*logits):
     return jnp.max(jnp.stack([jnp.max(jnp.abs(each)) for each in logits]))
-
-
-def numbers_now(recipe: Recipe, state: TrainState) -> Hyperparameters:
-    """The hyperparameters as the recipe's schedule has them in this step."""
-    return recipe.schedule(state.hyperparameters, state.step)

@@ -17,10 +17,10 @@ Config = Mapping[str, Any]
 Changes = dict[str, Any]
 
 
-def remedies(condition: str, config: Config) -> list[Changes]:
-    """What may help a run of this flat config against the condition, the first choice first."""
+def remedies(condition: str, config: Config, devices: int = 1) -> list[Changes]:
+    """What may help a run of this flat config on so many devices against the condition, the first choice first."""
     found = (remedy(config) for remedy in REMEDIES[condition])
-    return [changes for changes in found if changes][:SAID]
+    return [changes for changes in found if changes and _whole_groups({**config, **changes}, devices)][:SAID]
 
 
 def in_words(changes: Changes) -> str:
@@ -35,6 +35,8 @@ def _penalty(config: Config) -> Changes:
         return {}
     name, weight = ("wgan_gp", 10.0) if config["objective.name"] == "wgan" else ("r1_r2", 0.1)
     changes = {"penalty.name": name, "penalty.weight": weight}
+    if config["discriminator.clip"]:  # which would hold back what the penalty asks for
+        changes["discriminator.clip"] = 0.0
     if config["discriminator.normalization"] == "batch":
         changes["discriminator.normalization"] = "none"
         changes |= {"discriminator.one_pass": False} if config["discriminator.one_pass"] else {}
@@ -46,20 +48,20 @@ def _compares(config: Config) -> bool:
 
 
 def _packing(config: Config) -> Changes:
-    fits = not config["conditional"] and _divides(config, 2)
-    return {"discriminator.packing": 2} if config["discriminator.packing"] == 1 and fits else {}
+    has = config["discriminator.packing"] > 1
+    return {} if has or config["conditional"] else {"discriminator.packing": 2}
 
 
 def _minibatch_stddev(config: Config) -> Changes:
-    fits = config["penalty.name"] == "none" and not config["discriminator.one_pass"] and _divides(config, 4)
+    fits = config["penalty.name"] == "none" and not config["discriminator.one_pass"]
     return {"discriminator.minibatch_stddev": 4} if not config["discriminator.minibatch_stddev"] and fits else {}
 
 
-def _divides(config: Config, examples: int) -> bool:
-    """Whether micro-batches are whole groups still, if so many more examples belong together."""
+def _whole_groups(config: Config, devices: int) -> bool:
+    """Whether each device's micro-batches are whole packs and groups, as `combinations.check_batch` asks for."""
     group = config["discriminator.minibatch_group"] if config["discriminator.minibatch_discrimination"] else 1
     groups = math.lcm(config["discriminator.minibatch_stddev"] or 1, group) * config["discriminator.packing"]
-    return config["batch_size"] % (config["accumulate"] * groups * examples) == 0
+    return config["batch_size"] % (devices * config["accumulate"] * groups) == 0
 
 
 def _feature_matching(config: Config) -> Changes:
@@ -82,6 +84,7 @@ def _label_smoothing(config: Config) -> Changes:
 
 def _spectral_norm(config: Config) -> Changes:
     has = config["discriminator.spectral_norm"] or config["discriminator.clip"]
+    has = has or config["discriminator.network"] == "r3gan"  # whose start it would undo
     return {} if has else {"discriminator.spectral_norm": True}
 
 

@@ -102,6 +102,7 @@ SCHEMA = {
     "objective.feature_matching": NON_NEGATIVE,
     "penalty.name": one_of(PENALTIES),
     "penalty.weight": NON_NEGATIVE,
+    "penalty.every": POSITIVE_INT,
     "penalty.weight_to": NON_NEGATIVE,
     "augment.instance_noise": NON_NEGATIVE,
     "augment.policy": Rule(
@@ -111,7 +112,6 @@ SCHEMA = {
     "augment.ada_target": FRACTION,
     "augment.ada_interval": POSITIVE_INT,
     "augment.ada_images": POSITIVE_INT,
-    "penalty.every": POSITIVE_INT,
     **{f"generator.{key}": rule for key, rule in _NETWORK.items()},
     "generator.ema_decay": FRACTION,
     "generator.ema_half_life": NON_NEGATIVE,

@@ -108,3 +108,8 @@ class Recipe(NamedTuple):
     one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
     conditional: bool  # whether both players see the labels
     unroll: bool  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU
+
+
+def numbers_now(recipe: Recipe, state: TrainState) -> Hyperparameters:
+    """The hyperparameters as the recipe's schedule has them in this step."""
+    return recipe.schedule(state.hyperparameters, state.step)

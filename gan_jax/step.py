@@ -17,10 +17,10 @@ import optax
 
 from gan_jax import order, overfitting
 from gan_jax.devices import Devices, example_keys, example_slots
-from gan_jax.losses import discriminator_loss, generator_loss, labels_of, numbers_now, packed
-from gan_jax.state import Average, Hyperparameters, Player, Recipe, TrainState
+from gan_jax.losses import discriminator_loss, generator_loss, labels_of, packed
+from gan_jax.state import Average, Hyperparameters, Player, Recipe, TrainState, numbers_now
 
-COPIED = 64  # examples of which copies are in memory at a time
+COPIED = 64  # examples of which copies, or what D makes of them, are in memory at a time
 
 
 class StepKeys(NamedTuple):
@@ -209,7 +209,7 @@ def discriminate(recipe: Recipe, player: Player, x):
     return jax.lax.map(of_copies, x, batch_size=COPIED)
 
 
-def judge(recipe: Recipe, player: Player, x, *labels):
+def judge(recipe: Recipe, player: Player | Average, x, *labels):
     """D's logits at x [n, ...], in packs and groups of neighbours as in training, with its running statistics.
 
     Returns: [n / packing]; n must be whole packs and groups, `together` examples each. A conditional one is given

@@ -89,7 +89,8 @@ def _health(setup: Setup, workdir: Path) -> Health | None:
     """Of the first process alone. It knows what the run's metrics so far were."""
     if not setup.config.health_every or not processes.is_first():
         return None
-    return Health(Vitals(setup), Watch(flatten(setup.config.to_dict()), read_metrics(workdir / METRICS)))
+    config, past = flatten(setup.config.to_dict()), read_metrics(workdir / METRICS)
+    return Health(Vitals(setup), Watch(config, past, setup.devices.count))
 
 
 def _best(setup: Setup, scoring: Scoring | None, workdir: Path):

@@ -11,7 +11,7 @@ from gan_jax.networks.spectral import matrices
 from gan_jax.recipe import Setup
 from gan_jax.state import Average, TrainState
 
-EXAMPLES = 256  # of the data, and as many samples; or as many more as make whole groups for D
+EXAMPLES = 256  # of the data, and as many samples; or as many more as make whole chunks, of whole groups for D
 CLUSTERS, LLOYD = 16, 10  # of the data, and iterations by which they are found
 RESOLUTION = 1e-8  # of singular values, relative to the largest one
 
@@ -30,7 +30,8 @@ class Vitals:
         """
         recipe = setup.recipe
         self._look = like._look if like else jax.jit(partial(_look, recipe))
-        count = -(-EXAMPLES // recipe.together) * recipe.together
+        self._chunk = -(-step.COPIED // recipe.together) * recipe.together
+        count = -(-EXAMPLES // self._chunk) * self._chunk
         real = independent(setup.source, jax.random.split(setup.keys.backdrop, count))
         self._real, self._labels = np.asarray(real["image"]), losses.labels_of(recipe, real)
         self._keys, data = jax.random.split(setup.keys.pictures, count), _flat(self._real)
@@ -49,15 +50,21 @@ class Vitals:
           1 / RESOLUTION).
         """
         # Through the host, where the singular values are taken; of several processes each has a copy of the state.
-        generator, discriminator = jax.device_get((state.generator, state.discriminator))
-        fake, *logits = self._look(self._keys, generator, discriminator, self._real, *self._labels)
+        players = state.generator, state.discriminator
+        generator, discriminator = jax.device_get([Average(player.params, player.stats) for player in players])
+        examples = self._keys, self._real, *self._labels
+        fake, *logits = self._look(generator, discriminator, jax.tree.map(self._in_chunks, examples))
         found = (
-            self._diversity(_flat(fake))
-            | _ranges(*map(np.asarray, logits))
+            self._diversity(_flat(fake.reshape(self._real.shape)))
+            | _ranges(*map(np.ravel, logits))
             | _singular("g", generator.params)
             | _singular("d", discriminator.params)
         )
         return {name: value for name, value in found.items() if np.isfinite(value)}
+
+    def _in_chunks(self, x):
+        """x [n, ...] as what is in memory at a time: [n / chunk, chunk, ...]."""
+        return x.reshape(-1, self._chunk, *x.shape[1:])
 
     def _diversity(self, samples: np.ndarray) -> dict[str, float]:
         if not self._apart or not np.isfinite(samples).all():  # the data is one example over and over; G is lost
@@ -120,10 +127,15 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0))
 
 
-def _look(recipe, keys, generator, discriminator, real, *labels):
-    """(samples, D's logits of the real examples, of the samples)."""
-    fake = step.sample(recipe, Average(generator.params, generator.stats), recipe.prior(keys), *labels)
-    return fake, *(step.judge(recipe, discriminator, x, *labels) for x in (real, fake))
+def _look(recipe, generator, discriminator, examples):
+    """Of (keys, real, labels), each in chunks: (samples, D's logits of the real examples, of the samples)."""
+
+    def look(chunk):
+        keys, real, *labels = chunk
+        fake = step.sample(recipe, generator, recipe.prior(keys), *labels)
+        return fake, *(step.judge(recipe, discriminator, x, *labels) for x in (real, fake))
+
+    return jax.lax.map(look, examples)
 
 
 def _ranges(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:

@@ -64,12 +64,12 @@ def shrunk():
     return shrunk_config
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized():
-    """Compiles with all of XLA's care: for modules whose programs run for longer than they compile."""
+    """Compiles with all of XLA's care, as a user does: for tests of that, and where running is most of the time."""
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

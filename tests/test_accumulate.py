@@ -213,16 +213,14 @@ def test_normalised_micro_batches_are_the_same_on_many_devices(shrunk):
 
 
 @pytest.fixture
-def program(shrunk):
+def program(shrunk, optimized):
     """`program(name, variant, changes, layout, count)`: (the Setup, its compiled step) as a run compiles it."""
-    jax.config.update("jax_disable_most_optimizations", False)
 
     def get(name, variant, changes, layout="mesh", count=1):
         setup = build(shrunk(name, variant, changes), layout, count)
         return setup, compiled(setup)[0].compiled
 
-    yield get
-    jax.config.update("jax_disable_most_optimizations", True)
+    return get
 
 
 LARGE = {

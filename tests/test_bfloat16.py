@@ -38,6 +38,7 @@ CASES = {
     "mlp, packs": ("digits", normalised("layer", "group") | PENALTY | {"discriminator.packing": 2}),
     "dcgan": ("dcgan", normalised("group", "batch") | ATTENTION | SPECTRAL),
     "dcgan, plain": ("dcgan", normalised("none", "none") | {"accumulate": 2, "batch_size": 16}),
+    "r3gan": ("r3gan", CONDITIONAL),
     "resnet": ("sngan", normalised("batch", "layer") | ATTENTION | CONDITIONAL),
 }
 # Learning rates so small that a step is lost where parameters are rounded to bfloat16, and not in float32: those of a
@@ -124,9 +125,10 @@ def test_training_follows_float32(shrunk, case):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_not_rounded_to_bfloat16(family):
     """Or the difference of two logits near 10, which a relativistic loss sees, would be right to 0.06 at best."""
-    network = from_linen(small(FAMILIES[family].discriminator, depth=1, dtype=jnp.bfloat16), "default")
+    network = from_linen(small(FAMILIES[family].discriminator, depth=1, dtype=jnp.bfloat16, classes=3), "default")
+    label = np.arange(8) % 3
     x = np.random.default_rng(0).standard_normal((8, 8, 8, 1)).astype(np.float32)
-    rng, shapes = np.random.default_rng(1), jax.eval_shape(network.init, jax.random.key(0), x)
+    rng, shapes = np.random.default_rng(1), jax.eval_shape(network.init, jax.random.key(0), x, label)
     params, stats = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
-    logits = jax.jit(network.apply, static_argnums=3)(params, stats, x, True)[0]
+    logits = jax.jit(network.apply, static_argnums=3)(params, stats, x, True, label)[0]
     assert np.any(logits != logits.astype(jnp.bfloat16).astype(jnp.float32))

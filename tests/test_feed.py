@@ -58,6 +58,7 @@ def config_of(shrunk, array_file, placement, **changes):
     return shrunk("digits", None, data | {"batch_size": 4, "num_steps": 9} | changes)
 
 
+@pytest.mark.usefixtures("optimized")  # these are two programs, which round alike as users compile them
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_a_streamed_run_gives_the_bits_of_a_resident_one(shrunk, array_file, tmp_path, monkeypatch, parallel):
     monkeypatch.setattr("gan_jax.data.reading.SAMPLED", 5)  # of which the scale of DRAGAN's noise comes

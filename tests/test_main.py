@@ -192,7 +192,10 @@ def parse(monkeypatch, *argv):
             r"^config key generator\.optimizer\.learning_rate is 'fast'; it must be a number greater than 0$",
         ),
         ("discriminator.one_pass=maybe", r"^config key discriminator\.one_pass is 'maybe'; it must be True or False$"),
-        ("bach_size=8", r"^unknown config key bach_size; did you mean batch_size\? valid keys: seed, num_steps, batch"),
+        (
+            "bach_size=8",
+            r"^unknown config key bach_size; did you mean batch_size\? valid keys: seed, num_steps, burn_in",
+        ),
         ("generator.widht=8", r"^unknown config key generator\.widht; did you mean generator\.width\? valid keys: gen"),
         ("zzz=8", r"^unknown config key zzz; valid keys: seed, "),
         (

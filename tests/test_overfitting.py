@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from rounding import DESCENT, TOLERANCE
 
 from gan_jax import augment, overfitting, recipe, step, transforms
 from gan_jax.checkpoints import Checkpoints
@@ -20,12 +21,6 @@ from gan_jax.population import Population
 from gan_jax.state import Adaptive, LogitAverages, TrainState
 
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
-TOLERANCE = 1e-4  # see on_eight_devices.py, where the same is compared with the same descent
-DESCENT = {
-    f"{player}.optimizer.{key}": value
-    for player in ("generator", "discriminator")
-    for key, value in {"name": "sgd", "b1": 0.5, "learning_rate": 0.1, "decay_to": 1.0}.items()
-}
 SMALL = {"generator.depth": 0, "discriminator.depth": 0, "batch_size": 16}
 POLICY = {"augment.policy": "contrast,translation"}
 ADA = POLICY | {

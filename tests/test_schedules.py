@@ -1,4 +1,4 @@
-"""What moves over the burn-in: closed forms, what is off, and the same bits after an interruption."""
+"""What moves over the burn-in: closed forms, and what is off."""
 
 from functools import partial
 
@@ -92,7 +92,6 @@ def test_a_step_has_the_numbers_of_its_schedule(shrunk):
     setup = build(shrunk("mixture", "ring8", SCHEDULES))
     rate = {f"{player}.optimizer.decay_to": 1.0 for player in ("generator", "discriminator")}
     plain = build(shrunk("mixture", "ring8", SCHEDULES | OFF | rate | {"generator.ema_decay": 0.0}))
-    # The average's cap would be in the way: it is off late in a run, and moves nothing else.
     one = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
     bare = partial(step.train_steps, plain.recipe, plain.devices, plain.source, 1)
     one, bare = jax.jit(one), jax.jit(bare)

@@ -220,6 +220,7 @@ def test_a_run_that_lost_its_newest_checkpoint_ends_in_the_same_bits(config, uni
     assert_same_end(end_of_a_run(config, tmp_path), uninterrupted)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_batch_statistics_survive_an_interruption(shrunk, tmp_path):
     config = shrunk("dcgan")
     assert start_run(config, tmp_path / "whole")

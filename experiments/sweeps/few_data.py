@@ -7,6 +7,8 @@ no player sees. The network whose features are compared was trained on those. Th
 first; of LeCam's weight 0.01, 0.03, 0.1 and 0.3 were, with two seeds each.
 """
 
+from gan_jax import transforms
+
 PLAIN = {
     "data.split": "test",
     "evaluation.split": "train",
@@ -18,7 +20,7 @@ PLAIN = {
     "evaluate_every": 4_000,
     "sample_every": 0,
 }
-DIFF_AUGMENT = {"augment.policy": "color,translation,cutout"}
+DIFF_AUGMENT = {"augment.policy": transforms.DIFF_AUGMENT}
 ADA = {
     "augment.policy": "translation,scale,color",
     "augment.probability": 0.0,

@@ -95,4 +95,4 @@ class Discriminator(nn.Module):
         x = BesideNeighbours(self.minibatch, self.dtype)(x.reshape(len(x), -1))
         self.sow("intermediates", "features", x)
         logits = nn.Dense(1, dtype=jnp.float32, kernel_init=dcgan_init)(x)[:, 0]
-        return Projection(self.classes, self.dtype, dcgan_init)(logits, x, label)
+        return Projection(self.classes, dcgan_init)(logits, x, label)

@@ -188,11 +188,10 @@ class Projection(nn.Module):
     """How a class gets into a discriminator: logit = w.phi(x) + b + <embed(y), phi(x)> (arXiv:1802.05637, equation 3).
 
     `table_init` is the initialiser of w with [classes, features] for a shape: to the examples of a class y the last
-    layer's kernel is w + embed(y), so that both are as random. The sum over features is in float32 for every dtype.
+    layer's kernel is w + embed(y), so that both are as random. All of it is in float32.
     """
 
     classes: int  # 0: the logits are left alone
-    dtype: Any
     table_init: Any
 
     @nn.compact
@@ -201,8 +200,8 @@ class Projection(nn.Module):
         check_label(self.classes, label, features.shape[0])
         if not self.classes:
             return logits
-        rows = Embedding(self.classes, features.shape[-1], self.dtype, self.table_init)(label)
-        return logits + jnp.sum(rows.astype(jnp.float32) * features.astype(jnp.float32), axis=-1)
+        rows = Embedding(self.classes, features.shape[-1], jnp.float32, self.table_init)(label)
+        return logits + jnp.sum(rows * features.astype(jnp.float32), axis=-1)
 
 
 def check_label(classes: int, label, n: int) -> None:

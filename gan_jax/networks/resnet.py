@@ -181,4 +181,4 @@ class Discriminator(nn.Module):
         x = BesideNeighbours(self.minibatch, self.dtype)(x)
         self.sow("intermediates", "features", x)
         logits = nn.Dense(1, dtype=jnp.float32, kernel_init=xavier_init)(x)[:, 0]
-        return Projection(self.classes, self.dtype, row_init)(logits, x, label)
+        return Projection(self.classes, row_init)(logits, x, label)
