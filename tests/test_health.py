@@ -305,7 +305,7 @@ def test_what_is_not_finite_is_left_out(measured):
     assert all(map(math.isfinite, signs.values()))
     assert {"logit_real_min", "d_singular_max"} <= signs.keys()
     assert not {"diversity", "g_singular_max"} & signs.keys()
-    alike = replaced(state.generator, kernel=1.0)  # kernels of rank 1
+    alike = replaced(state.generator, kernel=1.0, bias=0.0)  # kernels of rank 1
     assert_allclose(vitals.signs(state.replace(generator=alike))["g_singular_spread"], 1 / RESOLUTION)
 
 

@@ -495,7 +495,7 @@ def test_resampling_convolutions_refuse_other_kernels(function):
 
 
 @pytest.mark.parametrize("layer", ["conv", "upsample_conv", "conv_mean_pool"])
-@pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 8, 4, 12, 2), (1, 4, 4, 64, 66), (1, 6, 2, 64, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 4, 4, 64, 66), (1, 6, 2, 64, 64)], ids=str)
 def test_convolutions_of_stride_1_and_their_gradients_are_those_of_the_plain_form(shape, layer):
     n, height, width, c, f = shape
     rng = np.random.default_rng(0)

@@ -122,8 +122,6 @@ def test_what_jit_reduces_are_the_gradients_of_each_pass_at_most(shrunk):
         ("mixture", "grid25", {}),
         ("wgan_gp", None, {}),
         ("dcgan", None, {"conditional": True}),
-        ("wgan", None, {"discriminator.steps": 1}),
-        ("mle_gan", None, {}),
         ("resnet", None, {"discriminator.steps": 1}),
     ],
 )

@@ -514,7 +514,6 @@ def test_truncated_and_flipped_array_files(form, tmp_path):
 @pytest.mark.parametrize(
     ("name", "split", "counts"),
     [
-        ("mnist", "train", [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]),
         ("mnist:3.0.1", "test", [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]),
         ("cifar10", "test", [1000] * 10),
     ],

@@ -111,6 +111,7 @@ def test_the_study_of_stacked_mnist_from_end_to_end(shrunk, tfds_data, tmp_path,
     config = shrunk("stacked_mnist", None, {"data.split": "test"})
     monkeypatch.setattr(stacked_mnist.stacked_mnist, "get_config", lambda: ConfigDict(config.to_dict()))
     monkeypatch.setattr(stacked_mnist, "SAMPLES", 40)
+    monkeypatch.setattr(stacked_mnist, "SEEDS", range(1))
     monkeypatch.setattr(runs, "FOLDER", tmp_path / "runs")
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     monkeypatch.setattr("sys.argv", ["stacked_mnist", str(tfds_data)])
