@@ -38,7 +38,7 @@ CASES = {
     "mlp, packs": ("digits", normalised("layer", "group") | PENALTY | {"discriminator.packing": 2}),
     "dcgan": ("dcgan", normalised("group", "batch") | ATTENTION | SPECTRAL),
     "dcgan, plain": ("dcgan", normalised("none", "none") | {"accumulate": 2, "batch_size": 16}),
-    "r3gan": ("r3gan", CONDITIONAL),
+    "r3gan": ("r3gan", CONDITIONAL | {f"{player}.optimizer.b2_to": 0.0 for player in BOTH}),
     "resnet": ("sngan", normalised("batch", "layer") | ATTENTION | CONDITIONAL),
 }
 # Learning rates so small that a step is lost where parameters are rounded to bfloat16, and not in float32: those of a
