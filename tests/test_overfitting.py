@@ -326,6 +326,10 @@ def test_members_of_a_population_have_their_own(shrunk):
         ),
         ({"augment.probability": 1.5}, r"augment\.probability is 1\.5; it must be a number from 0 to 1"),
         ({"data.name": "ring8", "augment.policy": "color"}, r"for images, but ring8 is points; set it to none"),
+        (
+            {"augment.policy": "flip", "augment.probability": 0.0},
+            r"nothing is transformed; give it a probability, .* or set augment\.policy to none",
+        ),
         ({"augment.ada_target": 0.6}, r"ada_target is 0\.6, but augment\.policy is none: .*set ada_target to 0"),
         (
             {"augment.ada_target": 0.6, "augment.policy": "flip", "objective.name": "rpgan"},
