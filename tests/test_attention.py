@@ -124,7 +124,10 @@ def test_sizes_are_those_of_images_inside_that_halve_once_more():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"generator.network": "mlp"}, r"generator\.attention is 4, but mlp has no self-attention.* one of dcgan, resnet"),
+        (
+            {"generator.network": "mlp"},
+            r"attention is 4, but mlp has no self-attention.* one of dcgan, resnet",
+        ),
         ({"generator.attention": 8}, r"generator\.attention is 8; .* inside this dcgan of depth 1 .* are even: 4$"),
         ({"discriminator.attention": 3}, r"discriminator\.attention is 3; it must be 0, or the height of images "),
         ({"discriminator.attention": -1}, r"attention is -1; it must be an integer, 0 or more"),
