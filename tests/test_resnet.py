@@ -185,3 +185,24 @@ def test_a_class_gets_into_a_generator_by_every_normalisation_and_nowhere_else(n
         assert moved[3] > 1e-3
         if normalization != "batch":
             np.testing.assert_allclose(moved[:3], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "inner"), [(32, 4), (48, 6), (64, 4)])
+def test_images_of_the_papers_sizes_and_labels_go_through_both_players(side, inner):
+    """Traced alone, which already fails where a size does not fit."""
+    halvings, normalized = (side // inner).bit_length() - 1, {"normalization": "batch", "classes": 10}
+    generator = FAMILIES["resnet"].generator(shape=(side, side, 3), depth=halvings, **architecture(**normalized))
+    discriminator = FAMILIES["resnet"].discriminator(depth=halvings - 1, **architecture(classes=10))
+
+    def play(key, z, label):
+        images, params = generator.init_with_output(key, z, True, label)
+        logits, _ = discriminator.init_with_output(key, images, True, label)
+        return images, logits, params
+
+    key, z, label = jax.random.key(0), jnp.zeros((5, 16)), jnp.zeros(5, jnp.int32)
+    images, logits, params = jax.eval_shape(play, key, z, label)
+    assert (images.shape, logits.shape) == ((5, side, side, 3), (5,))
+    assert flatten_dict(params["params"])["Dense_0", "kernel"].shape == (16, inner * inner * 8)
+    tables = [leaf for path, leaf in flatten_dict(params["params"]).items() if path[-1] == "scale"]
+    assert len(tables) == 2 * halvings + 1
+    assert all(leaf.shape == (10, 8) for leaf in tables)
