@@ -4,7 +4,8 @@ python -m gan_jax.sweep --config=configs/dcgan.py --sweep=experiments/sweeps/att
 
 The images inside that attend are 4x4, the middle of three sizes. SAGAN's losses and normalisations: hinge, spectral in
 both players, batch in G.
-What came of it, in 2 minutes on two CPU cores beside other work, is in
+
+What came of it, in 2 minutes on two CPU cores beside other work:
 experiments/results/sweeps/attention_digits/summary.md.
 """
 

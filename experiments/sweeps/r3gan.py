@@ -4,7 +4,8 @@ python -m gan_jax.sweep --config=configs/mixture.py:grid25 --sweep=experiments/s
 
 Three seeds of each. The relativistic loss everywhere; the schedules are those of the published code over the first two
 thirds of the run, from the numbers that the runs without them keep.
-What came of it, in 5 minutes on two CPU cores beside other work, is in
+
+What came of it, in 5 minutes on two CPU cores beside other work:
 experiments/results/sweeps/r3gan_grid25/summary.md.
 """
 
