@@ -310,7 +310,7 @@ def player_flops(config, player, layout, count):
     ("name", "places"),
     [
         ("steep", [("mesh", 8)]),
-        ("dcgan", [("mesh", 2), ("mesh", 4), ("mesh", 8), ("pmapped", 8)]),
+        ("dcgan", [("mesh", 2), ("mesh", 8), ("pmapped", 4)]),
     ],
 )
 def test_each_device_does_its_share_of_each_player_s_work(shrunk, name, places, player):

@@ -31,7 +31,6 @@ CASES = [(name, 4, "mesh", 1) for name in RECIPES] + [
     ("mixture", 16, "mesh", 1),  # micro-batches of a single example
     ("mixture", 4, "pmapped", 2),
     ("wgan_gp", 2, "pmapped", 4),
-    ("conditional", 4, "mesh", 2),
 ]
 
 

@@ -59,10 +59,9 @@ def config_of(shrunk, array_file, placement, **changes):
 
 
 @pytest.mark.usefixtures("optimized")  # these are two programs, which round alike as users compile them
-@pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_a_streamed_run_gives_the_bits_of_a_resident_one(shrunk, array_file, tmp_path, monkeypatch, parallel):
+def test_a_streamed_run_gives_the_bits_of_a_resident_one(shrunk, array_file, tmp_path, monkeypatch):
     monkeypatch.setattr("gan_jax.data.reading.SAMPLED", 5)  # of which the scale of DRAGAN's noise comes
-    changes = {"data.flip": True, "conditional": True, "parallel": parallel, "discriminator.steps": 2}
+    changes = {"data.flip": True, "conditional": True, "discriminator.steps": 2}
     changes |= {"penalty.name": "dragan", "penalty.weight": 1.0, "log_every": 3}  # calls of two steps, and of one
     for placement in ("device", "stream"):
         setup = recipe.build(config_of(shrunk, array_file, placement, **changes))

@@ -189,22 +189,22 @@ def test_a_finished_sweep_is_not_run_again(swept):
     assert {path: path.stat().st_mtime_ns for path in (folder / "members").rglob("*")} == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_sweep_that_was_ended_goes_on_exactly(swept, tmp_path, number):
+def test_a_sweep_that_was_ended_goes_on_exactly(swept, tmp_path):
+    """Ended by a kill once it has saved its first checkpoint, and asked to stop once it has saved a second."""
     file, finished = swept
-    arguments = [sys.executable, "-m", "gan_jax.sweep", *SHORT, f"--sweep={file}", f"--workdir={tmp_path}"]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("programs/*/checkpoints/10")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    process.communicate()
-    assert not (tmp_path / "results.csv").exists()
-    assert not list(tmp_path.glob("members/*/member.json"))
-    if number == signal.SIGTERM:
-        assert process.returncode == 0
-    done = run(*SHORT, f"--sweep={file}", f"--workdir={tmp_path}")
+    arguments = [*SHORT, f"--sweep={file}", f"--workdir={tmp_path}"]
+    for number, step, status in ((signal.SIGKILL, 10, -signal.SIGKILL), (signal.SIGTERM, 20, 0)):
+        command = [sys.executable, "-m", "gan_jax.sweep", *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob(f"programs/*/checkpoints/{step}")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == status
+        assert not (tmp_path / "results.csv").exists()
+    done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path) == files(finished)
 
