@@ -134,6 +134,9 @@ class Watch:
           devices: of the run, for the same reason.
         """
         self._config, self._devices, self._curves, self._present = config, devices, _Curves(), set()
+        # Logits without a zero make accuracy meaningless.
+        unseen = {SATURATED} if config["objective.name"] in UNCENTRED else set()
+        self._conditions = {name: CONDITIONS[name] for name in CONDITIONS if name not in unseen}
         for step, values in past:
             self.see(step, values)
 
@@ -145,12 +148,10 @@ class Watch:
     def see(self, step: int, values: Mapping[str, float]) -> list[str]:
         """What is to be said of these metrics of a step, a line each; the steps ascend."""
         self._curves.add(step, values)
-        told = (self._changed(name, condition, step) for name, condition in CONDITIONS.items())
+        told = (self._changed(name, condition, step) for name, condition in self._conditions.items())
         return [line for line in told if line]
 
     def _changed(self, name: str, condition: Condition, step: int) -> str | None:
-        if name == SATURATED and self._config["objective.name"] in UNCENTRED:
-            return None  # its logits have no zero, so that accuracy says nothing
         present = name in self._present
         evidence = condition.detect(self._curves, present)
         if (evidence is not None) == present:

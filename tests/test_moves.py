@@ -255,7 +255,7 @@ def alone(shrunk):
     return built, moved(built)
 
 
-@pytest.mark.parametrize("layout", [pmapped])
+@pytest.mark.parametrize("layout", [mesh, pmapped])
 def test_two_devices_move_as_one(shrunk, alone, layout):
     if jax.device_count() < 2:
         pytest.skip("needs 2 devices")

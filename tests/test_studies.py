@@ -77,9 +77,8 @@ def test_metric_is_below_the_truth_at_any_other_discriminator():
         assert other < truth(name)
 
 
-@pytest.mark.parametrize("name", ["plane"])
-def test_trained_discriminator_approaches_the_optimal_one(name):
-    case = optimal_discriminator.cases()[name]
+def test_trained_discriminator_approaches_the_optimal_one():
+    case = optimal_discriminator.cases()["plane"]
     early, late = (
         optimal_discriminator.score(case, logits) for logits in optimal_discriminator.trained(case, (20, 600), {})
     )
@@ -104,12 +103,9 @@ def test_grid_integrates_densities_to_one():
             assert_allclose(np.sum(source.density(case.grid.points)) * case.grid.volume, 1, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("case", "method"),
-    [("mixtures", "wgan_gp_one_sided, weight 10")],
-)
-def test_critic_under_a_gradient_penalty_estimates_w1(case, method):
-    case, method = wasserstein_critic.CASES[case], wasserstein_critic.METHODS[method]
+def test_critic_under_a_gradient_penalty_estimates_w1():
+    case = wasserstein_critic.CASES["mixtures"]
+    method = wasserstein_critic.METHODS["wgan_gp_one_sided, weight 10"]
     outcome = wasserstein_critic.trained(case, method, 0, updates=1_800)
     assert_allclose(outcome.estimate, outcome.exact, rtol=0.05)
     assert_allclose(outcome.estimate, outcome.predicted, rtol=0.03)
@@ -180,9 +176,8 @@ def test_lowest_of_two_rest_points(name, end):
         assert [mode_covering.modes_covered(*each) for each in (BOTH, ONE, (20.0, 0.5))] == [2, 1, 0]
 
 
-@pytest.mark.parametrize("name", ["fgan_hellinger"])
-def test_estimate_along_a_run_follows_the_truth(name):
-    values = estimated_divergence.run(name, steps=400)[5:]
+def test_estimate_along_a_run_follows_the_truth():
+    values = estimated_divergence.run("fgan_hellinger", steps=400)[5:]
     estimate, truth = values[values[:, 1] > 0.05].T
     assert len(truth) > 10
     assert truth.max() > 1.15 * truth.min()  # it moves
