@@ -169,6 +169,13 @@ def test_each_condition_is_said_once_when_it_begins_and_once_when_it_is_over(fla
     assert watch.present == []
 
 
+@pytest.mark.parametrize(("objective", "present"), [("minimax", [SATURATED]), ("rpgan", []), ("wgan", [])])
+def test_saturation_is_not_looked_for_where_logits_have_no_zero(flat, objective, present):
+    right, vanished = dict.fromkeys(("d_accuracy_real", "d_accuracy_fake"), times(1.0, 20)), times(1e-6, 20)
+    past = lines_of(history(points=40, g_grad_norm=vanished, **right))
+    assert Watch(flat | {"objective.name": objective}, past).present == present
+
+
 @pytest.mark.parametrize("killed_at", [5, 30, 31, 32, 50, 70, 79])
 def test_a_run_that_goes_on_says_what_is_left_and_nothing_twice(flat, killed_at):
     past = list(lines_of(history(points=40, diversity=COMES_AND_GOES)))
