@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gan_jax.objectives import UNCENTRED
-from gan_jax.remedies import COLLAPSED, DIVERGING, SATURATED, in_words, remedies
+from gan_jax.remedies import COLLAPSED, DIVERGING, SATURATED, advice
 
 SPAN = 500  # steps for which something must last
 LEAST = 3  # points in them, or more steps are looked at
@@ -159,8 +159,7 @@ class Watch:
         self._present ^= {name}
         if evidence is None:
             return f"step {step:,}: {condition.over}"
-        advice = ", or ".join(map(in_words, remedies(name, self._config, self._devices)))
-        helps = f". What may help: {advice}" if advice else ""
+        helps = advice(name, self._config, self._devices)
         return f"step {step:,}: {condition.title}: {evidence}{helps} (docs/health.md)"
 
 

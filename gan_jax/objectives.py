@@ -4,9 +4,9 @@ Throughout, `a = D(x)` is the *logit* of a real example and `b = D(G(z))` that o
 function, and every loss is minimised. The functions keep the dtype of the logits, take any shape, are pure, and go
 through `jit`, `grad` and `vmap`. Means over the minibatch are taken once, in the step.
 
-Where a loss is an exponential of the logit (`mle`, `fgan_kl`, `fgan_reverse_kl`, `fgan_hellinger`) its true value
-leaves float32 and bfloat16 beyond a logit of about 88.7: these return the infinity that the value rounds to, never a
-NaN, and the training loop stops and names the logit. All the others are finite at every logit that it can meet.
+Where a loss is an exponential of the logit (`EXPONENTIAL`) its true value leaves float32 and bfloat16 beyond a logit of
+about 88.7: these return the infinity that the value rounds to, never a NaN, and the training loop stops and names the
+logit. All the others are finite at every logit that it can meet.
 """
 
 from collections.abc import Callable, Sequence
@@ -123,6 +123,9 @@ NAMED = OBJECTIVES | {"feature_matching": logistic(jnp.zeros_like)}
 
 # The objectives whose discriminator is a classifier of real against fake, so that a target can be smoothed.
 LOGISTIC = ("minimax", "non_saturating", "mle", "feature_matching")
+
+# The objectives of which a loss overflows.
+EXPONENTIAL = ("mle", "fgan_kl", "fgan_reverse_kl", "fgan_hellinger")
 
 # The objectives that leave D's logits free up to a constant: the sign of one says nothing.
 UNCENTRED = ("wgan", "rpgan")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gan_jax.objectives import LOGISTIC
+from gan_jax.objectives import EXPONENTIAL, LOGISTIC
 
 COLLAPSED, SATURATED, DIVERGING = "collapsed", "saturated", "diverging"
 SAID = 3  # remedies, the first ones that there are
@@ -21,6 +21,12 @@ def remedies(condition: str, config: Config, devices: int = 1) -> list[Changes]:
     """What may help a run of this flat config on so many devices against the condition, the first choice first."""
     found = (remedy(config) for remedy in REMEDIES[condition])
     return [changes for changes in found if changes and _whole_groups({**config, **changes}, devices)][:SAID]
+
+
+def advice(condition: str, config: Config, devices: int = 1) -> str:
+    """The same as the end of a sentence, empty where nothing helps."""
+    found = remedies(condition, config, devices)
+    return f". What may help: {', or '.join(map(in_words, found))}" if found else ""
 
 
 def in_words(changes: Changes) -> str:
@@ -77,6 +83,10 @@ def _non_saturating(config: Config) -> Changes:
     return {"objective.name": "non_saturating"} if config["objective.name"] == "minimax" else {}
 
 
+def _finite_loss(config: Config) -> Changes:
+    return {"objective.name": "non_saturating"} if config["objective.name"] in EXPONENTIAL else {}
+
+
 def _label_smoothing(config: Config) -> Changes:
     able = config["objective.name"] in LOGISTIC and not config["objective.label_smoothing"]
     return {"objective.label_smoothing": 0.1} if able else {}
@@ -105,5 +115,5 @@ def _clipped_gradients(config: Config) -> Changes:
 REMEDIES = {
     COLLAPSED: (_penalty, _packing, _feature_matching, _instance_noise, _minibatch_stddev, _non_saturating),
     SATURATED: (_non_saturating, _penalty, _fewer_steps, _instance_noise, _spectral_norm, _label_smoothing),
-    DIVERGING: (_lower_rates, _penalty, _spectral_norm, _clipped_gradients),
+    DIVERGING: (_lower_rates, _finite_loss, _penalty, _spectral_norm, _clipped_gradients),
 }

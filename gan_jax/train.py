@@ -25,6 +25,7 @@ from gan_jax.feed import Feed, feed
 from gan_jax.generate import Generate
 from gan_jax.health import Watch
 from gan_jax.recipe import Setup, abstract_state, initial_state
+from gan_jax.remedies import DIVERGING, advice
 from gan_jax.schema import flatten
 from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
@@ -232,8 +233,8 @@ class _Loop:
         self._checkpoints.wait()
         raise DivergedError(
             f"step {first + index + 1:,}: {', '.join(bad)} not finite; the largest |logit| was "
-            f"{metrics['max_logit']:.4g}; the state of step {first:,} is saved. Lower learning rates, a "
-            "gradient penalty, or an objective without exponentials would help"
+            f"{metrics['max_logit']:.4g}; the state of step {first:,} is saved"
+            + advice(DIVERGING, flatten(self._config.to_dict()), self._setup.devices.count)
         )
 
     def _state_at(self, wanted: int) -> TrainState:

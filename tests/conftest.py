@@ -4,6 +4,7 @@ import atexit
 import gc
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,12 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 sys.path.insert(0, str(ROOT))  # for `configs`, which is not installed
 flags.FLAGS.mark_as_parsed()
+
+
+def with_devices(count: int) -> dict[str, str]:
+    """The environment of a process that is to have so many fake devices, and all else as here."""
+    rest = re.sub(rf"{FAKE_DEVICES}=\d+", "", os.environ["XLA_FLAGS"])
+    return os.environ | {"XLA_FLAGS": f"{rest} {FAKE_DEVICES}={count}".strip()}
 
 
 def shrunk_config(name: str, variant: str | None = None, changes: dict | None = None):

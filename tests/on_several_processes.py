@@ -83,7 +83,6 @@ def _agreements() -> dict:
 def main(coordinator: str, count: str, index: str, folder: str) -> None:
     """Writes `agreements-INDEX.json`, and of each run `NAME.npz`."""
     processes.join(coordinator, int(count), int(index))
-    jax.config.update("jax_disable_most_optimizations", True)
     folder = Path(folder)
     (folder / f"agreements-{index}.json").write_text(json.dumps(_agreements()))
     for name in RUNS:

@@ -1,6 +1,5 @@
 """Many devices: the same training as on one, the work shared, the statistics of the whole batch."""
 
-import os
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import with_devices
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import recipe
@@ -39,10 +39,8 @@ def build(config, layout, count):
 
 
 def test_eight_devices_train_as_one_does():
-    flags = "--xla_force_host_platform_device_count=8"
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(TESTS / "on_eight_devices.py")]
-    environment = os.environ | {"XLA_FLAGS": flags}
-    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=TESTS.parent, env=with_devices(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout
 

@@ -197,6 +197,7 @@ def test_remedies_are_such_that_the_config_lacks_and_may_have(condition, shrunk)
         ("dcgan", COMPARING),
         ("digits", {"moves": "consensus", "consensus.weight": 1.0}),
         ("wgan", {"accumulate": 2}),
+        ("mle_gan", {}),
         ("r3gan", {}),
     ):
         changes = {"discriminator.steps": 1} | changes
@@ -230,6 +231,8 @@ def test_remedies_depend_on_the_config(flat):
     assert in_words(remedies(DIVERGING, flat)[0]) == (
         "discriminator.optimizer.learning_rate=5e-05 generator.optimizer.learning_rate=5e-05"
     )
+    assert remedies(DIVERGING, flat | {"objective.name": "mle"})[1] == {"objective.name": "non_saturating"}
+    assert {"objective.name": "non_saturating"} not in remedies(DIVERGING, flat)
 
 
 # --- vital signs ------------------------------------------------------------------------------------------------

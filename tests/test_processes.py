@@ -4,7 +4,6 @@ They are real ones, on the loopback interface; their collectives are gloo's.
 """
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 import on_several_processes as together
 import pytest
+from conftest import with_devices
 from numpy.testing import assert_allclose
 from PIL import Image
 from rounding import DESCENT, TOLERANCE
@@ -83,7 +83,7 @@ class Started:
                 root = roots[i] if roots else ROOT
                 command = [sys.executable, *map(str, command)]
                 count = devices[i] if isinstance(devices, list) else devices
-                environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+                environment = with_devices(count)
                 self.processes.append(subprocess.Popen(command, cwd=root, env=environment, stdout=out, stderr=err))
 
     def ended(self):
@@ -169,11 +169,7 @@ def pair(tmp_path_factory):
 
 @pytest.mark.parametrize("name", together.RUNS)
 def test_two_processes_of_two_devices_train_as_one_process_does(pair, name):
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        expected = together.results(name, pair / "arrays.npz")
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    expected = together.results(name, pair / "arrays.npz")
     found = dict(np.load(pair / f"{name}.npz"))
     assert found.keys() == expected.keys()
     for part, value in expected.items():

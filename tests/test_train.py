@@ -325,7 +325,8 @@ def test_a_run_that_diverges_says_where_and_leaves_a_good_state(
     with pytest.raises(DivergedError) as caught:
         start_run(config, tmp_path)
     pattern = r"step (\d+): .*g_loss.* not finite; the largest \|logit\| was (\S+); the state of step (\d+) is saved"
-    step, logit, saved = re.match(pattern, str(caught.value)).groups()
+    pattern += r"\. What may help: .*learning_rate=0\.25, or objective.name=non_saturating, or penalty.*"
+    step, logit, saved = re.fullmatch(pattern, str(caught.value)).groups()
     assert "\n" not in str(caught.value)
     assert int(step) > 1
     assert int(saved) == (int(step) - 1) // log_every * log_every
