@@ -17,8 +17,6 @@ from gan_jax.evaluation.__main__ import main
 from gan_jax.evaluation.classifier import NETWORKS, SHAPES, WEIGHTS, forward, load, network
 from gan_jax.evaluation.training import TRAININGS, Examples, accuracy, distort, read_examples, train
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 REQUIRED = {
     "digits": 0.95,
     "mnist": 0.992,
@@ -44,6 +42,7 @@ def params_of(shape):
 
 
 @EVERY
+@pytest.mark.usefixtures("optimized")
 def test_shipped_weights_reach_what_their_file_says(name, request):
     folder = request.getfixturevalue("tfds_data") if name != "digits" else ""
     test = read_examples(TRAININGS[name], "test", folder)

@@ -300,10 +300,10 @@ def test_processes_with_unequal_shares_of_the_devices_are_refused(start, tmp_pat
     refused(run, r"^error: process 1 has 2 devices, process 0 has 1; give all of them as many$")
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_process_whose_others_do_not_come_says_so(tmp_path, index):
+def test_a_process_whose_others_do_not_come_says_so(tmp_path):
     script = "from gan_jax import processes; processes.JOIN_WITHIN = 3; processes.join({!r}, 2, {})"
-    run = Started(tmp_path, [["-c", script.format(f"127.0.0.1:{free_port()}", index)]])
+    # Each of another run, so that neither comes to the other.
+    run = Started(tmp_path, [["-c", script.format(f"127.0.0.1:{free_port()}", index)] for index in range(2)])
     refused(run, r"^error: the processes of the run did not find each other; start all of them, each with --num_proc")
 
 
