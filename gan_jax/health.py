@@ -21,7 +21,7 @@ DIVERSITY = 0.25, 0.5  # of the data's: collapsed at or below the first, until i
 CLUSTERS = 0.45, 0.6  # the same of the clusters that samples are in
 FALL = 0.5, 0.7  # diversity relative to the most that there was for as long
 ACCURACY = 0.99, 0.95  # of D on both sides: saturated at or above
-VANISHED = 1e-3, 1e-2  # norm of G's gradient, by itself, or relative to the largest there was where that is above 1
+VANISHED = 1e-3, 1e-2  # norm of G's gradient, by itself, or relative to the largest that lasted where that is above 1
 LOGIT = 1e3, 3e2  # the largest |logit|: diverging at or above
 GROWTH = 1e3, 1e2  # of a gradient's norm, relative to the first ones, or to LEAST_NORM where these are smaller
 LEAST_NORM = 1e-2
@@ -62,16 +62,16 @@ def saturated(curves: Curves, present: bool = False) -> str | None:
     """Whether D is right about nearly everything, and G's gradient has vanished, for as long as SPAN steps.
 
     Both are needed: a D that is always right still teaches a G whose loss does not saturate. Vanished is a gradient
-    that is small by itself, or beside the largest that there was: D may be saturated before the first one is logged.
+    that is small by itself, or beside the largest that lasted: D may be saturated before the first one is logged.
     """
     accuracy = [lasting(curves, name) for name in ("d_accuracy_real", "d_accuracy_fake")]
     gradient = lasting(curves, "g_grad_norm")
     if not len(gradient) or not all(map(len, accuracy)):
         return None
-    worst, norm, most = min(map(np.median, accuracy)), np.median(gradient), curves["g_grad_norm"][:, 1].max()
+    worst, norm, most = min(map(np.median, accuracy)), np.median(gradient), most_lasting(curves, "g_grad_norm")
     if worst < ACCURACY[present] or norm > VANISHED[present] * max(most, 1):
         return None
-    return f"its accuracy has been {worst:.2f} and the generator's gradient {norm:.1g}, where that was {most:.1g} once"
+    return f"its accuracy has been {worst:.2f} and the generator's gradient {norm:.1g}, of {most:.1g} at its largest"
 
 
 def diverging(curves: Curves, present: bool = False) -> str | None:

@@ -64,7 +64,7 @@ ILL = {  # what makes each detector find something, and the numbers in what it s
     "alike": (collapsed, {"diversity": times(0.1, LASTING)}, "at most 0.1 of that of the data"),
     "few": (collapsed, {"clusters": times(0.3, LASTING)}, "in at most 0.3 of the clusters"),
     "fallen": (collapsed, {"diversity": times(0.4, LASTING)}, "fallen from 0.9 to 0.4 of"),
-    "sure": (saturated, SURE | VANISHING, "been 1.00 and the .* 1e-06, where that was 1 once"),
+    "sure": (saturated, SURE | VANISHING, "been 1.00 and the .* 1e-06, of 1 at its largest"),
     "logits": (diverging, {"max_logit": times(2e3, LASTING)}, r"\|logit\| has been 2e\+03"),
     "critic": (
         diverging,
@@ -354,6 +354,14 @@ def test_a_run_has_the_same_bits_with_and_without(shrunk, tmp_path, capsys):
 
 def test_samples_that_come_together_from_far_apart_have_lost_nothing():
     assert collapsed(history(diversity=[300.0] * 10 + [0.9] * 10)) is None
+
+
+def test_a_single_spike_of_the_gradient_makes_no_later_one_small():
+    """Beside a gradient that was large for a while, 1 has vanished; beside one point, D being right is no fault."""
+    at_first = {count: [1e4] * count + [1.0] * (20 - count) for count in (1, LEAST - 1, LEAST)}
+    found = {count: saturated(history(**SURE | {"g_grad_norm": values})) for count, values in at_first.items()}
+    assert [count for count, evidence in found.items() if evidence] == [LEAST]
+    assert found[LEAST].endswith("gradient 1, of 1e+04 at its largest")
 
 
 def test_a_gradient_that_had_vanished_before_the_first_line_is_found_and_its_return_is_no_divergence():
