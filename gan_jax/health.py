@@ -7,6 +7,7 @@ at once. Where a metric is not there, or not for long enough, nothing is found.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,8 +69,11 @@ def saturated(curves: Curves, present: bool = False) -> str | None:
     gradient = lasting(curves, "g_grad_norm")
     if not len(gradient) or not all(map(len, accuracy)):
         return None
-    worst, norm, most = min(map(np.median, accuracy)), np.median(gradient), most_lasting(curves, "g_grad_norm")
-    if worst < ACCURACY[present] or norm > VANISHED[present] * max(most, 1):
+    worst, norm = min(map(np.median, accuracy)), np.median(gradient)
+    if worst < ACCURACY[present]:
+        return None
+    most = most_lasting(curves, "g_grad_norm")
+    if norm > VANISHED[present] * max(most, 1):
         return None
     return f"its accuracy has been {worst:.2f} and the generator's gradient {norm:.1g}, of {most:.1g} at its largest"
 
@@ -113,7 +117,8 @@ def most_lasting(curves: Curves, name: str) -> float:
     _, values = _of(curves, name)
     if len(values) < LEAST:
         return 0.0
-    return float(np.lib.stride_tricks.sliding_window_view(values, LEAST).min(axis=1).max())
+    windows = len(values) - LEAST + 1
+    return float(reduce(np.minimum, (values[i : i + windows] for i in range(LEAST))).max())
 
 
 def _of(curves: Curves, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -167,18 +172,18 @@ class _Curves(Mapping):
     """Curves that grow: a view of the points so far of each, [points, 2]."""
 
     def __init__(self):
-        self._arrays, self._counts = {}, {}
+        self._arrays, self._counts = {}, {}  # [2, room]: NumPy would copy steps that are not contiguous to search them
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            count, array = self._counts.get(name, 0), self._arrays.get(name, np.empty((16, 2)))
-            if count == len(array):
-                array = np.concatenate([array, np.empty_like(array)])
-            array[count] = step, value
+            count, array = self._counts.get(name, 0), self._arrays.get(name, np.empty((2, 16)))
+            if count == array.shape[1]:
+                array = np.concatenate([array, np.empty_like(array)], axis=1)
+            array[:, count] = step, value
             self._arrays[name], self._counts[name] = array, count + 1
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name][: self._counts[name]]
+        return self._arrays[name][:, : self._counts[name]].T
 
     def __iter__(self):
         return iter(self._counts)
