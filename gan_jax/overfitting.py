@@ -27,15 +27,6 @@ def initial(hyperparameters: Hyperparameters) -> Memory | None:
     return None if adaptive is None and averages is None else Memory(adaptive, averages)
 
 
-def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
-    """One run of a population as it would be by itself: with these hyperparameters, and the memory that they need."""
-    own, memory = initial(hyperparameters), state.memory
-    if own is not None:
-        adaptive = None if own.adaptive is None else memory.adaptive
-        own = Memory(adaptive, None if own.averages is None else memory.averages)
-    return state.replace(hyperparameters=hyperparameters, memory=own)
-
-
 def probability(state: TrainState):
     """With which each transform is applied now; None where none is, in any run of the program."""
     if state.memory is None or state.memory.adaptive is None:

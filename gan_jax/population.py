@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gan_jax import step
+from gan_jax import overfitting, step
 from gan_jax.devices import Layout, Program
 from gan_jax.recipe import Setup, together
-from gan_jax.state import TrainState
+from gan_jax.state import Hyperparameters, Memory, TrainState
 from gan_jax.step import init_state
 
 
@@ -90,6 +90,15 @@ class Population:
     @staticmethod
     def _typed(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
+    """One run of a population as it would be by itself: with these hyperparameters, and the memory that they need."""
+    own, memory = overfitting.initial(hyperparameters), state.memory
+    if own is not None:
+        adaptive = None if own.adaptive is None else memory.adaptive
+        own = Memory(adaptive, None if own.averages is None else memory.averages)
+    return state.replace(hyperparameters=hyperparameters, memory=own)
 
 
 def _advance(setup: Setup, within, steps: int, member: MemberState, data):

@@ -17,7 +17,7 @@ from gan_jax.devices import EACH, Program, mesh, pmapped, population
 from gan_jax.errors import InputError
 from gan_jax.generate import Generate
 from gan_jax.networks import Network
-from gan_jax.population import Population
+from gan_jax.population import Population, only_own
 from gan_jax.state import Adaptive, LogitAverages, TrainState
 
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
@@ -300,7 +300,7 @@ def test_members_of_a_population_have_their_own(shrunk):
     crew = crowd.initial()
     crew, metrics = crowd.compiled(3, crew)(crew, crowd.setup.source.data)
     first, second = (
-        overfitting.only_own(jax.tree.map(lambda x: x[i], crew.members.state), setup.hyperparameters)  # noqa: B023
+        only_own(jax.tree.map(lambda x: x[i], crew.members.state), setup.hyperparameters)  # noqa: B023
         for i, setup in enumerate(setups)
     )
     start = recipe.initial_state(setups[1])

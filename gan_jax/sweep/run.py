@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from gan_jax import images, overfitting, recipe, workdirs
+from gan_jax import images, recipe, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data import Source
 from gan_jax.devices import Layout
@@ -19,7 +19,7 @@ from gan_jax.errors import InputError, NotFiniteError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import Generate
-from gan_jax.population import Crew, Population
+from gan_jax.population import Crew, Population, only_own
 from gan_jax.recipe import Setup
 from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
@@ -235,7 +235,7 @@ class _Together:
         key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(states.key))[i])
         state = jax.tree.map(lambda x: np.asarray(x)[i], states.replace(key=None)).replace(key=key)
         # What it would have by itself: in the program it may have more.
-        state = overfitting.only_own(state, self._setups[i].hyperparameters)
+        state = only_own(state, self._setups[i].hyperparameters)
         with closing(Checkpoints(self._in_folder(i, CHECKPOINTS), kept=1)) as checkpoints:
             checkpoints.save(self._setups[i].devices.place(state))
 
