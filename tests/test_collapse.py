@@ -10,7 +10,7 @@ import pytest
 from families import small
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gan_jax import augment, objectives, recipe, step
+from gan_jax import augment, losses, objectives, recipe, step
 from gan_jax.devices import mesh, pmapped
 from gan_jax.errors import InputError
 from gan_jax.networks import FAMILIES, from_linen
@@ -164,7 +164,7 @@ def test_discriminator_sees_neighbours_as_one_input(shrunk):
     fakes, _, state = fake_setup(shrunk, {"discriminator.packing": 2}, penalty)
     assert state.discriminator.params["w"].shape == (4,)
     real = numbers(4, 2)
-    loss = jax.jit(partial(step.discriminator_loss, fakes))
+    loss = jax.jit(partial(losses.discriminator_loss, fakes))
     _, (_, metrics, _) = loss(state, state.discriminator.params, {"image": jnp.asarray(real)}, keys, keys)
     logits = [real[i] @ [1, 10] + real[i + 1] @ [100, 1000] for i in (0, 2)]
     assert_allclose(metrics["d_real"], np.mean(logits), rtol=1e-5)
@@ -184,7 +184,7 @@ def test_packs_of_images_are_joined_along_the_channels(shrunk):
     state = step.init_state(fakes, state.hyperparameters, jax.random.key(0), (3, 3, 2))
     assert state.discriminator.params["like"].shape == (3, 3, 4)
     keys, real = jax.random.split(jax.random.key(1), 4), {"image": jnp.asarray(images)}
-    loss = jax.jit(partial(step.discriminator_loss, fakes))
+    loss = jax.jit(partial(losses.discriminator_loss, fakes))
     _, (_, metrics, _) = loss(state, state.discriminator.params, real, keys, keys)
     logits = [np.sum(images[i] * weights[..., :2] + images[i + 1] * weights[..., 2:]) for i in (0, 2)]
     assert_allclose(metrics["d_real"], np.mean(logits), rtol=1e-4)
@@ -260,7 +260,7 @@ def test_matching_features_takes_no_second_pass(shrunk):
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
         real = {"image": jax.ShapeDtypeStruct((8, *setup.source.shape), jnp.float32)}
         state = recipe.abstract_state(setup)
-        loss = partial(step.generator_loss, setup.recipe, setup.devices)
+        loss = partial(losses.generator_loss, setup.recipe, setup.devices)
         return flops.count(jax.grad(loss, argnums=1, has_aux=True), state, state.generator.params, real, keys)
 
     assert cost(0.0) == cost(1.0) > 0
@@ -288,14 +288,14 @@ def test_both_players_see_noise_of_its_own_on_each_example(shrunk):
     state = state.replace(step=jnp.int32(4))  # 0.3 is left
     real, keys = jnp.asarray(numbers(8, 2)), jax.random.split(jax.random.key(1), 8)
     params, w = state.discriminator.params, np.array([1, 10])
-    _, (_, metrics, _) = jax.jit(partial(step.discriminator_loss, fakes))(state, params, {"image": real}, keys, keys)
+    _, (_, metrics, _) = jax.jit(partial(losses.discriminator_loss, fakes))(state, params, {"image": real}, keys, keys)
     fake = fakes.prior(keys) + state.generator.params["c"]
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**32 - 1)))(keys)
     noise = 0.3 * np.asarray(jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (2,))))(pairs)).swapaxes(0, 1)
     assert_allclose(metrics["d_real"], np.mean((real + noise[0]) @ w), rtol=1e-4)
     assert_allclose(metrics["d_fake"], np.mean((fake + noise[1]) @ w), rtol=1e-4)
     assert len(np.unique(np.concatenate(noise))) == 32
-    loss = jax.jit(partial(step.generator_loss, fakes, None))
+    loss = jax.jit(partial(losses.generator_loss, fakes, None))
     loss, _ = loss(state, state.generator.params, {"image": real}, keys)
     assert_allclose(loss, -metrics["d_fake"], rtol=1e-5)
 

@@ -22,6 +22,7 @@ from gan_jax.images import spectrum as draw_spectrum
 from gan_jax.networks import Network
 from gan_jax.optimizers import scale_by_decayed_rate
 from gan_jax.spectrum import spectrum_of_run, summary
+from gan_jax.state import Hyperparameters, Recipe, TrainState
 from gan_jax.theory.dirac import Game as DiracGame
 from gan_jax.theory.dirac import vector_field as dirac_field
 
@@ -32,7 +33,7 @@ class Game(NamedTuple):
     """A run's field at its first state."""
 
     setup: recipe.Setup
-    state: step.TrainState
+    state: TrainState
     batches: dict
     field: object
     players: tuple
@@ -152,7 +153,7 @@ def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
         convolves=False,
     )
     still = lambda h: scale_by_decayed_rate(h.generator_learning_rate, 1, 1.0)  # noqa: E731
-    made = step.Recipe(
+    made = Recipe(
         generator=generator,
         discriminator=discriminator,
         objective=lambda hyperparameters: objectives.OBJECTIVES[objective],
@@ -175,9 +176,9 @@ def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
         conditional=False,
         unroll=False,
     )
-    needed = [field.name for field in dataclasses.fields(step.Hyperparameters) if field.default is dataclasses.MISSING]
+    needed = [field.name for field in dataclasses.fields(Hyperparameters) if field.default is dataclasses.MISSING]
     numbers = dict.fromkeys(needed, 0.0) | {"penalty_weight": weight}
-    hyperparameters = jax.tree.map(jnp.float32, step.Hyperparameters(**numbers))
+    hyperparameters = jax.tree.map(jnp.float32, Hyperparameters(**numbers))
     state = step.init_state(made, hyperparameters, jax.random.key(0), (1,))
     batches = {"image": jnp.zeros((2, 4, 1))}
     field = dynamics.vector_field(made, mesh(jax.devices()[:1]), state, batches, jax.random.key(1))

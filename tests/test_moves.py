@@ -14,6 +14,7 @@ from gan_jax import moves, objectives, optimizers, penalties, recipe, schedules,
 from gan_jax.devices import Devices, mesh, pmapped
 from gan_jax.errors import InputError
 from gan_jax.networks import Network
+from gan_jax.state import Hyperparameters, Recipe
 from gan_jax.theory import dirac
 
 RATE, WEIGHT = 0.2, 0.5  # of the games: a learning rate, and that of consensus
@@ -58,7 +59,7 @@ def dirac_recipe(move, objective="wgan", tx=descent):
         apply=lambda params, stats, x, train: (params["psi"] * x[:, 0], stats),
         convolves=False,
     )
-    return step.Recipe(
+    return Recipe(
         generator=generator,
         discriminator=discriminator,
         objective=lambda hyperparameters: objectives.OBJECTIVES[objective],
@@ -86,15 +87,15 @@ def dirac_recipe(move, objective="wgan", tx=descent):
 class Only(NamedTuple):
     """What of a Setup a step needs."""
 
-    recipe: step.Recipe
+    recipe: Recipe
     devices: Devices
 
 
 def fake_state(made, **numbers):
     """The first state of a recipe of the games."""
     without = dict.fromkeys(recipe.COMPILED_IN)
-    numbers = dict.fromkeys(step.Hyperparameters.__dataclass_fields__, 0.0) | without | numbers
-    return step.init_state(made, jax.tree.map(jnp.float32, step.Hyperparameters(**numbers)), jax.random.key(0), (1,))
+    numbers = dict.fromkeys(Hyperparameters.__dataclass_fields__, 0.0) | without | numbers
+    return step.init_state(made, jax.tree.map(jnp.float32, Hyperparameters(**numbers)), jax.random.key(0), (1,))
 
 
 def trajectory(made, steps=STEPS):

@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from rounding import DESCENT, TOLERANCE
 
-from gan_jax import augment, overfitting, recipe, step, transforms
+from gan_jax import augment, losses, overfitting, recipe, step, transforms
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import EACH, Program, mesh, pmapped, population
 from gan_jax.errors import InputError
@@ -131,7 +131,7 @@ def fakes_of(shrunk, changes):
 def test_both_players_see_augmented_images_each_by_a_key_of_its_own(shrunk):
     made, devices, state, real = fakes_of(shrunk, {"augment.policy": "brightness", "augment.probability": 0.5})
     keys, params = jax.random.split(jax.random.key(1), 8), state.discriminator.params
-    _, (_, metrics, _) = jax.jit(partial(step.discriminator_loss, made))(state, params, {"image": real}, keys, keys)
+    _, (_, metrics, _) = jax.jit(partial(losses.discriminator_loss, made))(state, params, {"image": real}, keys, keys)
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**32 - 1)))(keys)
     fake = jnp.broadcast_to(state.generator.params["c"], real.shape)
     see = jax.jit(partial(augment.transformed, transforms=[transforms.brightness], probability=0.5))
@@ -141,7 +141,7 @@ def test_both_players_see_augmented_images_each_by_a_key_of_its_own(shrunk):
     shifts = np.concatenate([np.ravel((a - b)[:, 0, 0, 0]) for a, b in zip(seen, (real, fake), strict=True)])
     assert 0 < np.sum(np.abs(shifts) < 1e-6) < 16
     assert len(np.unique(shifts[np.abs(shifts) > 1e-6].round(5))) == np.sum(np.abs(shifts) > 1e-6)
-    loss = jax.jit(partial(step.generator_loss, made, devices))
+    loss = jax.jit(partial(losses.generator_loss, made, devices))
     assert_allclose(loss(state, state.generator.params, {"image": real}, keys)[0], -metrics["d_fake"], rtol=1e-5)
 
 
@@ -149,7 +149,7 @@ def test_consistency_costs_nothing_where_d_is_invariant(shrunk):
     changes = {"augment.policy": "flip,rotation", "augment.probability": 0.0}
     changes |= {"discriminator.consistency": 3.0, "discriminator.fake_consistency": 2.0}
     made, _, state, real = fakes_of(shrunk, changes)
-    loss, keys = jax.jit(partial(step.discriminator_loss, made)), jax.random.split(jax.random.key(1), 8)
+    loss, keys = jax.jit(partial(losses.discriminator_loss, made)), jax.random.split(jax.random.key(1), 8)
     _, (_, metrics, _) = loss(state, state.discriminator.params, {"image": real}, keys, keys)
     assert_allclose([metrics["consistency"], metrics["fake_consistency"]], 0, atol=1e-9)
     favouring = {"w": jnp.asarray(numbers(8, 8, 1, seed=3))}  # some orientations over others
@@ -164,7 +164,7 @@ def test_consistency_compares_what_d_saw_with_the_example_transformed(shrunk):
     made, _, state, real = fakes_of(shrunk, changes)
     made = made._replace(transform=lambda keys, x: x + 1)
     w, keys = numbers(8, 8, 1, seed=3), jax.random.split(jax.random.key(1), 8)
-    loss = jax.jit(jax.value_and_grad(partial(step.discriminator_loss, made), argnums=1, has_aux=True))
+    loss = jax.jit(jax.value_and_grad(partial(losses.discriminator_loss, made), argnums=1, has_aux=True))
     (_, (_, metrics, _)), gradient = loss(state, {"w": jnp.asarray(w)}, {"image": real}, keys, keys)
     assert_allclose(metrics["consistency"], w.sum() ** 2, rtol=1e-4)
     plain = state.replace(hyperparameters=state.hyperparameters.replace(consistency=jnp.float32(0)))

@@ -16,7 +16,7 @@ from gan_jax import objectives, penalties, recipe, schedules, step
 from gan_jax.data import Source
 from gan_jax.devices import mesh, pmapped
 from gan_jax.optimizers import scale_by_decayed_rate
-from gan_jax.state import Hyperparameters, TrainState
+from gan_jax.state import Hyperparameters, Recipe, TrainState
 
 
 class Fake(NamedTuple):
@@ -87,7 +87,7 @@ def fake_recipe(objective="non_saturating", penalty=penalties.none, batch_size=4
         "conditional": False,
         "unroll": False,
     }
-    return step.Recipe(**(defaults | changes))
+    return Recipe(**(defaults | changes))
 
 
 def fake_state(fakes, hyperparameters=None, shape=(1,)):
