@@ -67,6 +67,11 @@ def check(config, source: Source) -> None:
             "discriminator.one_pass is True, which without batch normalisation changes nothing; set it to False, or "
             "discriminator.normalization to batch"
         )
+    _check_objective(config)
+
+
+def _check_objective(config) -> None:
+    """Of what an objective takes, or needs."""
     if config.objective.label_smoothing and config.objective.name not in LOGISTIC:
         raise InputError(
             f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
