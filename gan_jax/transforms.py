@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 NONE = "none"
-LARGEST_SHIFT = 1 / 8  # of the height and of the width
-CUT = 1 / 2  # of the height and of the width
+LARGEST_SHIFT = 1 / 8  # of the height and of the width, rounded to whole pixels, as is the next one
+CUT = 1 / 2
 SCALE_SPREAD = 0.2  # standard deviation of the scale's logarithm to base 2
 
 
@@ -34,7 +34,7 @@ def contrast(key, image):
 
 
 def translation(key, image):
-    """Moved by whole pixels, at most an eighth of the height and of the width, either way; 0 comes in at the edges."""
+    """Moved by whole pixels, up to an eighth of either side (rounded: 4 of 28), either way; 0 comes in at the edges."""
     return _resampled(image, *(_shifted(*each) for each in zip(jax.random.split(key), image.shape[:2], strict=True)))
 
 
