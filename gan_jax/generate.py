@@ -1,7 +1,8 @@
 """Examples and pictures from a state: shared by the training loop and by the verbs that read checkpoints."""
 
+from collections.abc import Callable
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -87,16 +88,20 @@ class Generate:
 
     def picture(self, state: TrainState) -> np.ndarray:
         """What the run makes of its fixed latents, uint8 [h, w, 1 or 3]: a grid, or samples over the density."""
+        return self.drawing(state)()
+
+    def drawing(self, state: TrainState) -> Callable[[], np.ndarray]:
+        """The same, still to be drawn: what is computed for it takes all processes, and drawing takes one."""
         kind = self._kind
         if kind == "grid" and self._conditional:
-            return images.grid(self._a_class_a_row(state), COLUMNS)
+            return partial(images.grid, self._a_class_a_row(state), COLUMNS)
         samples = self.examples(state.ema, self._setup.keys.pictures, SHOWN[kind])
         if kind == "grid":
-            return images.grid(samples, COLUMNS)
+            return partial(images.grid, samples, COLUMNS)
         real, points, density = self._backdrop
         logits = np.asarray(self._logits(state.discriminator, points))
         draw = images.line if kind == "line" else images.plane
-        return draw(samples, real, density, logits, f"{self._setup.title}, step {int(state.step):,}")
+        return partial(draw, samples, real, density, logits, f"{self._setup.title}, step {int(state.step):,}")
 
     @property
     def _conditional(self) -> bool:

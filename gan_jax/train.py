@@ -186,7 +186,7 @@ class _Loop:
             self._writers.progress(now, self._data.waited)
         if is_due(self._config, "sample_every", now):
             self._look()
-            self._writers.picture(now, self._generate.picture(state))
+            self._writers.picture(now, self._generate.drawing(state))
         if is_due(self._config, "evaluate_every", now):
             self._look()
             scores = self._evaluate(state)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +69,8 @@ class Silent:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Writes no numbers."""
 
-    def picture(self, step: int, picture: np.ndarray) -> None:
-        """Writes no picture."""
+    def picture(self, step: int, drawing: Callable[[], np.ndarray]) -> None:
+        """Draws no picture."""
 
     def flush(self) -> None:
         """Has nothing to flush."""
@@ -111,8 +111,9 @@ class Writers:
             self._bar.set_postfix({name: f"{values[name]:.3f}" for name in ("d_loss", "g_loss")}, refresh=False)
             self._speed(step)
 
-    def picture(self, step: int, picture: np.ndarray) -> None:
-        """A picture, uint8 [h, w, c], to `samples/STEP.png` and to TensorBoard."""
+    def picture(self, step: int, drawing: Callable[[], np.ndarray]) -> None:
+        """What is drawn, uint8 [h, w, c], to `samples/STEP.png` and to TensorBoard."""
+        picture = drawing()
         images.write_png(self._samples / f"{step:08d}.png", picture)
         self._tensorboard.add_image("samples", picture, step, dataformats="HWC")
 

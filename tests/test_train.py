@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import time
+from contextlib import closing
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from PIL import Image
 from gan_jax import images, recipe, schema, step, workdirs, writers
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.errors import DivergedError
+from gan_jax.generate import Generate
 from gan_jax.subcommands import exit_status
 from gan_jax.train import next_boundary, train
 
@@ -386,6 +388,20 @@ def test_a_mapped_run_reports_the_same_numbers(shrunk, tmp_path):
 
 
 # --- metrics.jsonl ----------------------------------------------------------------------------------------------
+
+
+def test_what_writes_no_picture_draws_none(shrunk, tmp_path, monkeypatch):
+    """Of several processes all compute what is in it, and the first one draws."""
+    drawn = []
+    monkeypatch.setattr(images, "plane", lambda *contents: drawn.append(contents) or np.zeros((2, 2, 3), np.uint8))
+    setup = recipe.build(shrunk("mixture", "ring8"))
+    drawing = Generate(setup).drawing(recipe.initial_state(setup))
+    writers.Silent().picture(1, drawing)
+    assert drawn == []
+    with closing(writers.Writers(tmp_path, 0, 1)) as first:
+        first.picture(1, drawing)
+    assert len(drawn) == 1
+    assert Image.open(tmp_path / "samples" / "00000001.png").size == (2, 2)
 
 
 def test_the_metrics_file_drops_a_torn_line_and_later_steps(tmp_path):
