@@ -1,6 +1,5 @@
 """From a config to the functions that it names: the only place where a name is looked up."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
 from gan_jax.moves import MOVES
 from gan_jax.networks import spectral
-from gan_jax.networks.minibatch import Minibatch
+from gan_jax.networks.minibatch import Minibatch, needed_at_once
 from gan_jax.objectives import LOGISTIC, NAMED, Objective, choose, smooth_labels
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
@@ -254,14 +253,15 @@ def _architecture(config, source: Source, network_class, player) -> dict:
 
 
 def _minibatch(discriminator) -> Minibatch:
-    kernels = discriminator.minibatch_discrimination
-    return Minibatch(discriminator.minibatch_stddev, kernels, discriminator.minibatch_group if kernels else 1)
+    return Minibatch(
+        stddev=discriminator.minibatch_stddev,
+        kernels=discriminator.minibatch_discrimination,
+        group=discriminator.minibatch_group,
+    )
 
 
 def _together(discriminator) -> int:
-    """Examples that D needs at once: whole packs, and of these whole groups."""
-    wanted = _minibatch(discriminator)
-    return discriminator.packing * math.lcm(wanted.stddev or 1, wanted.group)
+    return needed_at_once(discriminator.packing, _minibatch(discriminator))
 
 
 def _augment(policy: Sequence[Callable], steps: int, state: TrainState, keys, x):

@@ -4,10 +4,10 @@ Each remedy is a function of the flat config: the keys that it would change, wit
 config has the remedy, or where it does not go with the rest of it (`combinations` would refuse it).
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from gan_jax.networks.minibatch import Minibatch, needed_at_once
 from gan_jax.objectives import EXPONENTIAL, LOGISTIC
 
 COLLAPSED, SATURATED, DIVERGING = "collapsed", "saturated", "diverging"
@@ -65,9 +65,9 @@ def _minibatch_stddev(config: Config) -> Changes:
 
 def _whole_groups(config: Config, devices: int) -> bool:
     """Whether each device's micro-batches are whole packs and groups, as `combinations.check_batch` asks for."""
-    group = config["discriminator.minibatch_group"] if config["discriminator.minibatch_discrimination"] else 1
-    groups = math.lcm(config["discriminator.minibatch_stddev"] or 1, group) * config["discriminator.packing"]
-    return config["batch_size"] % (devices * config["accumulate"] * groups) == 0
+    wanted = Minibatch(*(config[f"discriminator.minibatch_{key}"] for key in ("stddev", "discrimination", "group")))
+    at_once = needed_at_once(config["discriminator.packing"], wanted)
+    return config["batch_size"] % (devices * config["accumulate"] * at_once) == 0
 
 
 def _feature_matching(config: Config) -> Changes:

@@ -4,6 +4,7 @@ Groups are of neighbouring slots of the batch. A device that holds whole groups 
 many devices there are changes nothing: a statistic over the whole batch would cost both.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,10 +19,15 @@ class Minibatch(NamedTuple):
 
     stddev: int  # examples of a group whose spread is a feature; 0: it is not
     kernels: int  # B of minibatch discrimination, each a feature; 0: without
-    group: int  # examples that it compares
+    group: int  # examples that it compares; without kernels it has no meaning
 
 
 ALONE = Minibatch(stddev=0, kernels=0, group=1)
+
+
+def needed_at_once(packing: int, wanted: Minibatch) -> int:
+    """Examples that a discriminator sees together: whole packs, and of these whole groups."""
+    return packing * math.lcm(wanted.stddev or 1, wanted.group if wanted.kernels else 1)
 
 
 class BesideNeighbours(nn.Module):
