@@ -15,8 +15,6 @@ import jaxlib
 import pytest
 from absl import flags
 
-from gan_jax import runtime
-
 ROOT = Path(__file__).resolve().parents[1]
 FAKE_DEVICES = "--xla_force_host_platform_device_count"
 
@@ -28,7 +26,7 @@ if FAKE_DEVICES not in os.environ.get("XLA_FLAGS", ""):
 # Most steps here are so few and small that compiling them is most of the time: XLA takes less care.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 EMITTERS = "--xla_cpu_use_fusion_emitters"
-if jaxlib.__version__ in runtime.TRIED_JAXLIB and EMITTERS not in os.environ["XLA_FLAGS"]:
+if jaxlib.__version__ == "0.10.2" and EMITTERS not in os.environ["XLA_FLAGS"]:  # later ones end at a flag they lost
     os.environ["XLA_FLAGS"] += f" {EMITTERS}=false"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gan_jax-tests-")
