@@ -6,7 +6,7 @@ python -m gan_jax.main --config=configs/sngan.py:cifar10 --config.conditional=Tr
 
 Seen on 2 CPU cores: digits, 5 min beside other work, all ten classes, sliced Wasserstein 0.081 (two draws of real
 digits: 0.024). The CIFAR-10 variant has the networks, rates and length of the paper's published code, but for what
-gan_jax/networks/resnet.py says and for the decay, which is half a cosine there and a line in that code; with labels
+gan_jax/networks/resnet.py says and for the decay, which is half a cosine here and a line in that code; with labels
 G has a scale and a shift for each class in its normalisations and D a projection. That one was not run to its end.
 """
 
