@@ -66,7 +66,11 @@ def load_config(argument: str) -> ConfigDict:
 
 def _neighbours(path: Path) -> str:
     configs = sorted(str(each) for each in path.parent.glob("*.py") if each.stem not in ("__init__", "base"))
-    return f"; that folder has {', '.join(configs)}" if path.name and configs else "; give one such as configs/dcgan.py"
+    if path.name and configs:
+        return f"; that folder has {', '.join(configs)}"
+    if not path.is_absolute() and not Path("configs").is_dir():  # started elsewhere than in the clone
+        return " here; the shipped ones are in the clone's folder configs: start there, or give the whole path"
+    return "; give one such as configs/dcgan.py"
 
 
 def _fault(path: Path, variant: str, error: BaseException) -> str:

@@ -121,11 +121,16 @@ def spectrum(values: dict[str, np.ndarray], title: str) -> np.ndarray:
     return _render(lambda axes: _draw_spectrum(axes, values), title)
 
 
+ENDS = {"LM": "largest modulus", "LR": "largest real part", "LI": "largest imaginary part"}  # by ARPACK's names
+
+
 def _draw_spectrum(axes, values):
     largest = max(np.abs(np.concatenate(list(values.values()))).max(), np.finfo(np.float32).tiny)
     for each in axes:
         for (name, found), marker in zip(values.items(), "osD", strict=False):
-            each.scatter(found.real, found.imag, s=14 if marker == "D" else 40, marker=marker, label=name, alpha=0.6)
+            each.scatter(
+                found.real, found.imag, s=14 if marker == "D" else 40, marker=marker, label=ENDS[name], alpha=0.6
+            )
         each.axvline(0, color="black", linewidth=0.8)
         each.axhline(0, color="grey", linewidth=0.5)
         each.tick_params(labelsize=7)

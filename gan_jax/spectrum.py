@@ -17,6 +17,7 @@ from gan_jax.devices import example_keys
 from gan_jax.dynamics import HEIGHTS, Eigenvalues, leading_eigenvalues, linearise, vector_field
 from gan_jax.errors import InputError
 from gan_jax.files import write_atomically
+from gan_jax.progress import progress
 from gan_jax.recipe import MOST_UNROLLED, Setup
 from gan_jax.state import TrainState
 
@@ -110,7 +111,10 @@ def _eigenvalues(setup, state, players, batches) -> tuple[np.ndarray, dict[str, 
     real = jax.tree.map(lambda x: x.reshape(batches, n, *x.shape[1:]), real)
     field = vector_field(setup.recipe, setup.devices, state, real, setup.keys.evaluation)
     value, transposed = linearise(field, players)
-    found = {which: leading_eigenvalues(transposed, which, COUNT) for which in HEIGHTS}
+    found = {
+        which: leading_eigenvalues(transposed, which, COUNT)
+        for which in progress(tuple(HEIGHTS), "ends of the spectrum")
+    }
     if not any(len(each.values) for each in found.values()):
         raise ArithmeticError("no eigenvalue converged; another number of samples may help")
     return value, found

@@ -346,3 +346,4 @@ def test_the_picture_shows_where_eigenvalues_are():
     differs = np.any(left != right, axis=-1)
     assert differs.any(axis=0)[: left.shape[1] // 2].any()
     assert differs.any(axis=0)[left.shape[1] // 2 :].any()
+    draw_spectrum(dict.fromkeys(dynamics.HEIGHTS, np.array([1j])), "")  # the legend has a name for each end

@@ -142,6 +142,12 @@ def test_config_that_is_not_there(argument, message, monkeypatch):
         command_line.load_config(argument)
 
 
+def test_config_asked_for_outside_of_the_clone(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no config file configs/dcgan\.py here; .*in the clone.*whole path$"):
+        command_line.load_config("configs/dcgan.py")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
