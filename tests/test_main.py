@@ -350,6 +350,7 @@ def ruin_checkpoints(workdir):
         (lambda workdir: shutil.rmtree(workdir / "checkpoints"), r"^\S+ has no checkpoint yet; train it first$"),
         (lambda workdir: (workdir / "config.json").write_text("{"), r"config\.json is not JSON \(.+\); put back the c"),
         (lambda workdir: (workdir / "config.json").write_text("[1]"), r"config\.json holds no config; put back the c"),
+        (lambda workdir: (workdir / "config.json").write_text('{"data": {"a.b": 1}}'), r"config\.json holds no config"),
         (lambda workdir: (workdir / "config.json").write_bytes(b"\xff\xfe\x00"), r"config\.json is not JSON"),
         (lambda workdir: (workdir / "config.json").unlink(), r"cannot read \S+config\.json: No such file .* of a run$"),
         (
@@ -357,7 +358,7 @@ def ruin_checkpoints(workdir):
             r"^config key generator\.width is missing; it must be a positive integer$",
         ),
     ],
-    ids=["checkpoints cut", "no checkpoints", "half JSON", "a list", "not text", "no config", "a key gone"],
+    ids=["checkpoints cut", "no checkpoints", "half JSON", "a list", "a dot", "not text", "no config", "a key gone"],
 )
 def test_folder_that_is_no_run(mode, damage, message, broken, monkeypatch, capsys):
     workdir = broken(damage)
