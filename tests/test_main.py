@@ -267,6 +267,9 @@ def players(**changes):
         ({"generator.optimizer.learning_rate": np.nan}, r"learning_rate is nan; it must be a number greater than 0"),
         ({"generator.optimizer.learning_rate": np.inf}, r"learning_rate is inf; it must be a number greater than 0"),
         ({"penalty.weight": -0.5}, r"penalty\.weight is -0\.5; it must be a number, 0 or more"),
+        ({"generator.optimizer.learning_rate": 1e-50}, r"which is 0\.0 in float32, .* must be a number greater than 0"),
+        ({"penalty.weight": 1e39}, r"weight is 1e\+39, which is inf in float32, .*; it must be a number, 0 or more"),
+        ({"generator.ema_decay": 1 - 1e-9}, r"ema_decay is 0\.9{9}, which is 1\.0 in float32, .* 1, 1 excluded"),
         ({"generator.ema_decay": 1.0}, r"ema_decay is 1\.0; it must be a number from 0 to 1, 1 excluded"),
         (
             {"penalty.name": "r1", "discriminator.normalization": "batch"},
