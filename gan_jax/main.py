@@ -104,6 +104,11 @@ def _check_plan_flags() -> None:
     for flag in (_HOSTS, _DEVICES_PER_HOST, _INTERCONNECT):
         if flag.value is not None and not 0 < flag.value < math.inf:
             raise InputError(f"--{flag.name} is {flag.value}; it must be positive")
+    if _HOSTS.value * _DEVICES_PER_HOST.value > runtime.MOST_DEVICES:
+        raise InputError(
+            f"--hosts={_HOSTS.value} with --devices_per_host={_DEVICES_PER_HOST.value} is more than the "
+            f"{runtime.MOST_DEVICES:,} devices for which a CPU can stand in; plan for fewer"
+        )
     if _CHIP.value is None:
         raise InputError(f"--chip is missing; give one of {', '.join(CHIPS)}")
     if _WORKDIR.value is not None:

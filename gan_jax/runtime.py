@@ -17,6 +17,7 @@ from gan_jax.files import require_writable
 CONVOLUTIONS_BY_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 TRIED_JAXLIB = ("0.10.2", "0.12.0.1")
 
+MOST_DEVICES = 2048  # that a CPU can be: JAX (0.10.2) takes those above for another process's
 DEVICE_COUNT = "--xla_force_host_platform_device_count"  # as how many devices XLA shows a CPU
 
 # Of glibc's malloc.h: [(parameter, value)]. Large arrays come from the heap, which is not given back to the kernel

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gan_jax.data import CORRUPT, NAMES, PLACEMENTS, is_name
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
@@ -155,6 +157,11 @@ def check(config) -> None:
         value = values[key]
         if not _has_type(value, rule.type) or not rule.holds(value):
             raise InputError(wrong_value(key, value))
+        if rule.type is float and not rule.holds(computed := _in_float32(value)):
+            raise InputError(
+                f"config key {key} is {value!r}, which is {computed} in float32, in which a run computes; it must be "
+                f"{rule.words}"
+            )
 
 
 def wrong_value(key: str, value) -> str:
@@ -176,6 +183,11 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _in_float32(value: float) -> float:
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(min(value, 1e300)))  # an integer may be too large for any float
 
 
 def _has_type(value, wanted: type) -> bool:

@@ -123,9 +123,12 @@ def read_config(workdir: Path) -> ConfigDict:
         raise InputError(f"cannot read {path}: {error.strerror}; --workdir must be the folder of a run") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); put back the config that the run was made with") from error
-    if not isinstance(values, dict) or any("." in key for key in values):
-        raise InputError(f"{path} holds no config; put back the config that the run was made with")
-    return ConfigDict(values).lock()
+    try:
+        if isinstance(values, dict):
+            return ConfigDict(values).lock()
+    except ValueError:  # a dot in a key, at any depth
+        pass
+    raise InputError(f"{path} holds no config; put back the config that the run was made with")
 
 
 def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool = True) -> None:
@@ -149,26 +152,37 @@ def settle_data(workdir: Path, source: Source) -> None:
     """
     path, new = workdir / DATA, {name: getattr(source, name) for name in ("shape", "size", "classes", "identity")}
     new = json.loads(json.dumps(new))
-    old = read_json(path)
+    old = _known_data(workdir)
     if old is not None:
-        changed = [name for name in ("shape", "size", "classes") if old.get(name) != new[name]]
+        changed = [name for name in ("shape", "size", "classes") if old[name] != new[name]]
         if changed:
             was, is_now = (len(each["classes"]) if changed == ["classes"] else each[changed[0]] for each in (old, new))
             raise InputError(
                 f"the data is not what the run in {workdir} began with: its {changed[0]} was {was} and is {is_now}; "
                 "put it back, or choose another --workdir"
             )
-        if old.get("identity") != new["identity"]:
+        if old["identity"] != new["identity"]:
             print("the files of the data, or their times, have changed since the run began", file=sys.stderr)
     write_atomically(path, (json.dumps(new) + "\n").encode())
 
 
 def known_source(workdir: Path) -> Source | None:
     """A source of the shape and the classes of the run's images, without any: all that sampling needs."""
-    about = read_json(workdir / DATA)
+    about = _known_data(workdir)
     if about is None or len(about["shape"]) != 3:
         return None
     return Source(tuple(about["shape"]), draw=None, std=1.0, size=about["size"], classes=tuple(about["classes"]))
+
+
+def _known_data(workdir: Path) -> dict | None:
+    """What a run has noted of its data; None where it has not. Raises InputError where that cannot be understood."""
+    path = workdir / DATA
+    about = read_json(path)
+    types = {"shape": list, "size": int, "classes": list, "identity": str}
+    whole = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in types.items())
+    if about is not None and not (whole and all(isinstance(side, int) for side in about["shape"])):
+        raise InputError(f"{path} does not describe the data of a run; remove it to begin it anew")
+    return about
 
 
 def _shown(values: dict, key: str) -> str:

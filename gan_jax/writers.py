@@ -22,7 +22,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, step: int):
-        """Opens the file to go on after `step`: later lines, and a line cut off by a kill, are dropped."""
+        """Opens the file to go on after `step`: later lines, one cut off by a kill and other garbage are dropped."""
         kept = [line for line in _lines(path) if _is_up_to(line, step)]
         write_atomically(path, b"".join(kept))
         self._file = path.open("a", encoding="utf-8")
@@ -55,8 +55,10 @@ def _lines(path: Path) -> list[bytes]:
 
 def _is_up_to(line: bytes, step: int) -> bool:
     try:
-        return line.endswith(b"\n") and json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
+        values = json.loads(line)
+        numbers = all(isinstance(value, int | float) for value in values.values())
+        return line.endswith(b"\n") and numbers and values["step"] <= step
+    except (ValueError, KeyError, AttributeError):
         return False
 
 

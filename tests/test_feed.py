@@ -15,7 +15,7 @@ import pytest
 
 from configs import base
 from gan_jax import order, recipe, step, workdirs
-from gan_jax.data import Spec, independent, make_source, resident
+from gan_jax.data import Source, Spec, independent, make_source, resident
 from gan_jax.data.arrays import Arrays
 from gan_jax.data.reading import Reader
 from gan_jax.data.records import BadExampleError
@@ -103,6 +103,16 @@ def test_a_run_is_held_to_the_data_that_it_began_with(shrunk, array_file, tmp_pa
     for name, other in (("size", 20), ("classes", ("a", "b")), ("shape", (8, 8, 1))):
         with pytest.raises(InputError, match=f"its {name} was .*put it back"):
             workdirs.settle_data(tmp_path, source._replace(**{name: other}))
+
+
+@pytest.mark.parametrize("about", ["[]", "{}", '"x"', '{"shape": [2], "size": 0, "classes": 5, "identity": ""}'])
+def test_notes_of_another_kind_are_not_what_a_run_has_of_its_data(about, tmp_path):
+    (tmp_path / workdirs.DATA).write_text(about)
+    source = Source((2,), draw=None, std=1.0)
+    for use in (partial(workdirs.settle_data, source=source), workdirs.known_source):
+        with pytest.raises(InputError, match=r"data\.json does not describe the data of a run; remove it"):
+            use(tmp_path)
+    assert (tmp_path / workdirs.DATA).read_text() == about
 
 
 def test_an_unreadable_example_in_a_stream_saves_the_run_first(shrunk, array_file, tmp_path, monkeypatch):

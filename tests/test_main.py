@@ -273,6 +273,9 @@ def players(**changes):
         ({"generator.optimizer.learning_rate": np.nan}, r"learning_rate is nan; it must be a number greater than 0"),
         ({"generator.optimizer.learning_rate": np.inf}, r"learning_rate is inf; it must be a number greater than 0"),
         ({"penalty.weight": -0.5}, r"penalty\.weight is -0\.5; it must be a number, 0 or more"),
+        ({"generator.optimizer.learning_rate": 1e-50}, r"which is 0\.0 in float32, .* must be a number greater than 0"),
+        ({"penalty.weight": 1e39}, r"weight is 1e\+39, which is inf in float32, .*; it must be a number, 0 or more"),
+        ({"generator.ema_decay": 1 - 1e-9}, r"ema_decay is 0\.9{9}, which is 1\.0 in float32, .* 1, 1 excluded"),
         ({"generator.ema_decay": 1.0}, r"ema_decay is 1\.0; it must be a number from 0 to 1, 1 excluded"),
         (
             {"penalty.name": "r1", "discriminator.normalization": "batch"},
@@ -356,6 +359,7 @@ def ruin_checkpoints(workdir):
         (lambda workdir: shutil.rmtree(workdir / "checkpoints"), r"^\S+ has no checkpoint yet; train it first$"),
         (lambda workdir: (workdir / "config.json").write_text("{"), r"config\.json is not JSON \(.+\); put back the c"),
         (lambda workdir: (workdir / "config.json").write_text("[1]"), r"config\.json holds no config; put back the c"),
+        (lambda workdir: (workdir / "config.json").write_text('{"data": {"a.b": 1}}'), r"config\.json holds no config"),
         (lambda workdir: (workdir / "config.json").write_bytes(b"\xff\xfe\x00"), r"config\.json is not JSON"),
         (lambda workdir: (workdir / "config.json").unlink(), r"cannot read \S+config\.json: No such file .* of a run$"),
         (
@@ -363,7 +367,7 @@ def ruin_checkpoints(workdir):
             r"^config key generator\.width is missing; it must be a positive integer$",
         ),
     ],
-    ids=["checkpoints cut", "no checkpoints", "half JSON", "a list", "not text", "no config", "a key gone"],
+    ids=["checkpoints cut", "no checkpoints", "half JSON", "a list", "a dot", "not text", "no config", "a key gone"],
 )
 def test_folder_that_is_no_run(mode, damage, message, broken, monkeypatch, capsys):
     workdir = broken(damage)

@@ -223,6 +223,7 @@ def test_an_unknown_chip_is_one_line(start):
         ({"chip": None}, r"--chip is missing; give one of v4, v5e, .*"),
         ({"workdir": "runs/a"}, r"--workdir is not for --mode=plan, which writes nothing; leave it out"),
         ({"num_samples": 2}, r"--num_samples is for .*; leave it out"),
+        ({"hosts": 257}, r"--hosts=257 with --devices_per_host=8 is more than the 2,048 devices .*"),
         ({"hosts": 33}, r".* is 264 chips; the links of v5e join 256 at most"),
         ({"chip": "h100", "hosts": 2}, r"--interconnect_gbps is missing: the links of h100 end at the host; .*"),
         ({"hosts": 32}, r"XLA_FLAGS make this CPU \d+ devices, and the plan needs 256; .*"),

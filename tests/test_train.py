@@ -469,10 +469,13 @@ def test_a_workdir_that_goes_away_takes_its_checkpoints_along_whole(
     assert_same_end(end_of_a_run(config, moved), uninterrupted)
 
 
-@pytest.mark.parametrize("line", ["not json\n", "[]\n", "3\n", "null\n", '{"d_loss": 1}\n', '{"step": "2"}\n', "\n"])
+NOT_METRICS = ["not json", "[]", "3", "null", '{"d_loss": 1}', '{"step": "2"}', "", '{"step": 1, "d_loss": "x"}']
+
+
+@pytest.mark.parametrize("line", NOT_METRICS)
 def test_the_metrics_file_drops_what_is_not_a_line_of_metrics(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n' + line + '{"step": 2}\n')
+    path.write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')
     writers.MetricsFile(path, 2).close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
