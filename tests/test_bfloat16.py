@@ -41,6 +41,8 @@ CASES = {
     "r3gan": ("r3gan", CONDITIONAL | {f"{player}.optimizer.b2_to": 0.0 for player in BOTH}),
     "resnet": ("sngan", normalised("batch", "layer") | ATTENTION | CONDITIONAL),
 }
+# Of a seed with which what the examples say of G does not nearly cancel: else the little that is left is all rounding.
+SEED = 2
 # Learning rates so small that a step is lost where parameters are rounded to bfloat16, and not in float32: those of a
 # dcgan are near 0.02. The others would only take longer to compile.
 TRAINED = {"mlp": 3e-4, "dcgan": 3e-5}
@@ -49,7 +51,8 @@ TRAINED = {"mlp": 3e-4, "dcgan": 3e-5}
 def build(shrunk, case, precision):
     name, changes = CASES[case]
     rates = {f"{player}.optimizer.learning_rate": TRAINED.get(case, 0.1) for player in BOTH}
-    changes = DESCENT | rates | {"discriminator.steps": 1, "steps_per_call": 1} | changes | {"precision": precision}
+    rates |= {"discriminator.steps": 1, "steps_per_call": 1, "seed": SEED}
+    changes = DESCENT | rates | changes | {"precision": precision}
     return recipe.build(shrunk(name, None, changes), mesh(jax.devices()[:1]))
 
 
