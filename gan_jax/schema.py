@@ -173,8 +173,10 @@ def unknown_key(key: str) -> str:
     """The line that says that a key does not exist and which ones do."""
     group = [known for known in SCHEMA if known.rpartition(".")[0] == key.rpartition(".")[0]]
     close = get_close_matches(key, SCHEMA, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"unknown config key {key}; {hint}valid keys: {', '.join(group or SCHEMA)}"
+    hint = [f"did you mean {close[0]}?"] if close else []
+    valid = group or ([] if close else SCHEMA)  # all of them fill a screen
+    listed = [f"valid keys: {', '.join(valid)}"] if valid else []
+    return f"unknown config key {key}; {' '.join(hint + listed)}"
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

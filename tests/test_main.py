@@ -203,6 +203,7 @@ def parse(monkeypatch, *argv):
             r"^unknown config key bach_size; did you mean batch_size\? valid keys: seed, num_steps, burn_in",
         ),
         ("generator.widht=8", r"^unknown config key generator\.widht; did you mean generator\.width\? valid keys: gen"),
+        ("generater.width=8", r"^unknown config key generater\.width; did you mean generator\.width\?$"),
         ("zzz=8", r"^unknown config key zzz; valid keys: seed, "),
         (
             "data=ring8",

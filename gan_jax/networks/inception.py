@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 SIDE = 299  # pixels of an image
-FEATURES = 2048
 CLASSES = 1008  # outputs of the graph; ImageNet has 1,000 classes
 
 
