@@ -23,7 +23,7 @@ def remedies(condition: str, config: Config, devices: int = 1) -> list[Changes]:
     return [changes for changes in found if changes and _whole_groups({**config, **changes}, devices)][:SAID]
 
 
-def advice(condition: str, config: Config, devices: int = 1) -> str:
+def advice(condition: str, config: Config, devices: int) -> str:
     """The same as the end of a sentence, empty where nothing helps."""
     found = remedies(condition, config, devices)
     return f". What may help: {', or '.join(map(in_words, found))}" if found else ""

@@ -83,8 +83,8 @@ class Started:
                 root = roots[i] if roots else ROOT
                 command = [sys.executable, *map(str, command)]
                 count = devices[i] if isinstance(devices, list) else devices
-                environment = with_devices(count)
-                self.processes.append(subprocess.Popen(command, cwd=root, env=environment, stdout=out, stderr=err))
+                started = subprocess.Popen(command, cwd=root, env=with_devices(count), stdout=out, stderr=err)
+                self.processes.append(started)
 
     def ended(self):
         """The exit statuses, once all have ended."""

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "experiments" / "launch"
 CONFIG, STEPS = "configs/mixture.py:ring8", 600
 FLAGS = ("--config.batch_size=64", "--config.log_every=20", "--config.sample_every=0")
+# Without the other XLA flags of these tests, with which calls of one step round otherwise than calls of many.
 DEVICES = "--xla_force_host_platform_device_count={}"
 
 
