@@ -1,17 +1,17 @@
 """Whether the keys of a config go together, each of which is right by itself: one line where they do not."""
 
-from gan_jax import networks, optimizers, transforms
+from gan_jax import networks, transforms
 from gan_jax.data import Source
 from gan_jax.devices import Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST, better
 from gan_jax.evaluation.extractors import NONE
 from gan_jax.networks.attention import inner_sizes
-from gan_jax.objectives import LOGISTIC, UNCENTRED
+from gan_jax.objectives import NAMED
 
 
-def check_batch(config, devices: Devices, together: int) -> None:
-    """Raises InputError where the devices cannot share a batch; `together`: examples that D needs at once."""
+def check_batch(config, devices: Devices, group_size: int) -> None:
+    """Raises InputError where the devices cannot share a batch; `group_size`: examples that D needs together."""
     if config.batch_size % devices.count:
         raise InputError(
             f"config key batch_size is {config.batch_size}, which {devices.count} devices cannot share equally; "
@@ -23,11 +23,11 @@ def check_batch(config, devices: Devices, together: int) -> None:
             f"micro-batches with an equal share for each device ({devices.count} here); it must be a multiple of "
             f"{devices.count * config.accumulate}"
         )
-    if config.batch_size % (devices.count * config.accumulate * together):
+    if config.batch_size % (devices.count * config.accumulate * group_size):
         raise InputError(
             f"config key batch_size is {config.batch_size}, but discriminator.packing, minibatch_stddev and "
-            f"minibatch_group let D see {together} examples together, on one device and in one micro-batch; batch_size "
-            f"must be a multiple of {devices.count * config.accumulate * together}"
+            f"minibatch_group let D see {group_size} examples together, on one device and in one micro-batch; "
+            f"batch_size must be a multiple of {devices.count * config.accumulate * group_size}"
         )
 
 
@@ -37,51 +37,44 @@ def check(config, source: Source) -> None:
     if config.conditional:
         _check_labels(config, source)
     for player in ("generator", "discriminator"):
-        _check_optimizer(f"{player}.optimizer", config[player].optimizer, config.num_steps)
-        _check_network(player, config[player])
-        if networks.FAMILIES[config[player].network].generator.convolves:
-            _check_halvings(player, config[player].network, config[player].depth, config.data.name, source.shape)
-        if config[player].attention:
-            _check_attention(player, config[player], source.shape)
-    if config.penalty.name != "none" and config.discriminator.normalization == "batch":
-        raise InputError(
-            f"penalty.name is {config.penalty.name} and discriminator.normalization is batch: a gradient penalty needs "
-            "logits that do not depend on the other examples; set discriminator.normalization to none, layer or "
-            "group"
-        )
+        _check_network(player, config[player], config, source)
+        if config[player].optimizer.warmup > config.num_steps:
+            raise InputError(
+                f"{player}.optimizer.warmup is {config[player].optimizer.warmup}, but num_steps is {config.num_steps}; "
+                "it must be at most that"
+            )
+    _check_penalty(config)
     _check_comparisons(config)
     _check_augment(config, source)
-    if config.penalty.name != "none" and config.penalty.weight == 0:
-        raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
+    _check_moves(config)
     if config.discriminator.spectral_norm and config.discriminator.clip:
         raise InputError(
             f"discriminator.spectral_norm is True and discriminator.clip is {config.discriminator.clip}: the size of "
             "the weights, which clipping bounds, makes no difference then; set spectral_norm to False or clip to 0"
         )
-    if config.penalty.every > 1 and config.penalty.name == "none":
-        raise InputError(f"penalty.every is {config.penalty.every}, but penalty.name is none; set it to 1, or name one")
-    _check_moves(config)
-    _check_schedules(config)
-    if config.discriminator.one_pass and config.discriminator.normalization != "batch":
+    if config.generator.ema_half_life and config.generator.ema_decay:
         raise InputError(
-            "discriminator.one_pass is True, which without batch normalisation changes nothing; set it to False, or "
-            "discriminator.normalization to batch"
-        )
-    _check_objective(config)
-
-
-def _check_objective(config) -> None:
-    """Of what an objective takes, or needs."""
-    if config.objective.label_smoothing and config.objective.name not in LOGISTIC:
-        raise InputError(
-            f"objective.label_smoothing is {config.objective.label_smoothing}, but {config.objective.name} has no "
-            f"labels to smooth; set it to 0, or objective.name to one of {', '.join(LOGISTIC)}"
+            f"generator.ema_half_life is {config.generator.ema_half_life} and generator.ema_decay is "
+            f"{config.generator.ema_decay}: the average has one memory; set one of them to 0"
         )
     if config.objective.name == "feature_matching" and not config.objective.feature_matching:
         raise InputError(
             "objective.name is feature_matching but objective.feature_matching is 0: the generator has nothing to "
             "descend; give it a weight"
         )
+
+
+def _check_penalty(config) -> None:
+    if config.penalty.name == "none":
+        return
+    if config.discriminator.normalization == "batch":
+        raise InputError(
+            f"penalty.name is {config.penalty.name} and discriminator.normalization is batch: a gradient penalty needs "
+            "logits that do not depend on the other examples; set discriminator.normalization to none, layer or "
+            "group"
+        )
+    if config.penalty.weight == 0:
+        raise InputError(f"penalty.name is {config.penalty.name} but penalty.weight is 0; give it a weight")
 
 
 def _check_comparisons(config) -> None:
@@ -120,18 +113,13 @@ def _check_augment(config, source: Source) -> None:
             f"augment.policy is {wanted.policy}: rotation is for square images, but {config.data.name} is "
             f"{source.shape[0]}x{source.shape[1]}; leave it out, or set data.image_size"
         )
-    if wanted.ada_target and wanted.policy == transforms.NONE:
-        raise InputError(
-            f"augment.ada_target is {wanted.ada_target}, but augment.policy is {transforms.NONE}: ADA has nothing to "
-            "apply; name transforms, or set ada_target to 0"
-        )
     consistent = config.discriminator.consistency or config.discriminator.fake_consistency
     if wanted.policy != transforms.NONE and not (wanted.probability or wanted.ada_target or consistent):
         raise InputError(
             f"augment.policy is {wanted.policy} and augment.probability is 0: nothing is transformed; give it a "
             f"probability, an augment.ada_target or a consistency, or set augment.policy to {transforms.NONE}"
         )
-    if wanted.ada_target and config.objective.name in UNCENTRED:
+    if wanted.ada_target and not NAMED[config.objective.name].centred:
         raise InputError(
             f"augment.ada_target is {wanted.ada_target}, of the sign of D's logits, but those of "
             f"{config.objective.name} have no zero; set it to 0, or objective.name to another"
@@ -141,11 +129,6 @@ def _check_augment(config, source: Source) -> None:
 def _check_consistency(config) -> None:
     player = config.discriminator
     for key in ("consistency", "fake_consistency"):
-        if player[key] and config.augment.policy == transforms.NONE:
-            raise InputError(
-                f"discriminator.{key} is {player[key]}, but augment.policy is {transforms.NONE}, so that nothing is "
-                f"transformed; name transforms, or set discriminator.{key} to 0"
-            )
         if player[key] and player.one_pass:
             raise InputError(
                 f"discriminator.one_pass is True and discriminator.{key} is {player[key]}: D would normalise over both "
@@ -159,11 +142,8 @@ def _check_moves(config) -> None:
             f"moves is {config.moves}, where both players move at once, but discriminator.steps is "
             f"{config.discriminator.steps}; set it to 1, or moves to alternating"
         )
-    if (config.moves == "consensus") != (config.consensus.weight > 0):
-        raise InputError(
-            f"moves is {config.moves} but consensus.weight is {config.consensus.weight}; the weight must be greater "
-            "than 0 where moves is consensus, and 0 elsewhere"
-        )
+    if config.moves == "consensus" and config.consensus.weight == 0:
+        raise InputError("moves is consensus but consensus.weight is 0; it must be greater than 0")
     if config.moves == "consensus" and config.accumulate > 1:
         raise InputError(
             f"moves is consensus, which needs the gradient of the whole minibatch at once, but accumulate is "
@@ -176,60 +156,19 @@ def _check_moves(config) -> None:
         )
 
 
-def _check_optimizer(key: str, optimizer, num_steps: int) -> None:
-    if optimizer.weight_decay and optimizer.name not in optimizers.DECAYING:
+def _check_network(player: str, values, config, source: Source) -> None:
+    family = getattr(networks.FAMILIES[values.network], player)
+    if networks.has(family, "form"):
+        _check_halvings(player, values.network, values.depth, config.data.name, source.shape)
+    if hasattr(family, "check"):
+        family.check(player, values)
+    if not values.attention:
+        return
+    sizes = inner_sizes(source.shape, range(family.attends_from, values.depth + 1))
+    if values.attention not in sizes:
         raise InputError(
-            f"{key}.weight_decay is {optimizer.weight_decay}, but {optimizer.name} has none; set it to 0, or "
-            f"{key}.name to {' or '.join(optimizers.DECAYING)}"
-        )
-    if optimizer.b2_to and optimizer.name in optimizers.WITHOUT_B2:
-        raise InputError(
-            f"{key}.b2_to is {optimizer.b2_to}, but {optimizer.name} makes no use of b2; set it to 0, or {key}.name to "
-            "another"
-        )
-    if optimizer.warmup > num_steps:
-        raise InputError(f"{key}.warmup is {optimizer.warmup}, but num_steps is {num_steps}; it must be at most that")
-
-
-def _check_network(player: str, chosen) -> None:
-    """Of what not every family of networks has."""
-    family = networks.FAMILIES[chosen.network].generator
-    if chosen.normalization != "none" and not family.normalizes:
-        raise InputError(
-            f"{player}.normalization is {chosen.normalization}, but {chosen.network} has no normalisation; set it to "
-            "none, or the network to another"
-        )
-    for key in ("blocks", "groups"):
-        if (chosen[key] > 0) != family.grouped:
-            grouped = [name for name, each in networks.FAMILIES.items() if each.generator.grouped]
-            raise InputError(
-                f"{player}.{key} is {chosen[key]} and {player}.network is {chosen.network}: it must be 1 or more for "
-                f"{', '.join(grouped)}, and 0 for the others"
-            )
-    if family.grouped and 2 * chosen.width % chosen.groups:
-        raise InputError(
-            f"{player}.groups is {chosen.groups}, which does not divide the {2 * chosen.width} channels in a block, "
-            f"twice {player}.width; give it a divisor of them"
-        )
-
-
-def _check_schedules(config) -> None:
-    """Of what moves over the burn-in."""
-    players = config.generator, config.discriminator
-    rates = any(player.optimizer.decay_to != 1 or player.optimizer.b2_to for player in players)
-    if config.burn_in and not (rates or config.penalty.weight_to or config.generator.ema_half_life):
-        raise InputError(
-            f"burn_in is {config.burn_in}, but nothing moves over it: set it to 0, or one of optimizer.decay_to, "
-            "optimizer.b2_to, penalty.weight_to and generator.ema_half_life"
-        )
-    if config.penalty.weight_to and config.penalty.name == "none":
-        raise InputError(
-            f"penalty.weight_to is {config.penalty.weight_to}, but penalty.name is none; set it to 0, or name one"
-        )
-    if config.generator.ema_half_life and config.generator.ema_decay:
-        raise InputError(
-            f"generator.ema_half_life is {config.generator.ema_half_life} and generator.ema_decay is "
-            f"{config.generator.ema_decay}: the average has one memory; set one of them to 0"
+            f"{player}.attention is {values.attention}; it must be 0, or the height of images inside this "
+            f"{values.network} of depth {values.depth} whose sides are even: {', '.join(map(str, sizes)) or 'none'}"
         )
 
 
@@ -272,8 +211,8 @@ def _check_labels(config, source: Source) -> None:
     if len(source.shape) != 3:
         raise InputError(f"conditional is True, which is for images, but {config.data.name} is points; set it to False")
     for player in ("generator", "discriminator"):
-        if not networks.FAMILIES[config[player].network].generator.conditions:
-            able = [name for name, family in networks.FAMILIES.items() if family.generator.conditions]
+        able = [name for name, family in networks.FAMILIES.items() if networks.has(family.generator, "classes")]
+        if config[player].network not in able:
             raise InputError(
                 f"conditional is True, but {player}.network is {config[player].network}, which has no use for labels; "
                 f"set it to one of {', '.join(able)}"
@@ -291,20 +230,4 @@ def _check_halvings(player: str, network: str, depth: int, name: str, shape: tup
         raise InputError(
             f"{player}.depth is {depth}: {network} halves or doubles its images {depth} times, which "
             f"{shape[0]}x{shape[1]} ({name}) does not allow"
-        )
-
-
-def _check_attention(player: str, wanted, shape: tuple[int, ...]) -> None:
-    start = getattr(networks.FAMILIES[wanted.network], player).attends_from
-    if start is None:
-        able = [name for name, family in networks.FAMILIES.items() if family.generator.attends_from is not None]
-        raise InputError(
-            f"{player}.attention is {wanted.attention}, but {wanted.network} has no self-attention; set it to 0, or "
-            f"{player}.network to one of {', '.join(able)}"
-        )
-    sizes = inner_sizes(shape, range(start, wanted.depth + 1))
-    if wanted.attention not in sizes:
-        raise InputError(
-            f"{player}.attention is {wanted.attention}; it must be 0, or the height of images inside this "
-            f"{wanted.network} of depth {wanted.depth} whose sides are even: {', '.join(map(str, sizes)) or 'none'}"
         )

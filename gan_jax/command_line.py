@@ -85,9 +85,9 @@ def _fault(path: Path, variant: str, error: BaseException) -> str:
 def _check_override_keys(argv: list[str]) -> None:
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-        if not match or match[1] in schema.SCHEMA:
+        if not match or match[1] in schema.table():
             continue
-        members = [key for key in schema.SCHEMA if key.startswith(match[1] + ".")]
+        members = [key for key in schema.table() if key.startswith(match[1] + ".")]
         if members:
             raise InputError(f"config key {match[1]} is a group; set one of {', '.join(members)}")
         raise InputError(schema.unknown_key(match[1]))
@@ -96,6 +96,6 @@ def _check_override_keys(argv: list[str]) -> None:
 def _explained(message: str) -> str:
     """One line of what absl says; for a config value of the wrong type, with the values that would be right."""
     match = re.search(r"flag --config\.([\w.]+)=(.*?): ", message)
-    if match and match[1] in schema.SCHEMA:
+    if match and match[1] in schema.table():
         return schema.wrong_value(match[1], match[2])
     return " ".join(message.split())

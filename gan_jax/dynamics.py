@@ -78,9 +78,10 @@ def _field(recipe, devices, state, batches, keys, players):
 
 def _gradients(recipe, devices, state, batch, key):
     latent_keys, penalty_keys = discriminator_keys(devices, key, len(batch["image"]))
-    loss = partial(generator_loss, recipe, devices, state)
+    numbers = recipe.schedule(state.hyperparameters, state.step)
+    loss = partial(generator_loss, recipe, devices, numbers, state)
     of_generator, _ = jax.grad(loss, has_aux=True)(state.generator.params, batch, latent_keys)
-    loss = partial(discriminator_loss, recipe, state)
+    loss = partial(discriminator_loss, recipe, numbers, state)
     of_discriminator, _ = jax.grad(loss, has_aux=True)(state.discriminator.params, batch, latent_keys, penalty_keys)
     return devices.mean((of_generator, of_discriminator))
 

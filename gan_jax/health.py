@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gan_jax.objectives import UNCENTRED
+from gan_jax.objectives import NAMED
 from gan_jax.remedies import COLLAPSED, DIVERGING, SATURATED, advice
 
 SPAN = 500  # steps for which something must last
@@ -140,7 +140,7 @@ class Watch:
         """
         self._config, self._devices, self._curves, self._present = config, devices, _Curves(), set()
         # Logits without a zero make accuracy meaningless.
-        unseen = {SATURATED} if config["objective.name"] in UNCENTRED else set()
+        unseen = set() if NAMED[config["objective.name"]].centred else {SATURATED}
         self._conditions = {name: CONDITIONS[name] for name in CONDITIONS if name not in unseen}
         for step, values in past:
             self.see(step, values)

@@ -12,8 +12,10 @@ Parameters without a Rule are what the program itself hands over: shapes, keys, 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, get_type_hints
+
+from gan_jax.errors import InputError
 
 
 class Rule(NamedTuple):
@@ -81,7 +83,7 @@ def keys_of(part: Callable) -> Mapping[str, Key]:
 
     Raises TypeError where one has no default: a config is complete without it.
     """
-    hints = get_type_hints(part, include_extras=True)
+    hints = get_type_hints(getattr(part, "func", part), include_extras=True)  # of a partial, its function's
     keys = {}
     for name, parameter in inspect.signature(part).parameters.items():
         marks = getattr(hints.get(name), "__metadata__", ())
@@ -98,7 +100,55 @@ def keys_of(part: Callable) -> Mapping[str, Key]:
     return keys
 
 
-def arguments(part: Callable, *values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `values`, of which later ones win, the ones that are parameters of the part, by name."""
-    names = inspect.signature(part).parameters
-    return {name: value for mapping in values for name, value in mapping.items() if name in names}
+def arguments(part: Callable, values: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
+    """What a part is called with: its config keys from `values`, its other parameters from `context`."""
+    own = {name: values[name] for name in keys_of(part) if name in values}
+    return own | {name: context[name] for name in inspect.signature(part).parameters if name in context}
+
+
+def bind(prefix: str, part: Callable, values: Mapping[str, Any], **context) -> Callable[[Mapping], Callable]:
+    """A part with its config values, as a function of the traced numbers of a step: numbers -> partial(part, ...).
+
+    Args:
+      prefix: of the part's config keys, dotted.
+      values: of these, by name; the part takes its traced ones from the numbers, or its default where they lack it.
+      context: what the program hands over; a part takes what it has a parameter for.
+    """
+    traced = {name: f"{prefix}.{name}" for name, key in keys_of(part).items() if key.traced}
+    static = {name: value for name, value in arguments(part, values, context).items() if name not in traced}
+
+    def of_numbers(numbers):
+        return partial(part, **static, **{name: numbers[key] for name, key in traced.items() if key in numbers})
+
+    return of_numbers
+
+
+def union(parts: Mapping[str, Callable]) -> dict[str, Key]:
+    """The keys of all these parts. Raises TypeError where two of them have a key of one name and other defaults."""
+    keys = {}
+    for part_name, part in parts.items():
+        for name, key in keys_of(part).items():
+            if keys.setdefault(name, key).default != key.default:
+                raise TypeError(f"{part_name} has another default of {name} than the parts before it: {key.default!r}")
+    return keys
+
+
+def require_defaults(
+    prefix: str, choice: str, chosen: str, parts: Mapping[str, Callable], values: Mapping[str, Any]
+) -> None:
+    """Raises InputError where a key that the chosen part does not have is set: it would do nothing.
+
+    Args:
+      prefix: of the group, dotted, such as "objective".
+      choice: the key of the group that names the part, such as "name".
+      chosen: the part's name among `parts`.
+      values: of the group, by the keys' names.
+    """
+    has = keys_of(parts[chosen])
+    for name, key in union(parts).items():
+        if name not in has and values[name] != key.default:
+            able = [other for other in parts if name in keys_of(parts[other])]
+            raise InputError(
+                f"config key {prefix}.{name} is {values[name]!r}, but {chosen} has no {name}; set it to "
+                f"{key.default!r}, or {prefix}.{choice} to one of {', '.join(able)}"
+            )

@@ -4,16 +4,22 @@ Throughout, `a = D(x)` is the *logit* of a real example and `b = D(G(z))` that o
 function, and every loss is minimised. The functions keep the dtype of the logits, take any shape, are pure, and go
 through `jit`, `grad` and `vmap`. Means over the minibatch are taken once, in the step.
 
-Where a loss is an exponential of the logit (`EXPONENTIAL`) its true value leaves float32 and bfloat16 beyond a logit of
+Where a loss is an exponential of the logit (`overflows`) its true value leaves float32 and bfloat16 beyond a logit of
 about 88.7: these return the infinity that the value rounds to, never a NaN, and the training loop stops and names the
 logit. All the others are finite at every logit that it can meet.
+
+An objective of one's own is one entry of OBJECTIVES. If it has parameters, it is a function of them that returns an
+`Objective`, and `parametrised` makes the entry: the annotated parameters are config keys (see `gan_jax.keys`).
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from gan_jax.keys import FRACTION, TRACED
 
 softplus = jax.nn.softplus  # log(1 + exp(a)); -log sigma(a) is softplus(-a), -log(1 - sigma(a)) is softplus(a)
 LOG_2 = 0.6931471805599453
@@ -25,15 +31,22 @@ class Objective(NamedTuple):
     discriminator: Callable  # (real_logits, fake_logits) -> the discriminator's loss
     generator: Callable  # (fake_logits, real_logits) -> the generator's loss
     divergence: Callable  # (real_logits, fake_logits) -> terms whose mean estimates a divergence of p_data and p_g
-    undecided: float = 0.0  # the optimal logit where p_data = p_g, for D's accuracy; `wgan` and `rpgan` have none
+    undecided: float = 0.0  # the optimal logit where p_data = p_g, for D's accuracy
+    logistic: bool = False  # D classifies real against fake, so that its target can be smoothed
+    centred: bool = True  # the sign of a logit says something; False: logits are free up to a constant
+    overflows: bool = False  # a loss is an exponential of a logit
+    make: Callable | None = None  # (parameters, by name) -> the objective with these; None: it has no parameters
 
 
-def separable(
-    real: Callable, fake: Callable, generator: Callable, divergence: Callable, undecided: float = 0.0
-) -> Objective:
-    """An objective whose terms each see one logit: E[real(a)] + E[fake(b)] for D, E[generator(b)] for G.
+def parametrised(make: Callable[..., Objective]) -> Objective:
+    """The objective that `make` returns for the defaults of its parameters, which are config keys."""
+    return make()._replace(make=make)
 
-    `divergence` maps the discriminator's loss (elementwise) to what it estimates.
+
+def separable(real: Callable, fake: Callable, generator: Callable, divergence: Callable, **facts) -> Objective:
+    """An objective whose terms see one logit: E[real(a)] + E[fake(b)] for D, E[generator(b)] for G.
+
+    `divergence` maps the discriminator's loss (elementwise) to what it estimates; `facts` are fields of `Objective`.
     """
 
     def discriminator(real_logits, fake_logits):
@@ -43,29 +56,40 @@ def separable(
         discriminator=discriminator,
         generator=lambda fake_logits, real_logits: generator(fake_logits),
         divergence=lambda real_logits, fake_logits: divergence(discriminator(real_logits, fake_logits)),
-        undecided=undecided,
+        **facts,
     )
 
 
-def logistic(generator: Callable) -> Objective:
+def logistic(generator: Callable, **facts) -> Objective:
     """The discriminator of Goodfellow et al. (arXiv:1406.2661) with a choice of generator loss.
 
     D minimises the binary cross-entropy softplus(-a) + softplus(b), which is -V, the negative of the value function.
     For any D, (V + log 4) / 2 <= JS(p_data, p_g) in nats, with equality at the optimal D: that is the divergence.
     """
-    return separable(lambda a: softplus(-a), softplus, generator, lambda loss: LOG_2 - loss / 2)
+    plain = separable(
+        lambda a: softplus(-a), softplus, generator, lambda loss: LOG_2 - loss / 2, logistic=True, **facts
+    )
+
+    def make(
+        label_smoothing: Annotated[
+            float, FRACTION, "one-sided: D's target on real examples is 1 minus this", TRACED
+        ] = 0.0,
+    ) -> Objective:
+        return smooth_labels(plain, label_smoothing)
+
+    return plain._replace(make=make)
 
 
-def variational(activation: Callable, conjugate: Callable, undecided: float = 0.0) -> Objective:
+def variational(activation: Callable, conjugate: Callable, **facts) -> Objective:
     """f-GAN (arXiv:1606.00709, equation 4): D ascends the bound E[g(a)] - E[f*(g(b))] <= D_f(p_data || p_g).
 
     Args:
       activation: g, which maps a logit into the domain of f* (table 2 of the paper).
       conjugate: f*(g(b)), the Fenchel conjugate already composed with the activation, so that it can be stable.
-      undecided: g^-1(f'(1)), the optimal logit where p_data = p_g.
+      facts: fields of `Objective`; `undecided` is g^-1(f'(1)), the optimal logit where p_data = p_g.
     The generator descends the same bound (algorithm 1 of the paper), and the divergence is the bound itself.
     """
-    return separable(lambda a: -activation(a), conjugate, lambda b: -conjugate(b), lambda loss: -loss, undecided)
+    return separable(lambda a: -activation(a), conjugate, lambda b: -conjugate(b), lambda loss: -loss, **facts)
 
 
 def _relativistic_discriminator(real_logits, fake_logits):
@@ -79,6 +103,7 @@ RPGAN = Objective(
     discriminator=_relativistic_discriminator,
     generator=lambda fake_logits, real_logits: softplus(real_logits - fake_logits),
     divergence=lambda real_logits, fake_logits: LOG_2 - _relativistic_discriminator(real_logits, fake_logits),
+    centred=False,
 )
 
 # Hinge (arXiv:1705.02894): 1 - loss / 2 is a lower bound on the total variation distance, in [0, 1].
@@ -95,7 +120,7 @@ LSGAN = separable(
 )
 
 # Wasserstein (arXiv:1701.07875): E[a] - E[b] is a lower bound on W1 where D is 1-Lipschitz, in units of the data.
-WGAN = separable(lambda a: -a, lambda b: b, lambda b: -b, lambda loss: -loss)
+WGAN = separable(lambda a: -a, lambda b: b, lambda b: -b, lambda loss: -loss, centred=False)
 
 OBJECTIVES = {
     # G descends the value function itself: log(1 - sigma(b)) = -softplus(b). It saturates where D rejects the fakes.
@@ -103,32 +128,23 @@ OBJECTIVES = {
     # G ascends log sigma(b) instead (section 3 of arXiv:1406.2661): same fixed point, strong gradient when D rejects.
     "non_saturating": logistic(lambda b: softplus(-b)),
     # f = -exp(b) = -D/(1 - D), whose gradient at the optimal D is that of KL(p_data || p_g) (arXiv:1412.6515).
-    "mle": logistic(lambda b: -jnp.exp(b)),
+    "mle": logistic(lambda b: -jnp.exp(b), overflows=True),
     "wgan": WGAN,
     "hinge": HINGE,
     "lsgan": LSGAN,
     "rpgan": RPGAN,
     # g and f*(g) from table 2 and table 6 of arXiv:1606.00709; the optimal logit is g^-1(f'(p_data / p_g)).
-    "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1), undecided=1.0),
-    "fgan_reverse_kl": variational(lambda a: -jnp.exp(-a), lambda b: b - 1),
+    "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1), undecided=1.0, overflows=True),
+    "fgan_reverse_kl": variational(lambda a: -jnp.exp(-a), lambda b: b - 1, overflows=True),
     "fgan_pearson": variational(lambda a: a, lambda b: jnp.square(b) / 4 + b),
     # exp and not expm1: jax differentiates expm1 as its value + 1, which rounds small slopes to 0.
-    "fgan_hellinger": variational(lambda a: 1 - jnp.exp(-a), lambda b: jnp.exp(b) - 1),
+    "fgan_hellinger": variational(lambda a: 1 - jnp.exp(-a), lambda b: jnp.exp(b) - 1, overflows=True),
     # The paper's Jensen-Shannon is twice the usual one: the bound is on 2 JS.
     "fgan_jensen_shannon": variational(lambda a: LOG_2 - softplus(-a), lambda b: softplus(b) - LOG_2),
 }
 
 # What a config may name: these, and one whose generator descends only what is added to its loss, feature matching.
-NAMED = OBJECTIVES | {"feature_matching": logistic(jnp.zeros_like)}
-
-# The objectives whose discriminator is a classifier of real against fake, so that a target can be smoothed.
-LOGISTIC = ("minimax", "non_saturating", "mle", "feature_matching")
-
-# The objectives of which a loss overflows.
-EXPONENTIAL = ("mle", "fgan_kl", "fgan_reverse_kl", "fgan_hellinger")
-
-# The objectives that leave D's logits free up to a constant: the sign of one says nothing.
-UNCENTRED = ("wgan", "rpgan")
+NAMED = ChainMap({"feature_matching": logistic(jnp.zeros_like)}, OBJECTIVES)
 
 
 def smooth_labels(objective: Objective, epsilon) -> Objective:
@@ -145,7 +161,7 @@ def smooth_labels(objective: Objective, epsilon) -> Objective:
 
 
 def choose(objectives: Sequence[Objective], index) -> Objective:
-    """The one of that number, int32, which may be traced: what differs between runs of one program is then data.
+    """The objective with that number, int32, which may be traced: the runs of one program then differ by data alone.
 
     Each function is a `lax.switch`, of which a batch of different indices computes every branch and takes its own from
     the results, also of the derivative: an infinity of one objective never reaches a run of another.
@@ -155,8 +171,8 @@ def choose(objectives: Sequence[Objective], index) -> Objective:
         return lambda *logits: jax.lax.switch(index, functions, *logits)
 
     return Objective(
-        discriminator=switch([each.discriminator for each in objectives]),
-        generator=switch([each.generator for each in objectives]),
-        divergence=switch([each.divergence for each in objectives]),
-        undecided=jnp.array([each.undecided for each in objectives], jnp.float32)[index],
+        discriminator=switch([objective.discriminator for objective in objectives]),
+        generator=switch([objective.generator for objective in objectives]),
+        divergence=switch([objective.divergence for objective in objectives]),
+        undecided=jnp.array([objective.undecided for objective in objectives], jnp.float32)[index],
     )

@@ -1,26 +1,48 @@
-"""Optimisers by name, made from decay rates that may be traced arrays; the learning rate's course; weight clipping."""
+"""Optimisers by name, and what a player's has beside: clipped gradients, the course of its rate, clipped weights.
+
+An entry of OPTIMIZERS is a function of its parameters, which are config keys (see `gan_jax.keys`) and may be traced
+arrays: it returns the direction of descent as an optax transformation, or as several that follow one another.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gan_jax.keys import COUNT, FRACTION, NON_NEGATIVE, POSITIVE, SCHEDULED, SHARE, TRACED, bind
 
-def adam(b1, b2) -> optax.GradientTransformation:
+Momentum = Annotated[float, FRACTION, "momentum: decay of the averaged gradients", TRACED]
+SquareDecay = Annotated[float, FRACTION, "decay of the averaged squared gradients; sgd has none", SCHEDULED]
+Unused = Annotated[float, FRACTION, "", TRACED]
+
+
+def adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
     """Adam (arXiv:1412.6980): b1 and b2 are the decay rates of the first and second moments."""
     return optax.scale_by_adam(b1, b2)
 
 
-def rmsprop(b1, b2) -> optax.GradientTransformation:
+def adamw(
+    b1: Momentum = 0.5,
+    b2: SquareDecay = 0.999,
+    weight_decay: Annotated[float, NON_NEGATIVE, "of adamw: share of a parameter that an update of rate 1 takes"] = 0.0,
+):
+    """Adam with decoupled weight decay of every parameter (arXiv:1711.05101) as optax has it: the rate scales both."""
+    return (adam(b1, b2), *([optax.add_decayed_weights(weight_decay)] if weight_decay else []))
+
+
+def rmsprop(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
     """RMSProp with momentum b1; b2 is the decay rate of the squared gradients."""
     return optax.chain(optax.scale_by_rms(decay=b2), optax.trace(decay=b1))
 
 
-def sgd(b1, b2) -> optax.GradientTransformation:
+def sgd(b1: Momentum = 0.5, b2: Unused = 0.999):
     """Gradient descent with heavy-ball momentum b1; b2 has no meaning here."""
     return optax.trace(decay=b1)
 
 
-def optimistic_adam(b1, b2) -> optax.GradientTransformation:
+def optimistic_adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
     """Adam whose step is twice its direction, less the one before (algorithm 1 of arXiv:1711.00141).
 
     The first step is a single direction, where the paper's is double: there is none before it to take off.
@@ -28,31 +50,55 @@ def optimistic_adam(b1, b2) -> optax.GradientTransformation:
     return optax.chain(adam(b1, b2), optax.scale_by_optimistic_gradient())
 
 
-def optimistic_sgd(b1, b2) -> optax.GradientTransformation:
+def optimistic_sgd(b1: Momentum = 0.5, b2: Unused = 0.999):
     """Optimistic gradient descent (arXiv:1711.00141) with heavy-ball momentum b1; b2 has no meaning here."""
-    return optax.chain(sgd(b1, b2), optax.scale_by_optimistic_gradient())
+    return optax.chain(sgd(b1), optax.scale_by_optimistic_gradient())
 
 
 OPTIMIZERS = {
     "adam": adam,
-    "adamw": adam,  # what sets it apart is its weight decay
+    "adamw": adamw,
     "optimistic_adam": optimistic_adam,
     "optimistic_sgd": optimistic_sgd,
     "rmsprop": rmsprop,
     "sgd": sgd,
 }
-DECAYING = ("adamw",)  # those that have a weight decay
-WITHOUT_B2 = ("sgd", "optimistic_sgd")  # those that ignore b2
 
 
-def around(direction, clip_norm: float, weight_decay: float) -> list[optax.GradientTransformation]:
-    """What an optimiser is before its rate: gradients clipped by their global norm, `direction`, weight decay; 0: none.
+class OptimizerKeys(NamedTuple):
+    """The config keys of every optimiser, beside its own."""
 
-    The decay is that of AdamW (arXiv:1711.05101) as optax has it: of every parameter, and the rate multiplies it too.
+    learning_rate: Annotated[float, POSITIVE, "size of a step", TRACED] = 2e-4
+    decay_to: Annotated[float, SHARE, "share of the rate after the burn-in, by half a cosine; 1: constant"] = 1.0
+    warmup: Annotated[int, COUNT, "steps over which the rate first rises linearly; 0: none"] = 0
+    clip_norm: Annotated[float, NON_NEGATIVE, "norm to which a player's whole gradient is cut down; 0: never"] = 0.0
+
+
+def make_optimizer(
+    prefix: str, values: Mapping[str, Any], steps: int, updates_per_step: int, *last: optax.GradientTransformation
+) -> Callable[[Mapping[str, Any]], optax.GradientTransformation]:
+    """A player's optimiser, as a function of the traced numbers of a step, {config key: number}.
+
+    Args:
+      prefix: of its config keys, dotted; values: of these, by name.
+      steps: train steps of the burn-in, over which the rate decays.
+      updates_per_step: of this player.
+      last: what follows the rate.
     """
+    direction = bind(prefix, OPTIMIZERS[values["name"]], values)
+    updates, warmup = steps * updates_per_step, values["warmup"] * updates_per_step
+
+    def of_numbers(numbers):
+        rate = scale_by_decayed_rate(numbers[f"{prefix}.learning_rate"], updates, values["decay_to"], warmup)
+        return optax.chain(*_with_clip(direction(numbers)(), values["clip_norm"]), rate, *last)
+
+    return of_numbers
+
+
+def _with_clip(direction, clip_norm: float) -> list[optax.GradientTransformation]:
+    """An entry's transformations, after gradients are clipped by their global norm; 0: not clipped."""
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
-    return [*clip, direction, *decay]
+    return [*clip, *([direction] if isinstance(direction, optax.GradientTransformation) else direction)]
 
 
 def scale_by_decayed_rate(

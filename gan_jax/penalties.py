@@ -5,7 +5,8 @@ Every penalty is called as `penalty(critic, keys, real, fake) -> [n]`:
     no minibatch layer); where D sees packs of examples, each pack is one here, with one key;
   keys: [n] typed PRNG keys, one an example, so that the shards of a batch draw what the whole batch would;
   real, fake: [n, ...] float arrays.
-The step multiplies by `penalty.weight` and takes the mean. Norms are Euclidean over all axes of an example.
+The step multiplies by `penalty.weight` and takes the mean. Norms are Euclidean over all axes of an example. Further
+parameters that are annotated are config keys (see `gan_jax.keys`); `scale` is the standard deviation of the data set.
 """
 
 import jax

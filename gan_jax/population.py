@@ -1,4 +1,4 @@
-"""Many runs as one program: runs that differ in `recipe.VARYING` alone train together, a leading axis their number.
+"""Many runs as one program: runs that differ in `schema.varying()` alone train together, a leading axis their number.
 
 A member's trajectory is that of the same run by itself, up to rounding. A member that leaves the finite numbers is
 frozen in its last good state; the others go on.
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gan_jax import overfitting, step
+from gan_jax import regularizers, step
 from gan_jax.devices import Layout, Program
-from gan_jax.recipe import Setup, together
-from gan_jax.state import Hyperparameters, Memory, TrainState
+from gan_jax.recipe import Setup, merge_setups
+from gan_jax.state import Hyperparameters, RegularizerState, TrainState
 from gan_jax.step import init_state
 
 
@@ -46,14 +46,14 @@ class Call(NamedTuple):
 
 
 class Population:
-    """The compiled program of runs that differ in VARYING alone."""
+    """The compiled program of runs that differ in `schema.varying()` alone."""
 
     def __init__(self, setups: Sequence[Setup], layout: Layout):
         """`setups`: of the members; the last one is repeated until every group of the layout has as many."""
         self.members = len(setups)
         missing = -len(setups) % layout.count
         padded = [*setups, *[setups[-1]] * missing]
-        self.setup, self._hyperparameters = together(padded)
+        self.setup, self._hyperparameters = merge_setups(padded)
         self._keys = jnp.stack([setup.keys.training for setup in padded])
         self._layout = layout
 
@@ -94,11 +94,11 @@ class Population:
 
 def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
     """One run of a population as it would be by itself: with these hyperparameters, and the memory that they need."""
-    own, memory = overfitting.initial(hyperparameters), state.memory
+    own, shared = regularizers.initial(hyperparameters), state.regularizers
     if own is not None:
-        adaptive = None if own.adaptive is None else memory.adaptive
-        own = Memory(adaptive, None if own.averages is None else memory.averages)
-    return state.replace(hyperparameters=hyperparameters, memory=own)
+        adaptive = None if own.adaptive is None else shared.adaptive
+        own = RegularizerState(adaptive, None if own.averages is None else shared.averages)
+    return state.replace(hyperparameters=hyperparameters, regularizers=own)
 
 
 def _advance(setup: Setup, within, steps: int, member: MemberState, data):

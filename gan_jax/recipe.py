@@ -8,59 +8,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax import augment, combinations, networks, optimizers, overfitting, schedules, schema, transforms
+from gan_jax import augment, combinations, regularizers, schedules, schema, transforms
 from gan_jax.data import Source, Spec, make_source
 from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
-from gan_jax.moves import MOVES
-from gan_jax.networks import spectral
-from gan_jax.networks.minibatch import Minibatch, needed_at_once
-from gan_jax.objectives import LOGISTIC, NAMED, Objective, choose, smooth_labels
+from gan_jax.keys import bind
+from gan_jax.networks import FAMILIES, make_network
+from gan_jax.networks.minibatch import Minibatch
+from gan_jax.objectives import NAMED, Objective, choose
+from gan_jax.optimizers import clip_weights, make_optimizer
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
-from gan_jax.state import Hyperparameters, Recipe, TrainState
-from gan_jax.step import init_state
+from gan_jax.state import Hyperparameters, Move, Recipe, TrainState
+from gan_jax.step import MOVES, init_state
 
-TWICE = ("extragradient", "consensus")  # the moves that derive each loss twice
 MOST_UNROLLED = 32  # gradients in one program, of either player
-# The config keys that are data to a compiled step, with their Hyperparameters.
-NUMBERS = {
-    "generator.optimizer.learning_rate": "generator_learning_rate",
-    "generator.optimizer.b1": "generator_b1",
-    "generator.optimizer.b2": "generator_b2",
-    "generator.optimizer.b2_to": "generator_b2_to",
-    "generator.ema_decay": "ema_decay",
-    "generator.ema_half_life": "ema_half_life",
-    "discriminator.optimizer.learning_rate": "discriminator_learning_rate",
-    "discriminator.optimizer.b1": "discriminator_b1",
-    "discriminator.optimizer.b2": "discriminator_b2",
-    "discriminator.optimizer.b2_to": "discriminator_b2_to",
-    "penalty.weight": "penalty_weight",
-    "penalty.weight_to": "penalty_weight_to",
-    "objective.label_smoothing": "label_smoothing",
-    "objective.feature_matching": "feature_matching",
-    "augment.instance_noise": "instance_noise",
-    "augment.probability": "augment_probability",
-    "augment.ada_target": "ada_target",
-    "discriminator.lecam": "lecam",
-    "discriminator.consistency": "consistency",
-    "discriminator.fake_consistency": "fake_consistency",
-}
-# Of these, what no run of a program has, it does not compute; 0: a run has none.
-COMPILED_IN = (
-    "feature_matching",
-    "instance_noise",
-    "penalty_weight_to",
-    "generator_b2_to",
-    "discriminator_b2_to",
-    "ema_half_life",
-    "augment_probability",
-    "ada_target",
-    "lecam",
-    "consistency",
-    "fake_consistency",
-)
-VARYING = ("seed", "objective.name", *NUMBERS)  # the keys in which the runs of one program may differ
 
 
 class RunKeys(NamedTuple):
@@ -101,7 +63,7 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     """
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
-    combinations.check_batch(config, devices, _together(config.discriminator))
+    combinations.check_batch(config, devices, _minibatch(config).group_size)
     spec = Spec(**config.data.to_dict())
     # Pictures are scored against those that were taken, not against mirrored ones.
     if source is not None:
@@ -151,75 +113,65 @@ def _init(setup: Setup) -> Callable:
 
 
 def make_hyperparameters(config) -> Hyperparameters:
-    """The numbers of a config that a compiled step takes as arguments."""
+    """The traced numbers of a config; one that is off, its default being 0, is left out, and the step compiles less."""
     flat = schema.flatten(config.to_dict())
-    numbers = {field: flat[key] for key, field in NUMBERS.items()}
+    numbers = {name: flat[name] for name, key in schema.table().items() if key.traced and (flat[name] or key.default)}
     if config.augment.policy == transforms.NONE:
-        numbers["augment_probability"] = 0
-    return Hyperparameters(
-        **{
-            field: None if field in COMPILED_IN and number == 0 else jnp.float32(number)
-            for field, number in numbers.items()
-        }
-    )
+        del numbers["augment.probability"]
+    return {name: jnp.float32(number) for name, number in numbers.items()}
 
 
-def together(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
-    """The setup of runs that differ in VARYING alone, as one program, and their hyperparameters, each [runs].
+def merge_setups(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
+    """The setup of runs that differ in `schema.varying` alone, as one program, and their hyperparameters, each [runs].
 
     All but its recipe is that of the first run; its objective is each run's own, by number.
     """
     names = list(dict.fromkeys(setup.config.objective.name for setup in setups))
+    present = {name for setup in setups for name in setup.hyperparameters}
     numbers = [
-        setup.hyperparameters.replace(objective=jnp.int32(names.index(setup.config.objective.name))) for setup in setups
+        {name: setup.hyperparameters.get(name, jnp.float32(0)) for name in present}
+        | {"objective.name": jnp.int32(names.index(setup.config.objective.name))}
+        for setup in setups
     ]
-    for field in COMPILED_IN:
-        if any(getattr(each, field) is not None for each in numbers):
-            numbers = [each.replace(**{field: _or_zero(getattr(each, field))}) for each in numbers]
-    recipe = setups[0].recipe._replace(objective=partial(_chosen_objective, names))
-    return setups[0]._replace(recipe=recipe), jax.tree.map(lambda *each: jnp.stack(each), *numbers)
-
-
-def _or_zero(number):
-    return jnp.float32(0) if number is None else number
+    recipe = setups[0].recipe._replace(objective=_make_objective(names, setups[0].config.objective))
+    return setups[0]._replace(recipe=recipe), jax.tree.map(lambda *leaves: jnp.stack(leaves), *numbers)
 
 
 def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
-    generator = _make_network(config, devices, source, "generator", shape=source.shape)
-    neighbours = _minibatch(config.discriminator)
-    discriminator = _make_network(config, devices, source, "discriminator", minibatch=neighbours)
-    twice = 2 if config.moves == "extragradient" else 1  # updates that an optimiser counts for one of its player
-    burn_in = config.burn_in or config.num_steps
+    generator = _make_network(config, devices, source, "generator")
+    discriminator = _make_network(config, devices, source, "discriminator")
+    move, minibatch, augmentation = MOVES[config.moves], _minibatch(config), config.augment
+    burn_in, clip = config.burn_in or config.num_steps, config.discriminator.clip
+    policy = transforms.of_policy(augmentation.policy)
     return Recipe(
         generator=generator,
         discriminator=discriminator,
-        objective=partial(_chosen_objective, [config.objective.name]),
+        objective=_make_objective([config.objective.name], config.objective),
         penalty=_make_penalty(config, source),
         penalty_every=config.penalty.every,
-        schedule=partial(schedules.at_step, burn_in, config.batch_size),
-        generator_tx=partial(_generator_tx, config.generator.optimizer.to_dict(), burn_in, twice),
-        discriminator_tx=partial(
-            _discriminator_tx,
-            config.discriminator.optimizer.to_dict(),
+        schedule=partial(schedules.at_step, burn_in, config.num_steps, config.batch_size),
+        generator_tx=make_optimizer("generator.optimizer", config.generator.optimizer, burn_in, move.updates_per_step),
+        discriminator_tx=make_optimizer(
+            "discriminator.optimizer",
+            config.discriminator.optimizer,
             burn_in,
-            twice * config.discriminator.steps,
-            config.discriminator.clip,
+            move.updates_per_step * config.discriminator.steps,
+            clip_weights(clip) if clip else optax.identity(),
         ),
-        prior=partial(PRIORS[config.latent.prior], dim=config.latent.dim),
-        augment=partial(_augment, transforms.of_policy(config.augment.policy), config.num_steps),
-        transform=partial(augment.transformed, transforms=transforms.of_policy(config.augment.policy), probability=1.0),
-        remember=partial(
-            overfitting.remembered,
+        prior=bind("latent", PRIORS[config.latent.prior], config.latent)({}),
+        augment=partial(augment.augmented, policy),
+        transform=partial(augment.transformed, policy=policy, probability=1.0),
+        update_regularizers=partial(
+            regularizers.updated,
             config.discriminator.lecam_decay,
-            config.batch_size,
-            config.augment.ada_interval,
-            config.augment.ada_images,
+            config.batch_size * augmentation.ada_interval / augmentation.ada_images,
+            augmentation.ada_interval,
         ),
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         discriminator_steps=config.discriminator.steps,
-        packing=config.discriminator.packing,
-        together=_together(config.discriminator),
+        packing=minibatch.packing,
+        group_size=minibatch.group_size,
         move=_make_move(config),
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
@@ -227,93 +179,56 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     )
 
 
-def _make_network(config, devices: Devices, source: Source, player: str, **its_own) -> networks.Network:
-    network_class = getattr(networks.FAMILIES[config[player].network], player)
-    architecture = _architecture(config, source, network_class, config[player])
-    if network_class.normalizes:
-        architecture |= {"normalization": config[player].normalization, "axis_name": devices.axis_name}
-    module = network_class(dtype=jnp.dtype(config.precision), **its_own, **architecture)
-    network = networks.from_linen(module, config.matmul_precision)
-    return spectral.normalised(network) if config[player].spectral_norm else network
-
-
-def _architecture(config, source: Source, network_class, player) -> dict:
-    chosen = {key: player[key] for key in ("width", "depth", "activation")}
-    if network_class.convolves:
-        chosen["form"] = config.convolution
-    if network_class.conditions:
-        chosen["classes"] = len(source.classes) if config.conditional else 0
-    if network_class.pools:
-        chosen["sums"] = player.spectral_norm
-    if network_class.grouped:
-        chosen |= {"blocks": player.blocks, "groups": player.groups}
-    if player.attention:
-        chosen["attention"] = player.attention
-    return chosen
-
-
-def _minibatch(discriminator) -> Minibatch:
-    return Minibatch(
-        stddev=discriminator.minibatch_stddev,
-        kernels=discriminator.minibatch_discrimination,
-        group=discriminator.minibatch_group,
+def _make_network(config, devices: Devices, source: Source, player: str):
+    """The player's network; its class takes what it has a field for (see `gan_jax.networks`)."""
+    values = config[player]
+    return make_network(
+        getattr(FAMILIES[values.network], player),
+        values,
+        config.matmul_precision,
+        shape=source.shape,
+        dtype=jnp.dtype(config.precision),
+        axis_name=devices.axis_name,
+        classes=len(source.classes) if config.conditional else 0,
+        form=config.convolution,
+        minibatch=_minibatch(config),
+        sums=values.spectral_norm,  # where weights are normalised, no weight can make up for a mean over pixels
     )
 
 
-def _together(discriminator) -> int:
-    return needed_at_once(discriminator.packing, _minibatch(discriminator))
+def _minibatch(config) -> Minibatch:
+    return Minibatch(**{field: config.discriminator[field] for field in Minibatch._fields})
 
 
-def _augment(policy: Sequence[Callable], steps: int, state: TrainState, keys, x):
-    """What D sees of x [n, ...] in this state of a run of so many steps: transformed, then noisy."""
-    probability, noise = overfitting.probability(state), state.hyperparameters.instance_noise
-    if probability is not None:
-        x = augment.transformed(keys, x, policy, probability)
-    if noise is None:
-        return x
-    return augment.instance_noise(keys, x, augment.annealed(noise, state.step, steps))
+def _make_objective(names: Sequence[str], values) -> Callable[[Hyperparameters], Objective]:
+    """The objective of a run, as a function of its numbers: the only one, or that of the run's own number."""
+    entries = [NAMED[name] for name in names]
+    makers = [bind("objective", entry.make, values) if entry.make else None for entry in entries]
 
+    def of_numbers(numbers):
+        # An entry none of whose parameters is on is itself the objective: nothing is computed for them.
+        bound = [make(numbers) if make else None for make in makers]
+        objectives = [make() if make and make.keywords else entry for make, entry in zip(bound, entries, strict=True)]
+        return objectives[0] if len(objectives) == 1 else choose(objectives, numbers["objective.name"])
 
-def _chosen_objective(names: list[str], hyperparameters: Hyperparameters) -> Objective:
-    """The objective of a run: the only one, or that of its number."""
-    objectives = [
-        smooth_labels(NAMED[name], hyperparameters.label_smoothing) if name in LOGISTIC else NAMED[name]
-        for name in names
-    ]
-    return objectives[0] if len(objectives) == 1 else choose(objectives, hyperparameters.objective)
+    return of_numbers
 
 
 def _make_penalty(config, source: Source):
-    penalty = PENALTIES[config.penalty.name]
-    return partial(penalty, scale=source.std) if config.penalty.name == "dragan" else penalty
+    if config.penalty.name == "none":
+        return None
+    return bind("penalty", PENALTIES[config.penalty.name], config.penalty, scale=source.std)
 
 
-def _make_move(config) -> Callable:
+def _make_move(config) -> Move:
     move = MOVES[config.moves]
-    return partial(move, config.consensus.weight) if config.moves == "consensus" else move
-
-
-def _generator_tx(optimizer: dict, steps: int, each: int, hyperparameters: Hyperparameters):
-    rate, b1, b2 = (getattr(hyperparameters, f"generator_{name}") for name in ("learning_rate", "b1", "b2"))
-    return optax.chain(*_optimizer(optimizer, steps, each, rate, b1, b2))
-
-
-def _discriminator_tx(optimizer: dict, steps: int, each: int, clip: float, hyperparameters: Hyperparameters):
-    rate, b1, b2 = (getattr(hyperparameters, f"discriminator_{name}") for name in ("learning_rate", "b1", "b2"))
-    bounded = optimizers.clip_weights(clip) if clip else optax.identity()
-    return optax.chain(*_optimizer(optimizer, steps, each, rate, b1, b2), bounded)
-
-
-def _optimizer(optimizer: dict, steps: int, each: int, rate, b1, b2):
-    """A player's transforms; the rate has its course over `steps` train steps with `each` updates in one."""
-    direction = optimizers.OPTIMIZERS[optimizer["name"]](b1, b2)
-    course = optimizers.scale_by_decayed_rate(rate, steps * each, optimizer["decay_to"], optimizer["warmup"] * each)
-    return [*optimizers.around(direction, optimizer["clip_norm"], optimizer["weight_decay"]), course]
+    take = bind(config.moves, move.take, config.to_dict().get(config.moves, {}))({})
+    return move._replace(take=take)
 
 
 def _check_loop(config, recipe: Recipe) -> None:
-    twice = 2 if config.moves in TWICE else 1
-    gradients = config.steps_per_call * (config.discriminator.steps + 1) * config.accumulate * twice
+    updates = config.steps_per_call * (config.discriminator.steps + 1)
+    gradients = updates * config.accumulate * recipe.move.gradients_per_update
     if recipe.unroll and gradients > MOST_UNROLLED:
         raise InputError(
             f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "

@@ -7,8 +7,8 @@ config has the remedy, or where it does not go with the rest of it (`combination
 from collections.abc import Mapping
 from typing import Any
 
-from gan_jax.networks.minibatch import Minibatch, needed_at_once
-from gan_jax.objectives import EXPONENTIAL, LOGISTIC
+from gan_jax.networks.minibatch import Minibatch
+from gan_jax.objectives import NAMED
 
 COLLAPSED, SATURATED, DIVERGING = "collapsed", "saturated", "diverging"
 SAID = 3  # remedies, the first ones that there are
@@ -65,8 +65,7 @@ def _minibatch_stddev(config: Config) -> Changes:
 
 def _whole_groups(config: Config, devices: int) -> bool:
     """Whether each device's micro-batches are whole packs and groups, as `combinations.check_batch` asks for."""
-    wanted = Minibatch(*(config[f"discriminator.minibatch_{key}"] for key in ("stddev", "discrimination", "group")))
-    at_once = needed_at_once(config["discriminator.packing"], wanted)
+    at_once = Minibatch(*(config[f"discriminator.{key}"] for key in Minibatch._fields)).group_size
     return config["batch_size"] % (devices * config["accumulate"] * at_once) == 0
 
 
@@ -84,11 +83,11 @@ def _non_saturating(config: Config) -> Changes:
 
 
 def _finite_loss(config: Config) -> Changes:
-    return {"objective.name": "non_saturating"} if config["objective.name"] in EXPONENTIAL else {}
+    return {"objective.name": "non_saturating"} if NAMED[config["objective.name"]].overflows else {}
 
 
 def _label_smoothing(config: Config) -> Changes:
-    able = config["objective.name"] in LOGISTIC and not config["objective.label_smoothing"]
+    able = NAMED[config["objective.name"]].logistic and not config["objective.label_smoothing"]
     return {"objective.label_smoothing": 0.1} if able else {}
 
 

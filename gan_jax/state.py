@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
+# What may vary between the runs of one program: {config key: float32 scalar}, a key that no run of it has left out, and
+# under "objective.name" the number of an objective, int32, in a program of several.
+Hyperparameters = dict[str, jax.Array]
+
 
 class Player(struct.PyTreeNode):
     """One network in training."""
@@ -22,35 +26,8 @@ class Average(struct.PyTreeNode):
     stats: Any
 
 
-class Hyperparameters(struct.PyTreeNode):
-    """What may vary between runs of one compiled program: float32 scalars, and the number of an objective."""
-
-    generator_learning_rate: jax.Array
-    generator_b1: jax.Array
-    generator_b2: jax.Array
-    discriminator_learning_rate: jax.Array
-    discriminator_b1: jax.Array
-    discriminator_b2: jax.Array
-    penalty_weight: jax.Array
-    label_smoothing: jax.Array
-    ema_decay: jax.Array
-    # None where no run of the program has any: the step is then compiled without.
-    feature_matching: jax.Array | None = None
-    instance_noise: jax.Array | None = None
-    penalty_weight_to: jax.Array | None = None
-    generator_b2_to: jax.Array | None = None
-    discriminator_b2_to: jax.Array | None = None
-    ema_half_life: jax.Array | None = None
-    augment_probability: jax.Array | None = None
-    ada_target: jax.Array | None = None
-    lecam: jax.Array | None = None
-    consistency: jax.Array | None = None
-    fake_consistency: jax.Array | None = None
-    objective: jax.Array | None = None  # int32, among those of the program; None where it has one alone
-
-
 class Adaptive(struct.PyTreeNode):
-    """ADA's augmentation probability, and what has been seen since it last moved: float32 scalars."""
+    """ADA's augmentation probability, and what D's updates since it last moved have shown: float32 scalars."""
 
     probability: jax.Array
     signs: jax.Array  # the sum of r_t over these updates of D
@@ -65,8 +42,8 @@ class LogitAverages(struct.PyTreeNode):
     weight: jax.Array  # the average of 1: the others over this are without the bias of their start
 
 
-class Memory(struct.PyTreeNode):
-    """What updates of D leave for the next ones; None is what no run of the program has."""
+class RegularizerState(struct.PyTreeNode):
+    """What updates of D leave for the next ones; a field is None if no run of the program needs it."""
 
     adaptive: Adaptive | None
     averages: LogitAverages | None
@@ -81,35 +58,38 @@ class TrainState(struct.PyTreeNode):
     generator: Player
     discriminator: Player
     ema: Average
-    memory: Memory | None = None
+    regularizers: RegularizerState | None = None
+
+
+class Move(NamedTuple):
+    """A rule by which both players take a step, and its facts."""
+
+    take: Callable  # (recipe, devices, numbers, keys, state, batch, parameters by name) -> (state, metrics)
+    updates_per_step: int = 1  # that an optimiser counts for one update of its player
+    gradients_per_update: int = 1  # of each loss, in the compiled program
 
 
 class Recipe(NamedTuple):
-    """What is being trained: static, made of functions. What depends on hyperparameters is a function of them."""
+    """What is being trained: static, made of functions; `numbers` are the hyperparameters as they are in a step."""
 
     generator: Any  # a Network: .init(key, z) and .apply(params, stats, z, train); labels follow where conditional
     discriminator: Any  # a Network, x -> logits
-    objective: Callable  # Hyperparameters -> Objective
-    penalty: Callable  # (critic, keys [n], real, fake) -> [n]
-    schedule: Callable  # (Hyperparameters, step) -> Hyperparameters as they are in this step
+    objective: Callable  # numbers -> Objective
+    penalty: Callable | None  # numbers -> (critic, keys [n], real, fake) -> [n]; None: there is none
     penalty_every: int  # steps from one in which D pays the penalty, so many times over, to the next
-    generator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
-    discriminator_tx: Callable  # Hyperparameters -> optax.GradientTransformation
+    schedule: Callable  # (hyperparameters, step) -> numbers
+    generator_tx: Callable  # numbers -> optax.GradientTransformation
+    discriminator_tx: Callable  # numbers -> optax.GradientTransformation
     prior: Callable  # keys [n] -> latents [n, d]
-    augment: Callable  # (TrainState, keys [n], x [n, ...]) -> what D sees of x
-    transform: Callable  # (keys [n], x [n, ...]) -> what D should see as it sees x: of consistency
-    remember: Callable  # (Hyperparameters, Memory, metrics of an update of D) -> the Memory after it
+    augment: Callable  # (keys [n], x [n, ...], probability or None, noise or None) -> what D sees of x
+    transform: Callable  # (keys [n], x [n, ...]) -> x transformed: D is to be consistent under it
+    update_regularizers: Callable  # (numbers, RegularizerState, metrics of an update of D) -> the state after it
     batch_size: int  # examples of a minibatch, over all devices
     accumulate: int  # micro-batches of a minibatch: their gradients are taken one after another, and averaged
     discriminator_steps: int  # k
     packing: int  # examples that are one input of D
-    together: int  # examples that D needs at once, neighbours in the batch: a pack, or all packs that it compares
-    move: Callable  # (recipe, devices, state, batch) -> (state, metrics): how both players take a step
+    group_size: int  # neighbours in the batch that D needs together: a pack, or all packs that it compares
+    move: Move
     one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
     conditional: bool  # whether both players see the labels
     unroll: bool  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU
-
-
-def numbers_now(recipe: Recipe, state: TrainState) -> Hyperparameters:
-    """The hyperparameters as the recipe's schedule has them in this step."""
-    return recipe.schedule(state.hyperparameters, state.step)

@@ -1,26 +1,46 @@
 """The training step of both players, as pure functions of (recipe, devices, state, data).
 
-How the players move is the recipe's `move`: by default `alternating`, algorithm 1 of arXiv:1406.2661: k discriminator
-updates on k fresh minibatches with fresh noise, then one generator update with fresh noise. The player who does not
-move does not move at all: neither parameters nor running statistics.
+`train_step` takes one step by the recipe's move. By default that is `alternating`, algorithm 1 of arXiv:1406.2661: k
+discriminator updates on k fresh minibatches with fresh noise, then one generator update with fresh noise. The player
+who does not move does not move at all: neither parameters nor running statistics.
+
+With v = (gradient of G's loss in G, gradient of D's loss in D) at both players' parameters w, and plain descent at the
+rate h in the place of the players' optimisers, the other moves are
+
+    simultaneous   w - h v(w)
+    extragradient  w - h v(w - h v(w))
+    consensus      w - h (v(w) + weight * grad 1/2 |v(w)|^2)
+
+and take one minibatch a step, on which D and G have noise of their own, as where they alternate.
+
 All randomness is folded from (state.key, state.step) and the example's slot in the global batch, and no key serves
 twice, so that a step can be repeated exactly, on one device or on many.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax import order, overfitting
+from gan_jax import order, regularizers
 from gan_jax.devices import Devices, example_keys, example_slots
+from gan_jax.inference import discriminate, judge, sample
+from gan_jax.keys import NON_NEGATIVE, Needs
 from gan_jax.losses import discriminator_loss, generator_loss, labels_of, packed
-from gan_jax.state import Average, Hyperparameters, Player, Recipe, TrainState, numbers_now
+from gan_jax.state import Average, Hyperparameters, Move, Player, Recipe, TrainState
 
-COPIED = 64  # examples of which copies, or what D makes of them, are in memory at a time
+__all__ = ["MOVES", "discriminate", "init_state", "judge", "sample", "train_step", "train_steps"]
+
+
+ConsensusWeight = Annotated[
+    float,
+    NON_NEGATIVE,
+    "of half the squared norm of both gradients, which consensus descends",
+    Needs("moves", ("consensus",)),
+]
 
 
 class StepKeys(NamedTuple):
@@ -36,117 +56,8 @@ def step_keys(state: TrainState) -> StepKeys:
     return StepKeys(*jax.random.split(jax.random.fold_in(state.key, state.step), 3))
 
 
-def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tuple[int, ...]) -> TrainState:
-    """The state before the first step; `shape` is that of one example. Each network has a key of its own."""
-    generator_key, discriminator_key, latent_key, step_key = jax.random.split(key, 4)
-    inputs = recipe.prior(jax.random.split(latent_key, 2)), *labels_of(recipe, {"label": jnp.zeros(2, jnp.int32)})
-    generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, *inputs)
-    packs = packed(recipe, jnp.zeros((2 * recipe.together, *shape)))
-    inputs = packs, *labels_of(recipe, {"label": jnp.zeros(len(packs), jnp.int32)})
-    discriminator = _init_player(
-        recipe.discriminator, recipe.discriminator_tx(hyperparameters), discriminator_key, *inputs
-    )
-    # Copies, not aliases: the whole state is donated to the next step, and a buffer can be donated only once.
-    ema = jax.tree.map(jnp.copy, Average(generator.params, generator.stats))
-    memory = overfitting.initial(hyperparameters)
-    return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema, memory)
-
-
-def _init_player(network, tx, key, *inputs) -> Player:
-    params, stats = network.init(key, *inputs)
-    return Player(params, stats, tx.init(params))
-
-
-def discriminator_keys(devices: Devices, key, n: int):
-    """(the keys of the latents, the keys of the penalty), each [n], of an update of D on n examples of this part."""
-    latent_key, penalty_key = jax.random.split(key)
-    return example_keys(devices, latent_key, n), example_keys(devices, penalty_key, n)
-
-
-def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
-    """One update of D on the batch `real` {"image": [n, ...]}: (state, metrics of float32 scalars)."""
-    pull = discriminator_pull(recipe, devices, state, real, key)
-    gradients, stats, metrics = over_devices(devices, "d_grad_norm", *pull)
-    return move_discriminator(recipe, state, gradients, stats, metrics), metrics
-
-
-def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key):
-    """One update of G, with noise of `real`'s size, and of its moving average: (state, metrics of float32 scalars)."""
-    pull = generator_pull(recipe, devices, state, real, key)
-    gradients, stats, metrics = over_devices(devices, "g_grad_norm", *pull)
-    return move_generator(recipe, state, gradients, stats), metrics
-
-
-def discriminator_pull(recipe: Recipe, devices: Devices, state: TrainState, real, key):
-    """Where D is pulled from `state`, on this part of the batch `real` {"image": [n, ...]}.
-
-    Returns: (the gradient of its loss, (new running statistics, metrics, the largest |logit|)).
-    """
-    loss = partial(discriminator_loss, recipe, state)
-    examples = real, *discriminator_keys(devices, key, len(real["image"]))
-    return _gradients(recipe, devices, loss, state.discriminator, examples)
-
-
-def generator_pull(recipe: Recipe, devices: Devices, state: TrainState, real, key):
-    """Where G is pulled from `state`, with noise of `real`'s size; returns as `discriminator_pull` does."""
-    loss = partial(generator_loss, recipe, devices, state)
-    examples = real, example_keys(devices, key, len(real["image"]))
-    return _gradients(recipe, devices, loss, state.generator, examples)
-
-
-def over_devices(devices: Devices, norm: str, gradients, reported):
-    """What a pull is over all parts: (gradients, statistics, metrics), the gradients' norm among these as `norm`."""
-    stats, metrics, largest = reported
-    gradients, stats, metrics = devices.mean((gradients, stats, metrics))
-    metrics |= {norm: optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
-    return gradients, stats, metrics
-
-
-def move_discriminator(recipe: Recipe, state: TrainState, gradients, stats, metrics) -> TrainState:
-    """The state after D's optimiser was given these gradients, with its new running statistics.
-
-    `metrics` of the update, over all devices, move what is remembered of it.
-    """
-    player, memory = state.discriminator, state.memory
-    player = _update(recipe.discriminator_tx(numbers_now(recipe, state)), player, gradients, stats)
-    if memory is not None:
-        memory = recipe.remember(state.hyperparameters, memory, metrics)
-    return state.replace(discriminator=player, memory=memory)
-
-
-def move_generator(recipe: Recipe, state: TrainState, gradients, stats) -> TrainState:
-    """The same of G, and of its moving average."""
-    numbers = numbers_now(recipe, state)
-    player = _update(recipe.generator_tx(numbers), state.generator, gradients, stats)
-    return state.replace(generator=player, ema=_averaged(state.ema, player, numbers.ema_decay))
-
-
-def alternating(recipe: Recipe, devices: Devices, state: TrainState, batch):
-    """k discriminator steps on `batch` {"image": [k, n, ...]}, then one generator step: (state, metrics).
-
-    The discriminator's metrics are those of its last update; `max_logit` is the largest |logit| that either met.
-    """
-    keys = step_keys(state)
-    update_keys = jax.random.split(keys.discriminator, recipe.discriminator_steps)
-
-    def body(state, real_and_key):
-        return discriminator_step(recipe, devices, state, *real_and_key)
-
-    state, metrics = _loop(body, state, (batch, update_keys), recipe.discriminator_steps, recipe.unroll)
-    last = jax.tree.map(lambda x: x[-1], (batch, metrics))
-    state, generator_metrics = generator_step(recipe, devices, state, last[0], keys.generator)
-    # Of the two, a NaN gives way to a number: when a run diverges, the last finite logit is what explains it.
-    largest = jnp.fmax(jnp.nanmax(metrics["max_logit"]), generator_metrics["max_logit"])
-    return state.replace(step=state.step + 1), last[1] | generator_metrics | {"max_logit": largest}
-
-
-def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
-    """One step of both players, as the recipe moves them, on `batch` {"image": [k, n, ...]}: (state, metrics)."""
-    return recipe.move(recipe, devices, state, batch)
-
-
 def train_steps(recipe: Recipe, devices: Devices, source, steps: int, state: TrainState, data):
-    """`steps` train steps with their minibatches drawn on the device: (state, metrics, each [steps]).
+    """`steps` train steps with their minibatches drawn on the device: (state, metrics {name: [steps]}).
 
     Args:
       source: how minibatches come out of `data`: a `gan_jax.data.Source`, or what has its `draw`, `size`, `streamed`.
@@ -161,88 +72,125 @@ def train_steps(recipe: Recipe, devices: Devices, source, steps: int, state: Tra
     return _loop(body, state, data if source.streamed else None, steps, recipe.unroll)
 
 
-@jax.named_scope("draw_batches")
-def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, data):
-    """The k minibatches of the step that `state` is about to take: {"image": [k, n, ...]}, n examples of this part.
+def train_step(recipe: Recipe, devices: Devices, state: TrainState, batch):
+    """One step of both players, by the recipe's move, on `batch` {"image": [k, n, ...]}: (state, metrics)."""
+    numbers = recipe.schedule(state.hyperparameters, state.step)
+    state, metrics = recipe.move.take(recipe, devices, numbers, step_keys(state), state, batch)
+    return state.replace(step=state.step + 1), metrics
 
-    A finite set is met in the order of `order.examples`, each example once an epoch; other data is drawn by keys alone.
+
+def alternating(recipe: Recipe, devices: Devices, numbers: Mapping, keys: StepKeys, state: TrainState, batch):
+    """k updates of D, one on each minibatch, then one of G, who sees the moved D.
+
+    D's metrics are those of its last update; `max_logit` is the largest |logit| that either met.
     """
-    key, n = step_keys(state).data, recipe.batch_size // devices.parts
-    batches = []
-    for j in range(recipe.discriminator_steps):
-        indices, rows = None, data
-        if source.streamed:
-            rows = jax.tree.map(lambda x: x[j], data)  # noqa: B023
-        elif source.size:
-            minibatch = state.step.astype(jnp.uint32) * recipe.discriminator_steps + j
-            met = partial(order.examples, order_words(state.key), source.size, recipe.batch_size, minibatch)
-            indices = devices.apart(met, example_slots(devices, n))
-        batches.append(source.draw(rows, indices, example_keys(devices, jax.random.fold_in(key, j), n)))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    update_keys = jax.random.split(keys.discriminator, recipe.discriminator_steps)
+
+    def one_update(state, minibatch_and_key):
+        return discriminator_step(recipe, devices, state, *minibatch_and_key, numbers)
+
+    state, metrics = _loop(one_update, state, (batch, update_keys), recipe.discriminator_steps, recipe.unroll)
+    last_batch, last_metrics = jax.tree.map(lambda x: x[-1], (batch, metrics))
+    state, generator_metrics = generator_step(recipe, devices, state, last_batch, keys.generator, numbers)
+    # Of the two, a NaN gives way to a number: when a run diverges, the last finite logit is what explains it.
+    largest = jnp.fmax(jnp.nanmax(metrics["max_logit"]), generator_metrics["max_logit"])
+    return state, last_metrics | generator_metrics | {"max_logit": largest}
 
 
-def order_words(key) -> jax.Array:
-    """What the order of a run's examples depends on, uint32 [2]. `key` is state.key; steps fold in smaller numbers."""
-    return jax.random.bits(jax.random.fold_in(key, 2**32 - 1), (2,), jnp.uint32)
+def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key, numbers: Mapping | None = None):
+    """One update of D on the batch `real` {"image": [n, ...]}: (state, metrics of float32 scalars).
 
-
-def sample(recipe: Recipe, average: Average, latents, *labels):
-    """The averaged generator at `latents` [n, d], with its running statistics: [n, ...]. Deterministic.
-
-    A conditional one is given `labels`, int32 [n], too.
+    `numbers` of the step are those of the recipe's schedule, if they are not passed.
     """
-    return recipe.generator.apply(average.params, average.stats, latents, False, *labels)[0]
+    numbers = recipe.schedule(state.hyperparameters, state.step) if numbers is None else numbers
+    gradient = discriminator_gradient(recipe, devices, numbers, state, real, key)
+    gradients, stats, metrics = mean_over_devices(devices, "d_grad_norm", *gradient)
+    return update_discriminator(recipe, numbers, state, gradients, stats, metrics), metrics
 
 
-def discriminate(recipe: Recipe, player: Player, x):
-    """An unconditional D's logits at x [n, ...], with its running statistics: [n].
+def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key, numbers: Mapping | None = None):
+    """One update of G, with noise of `real`'s size, and of its moving average; as `discriminator_step`."""
+    numbers = recipe.schedule(state.hyperparameters, state.step) if numbers is None else numbers
+    gradient = generator_gradient(recipe, devices, numbers, state, real, key)
+    gradients, stats, metrics = mean_over_devices(devices, "g_grad_norm", *gradient)
+    return update_generator(recipe, numbers, state, gradients, stats), metrics
 
-    A D that needs several examples at once is shown each of x by itself, as often as it takes.
+
+def discriminator_gradient(recipe: Recipe, devices: Devices, numbers: Mapping, state: TrainState, real, key):
+    """The gradient of D's loss in its parameters, on this shard of the batch `real` {"image": [n, ...]}.
+
+    Returns: (the gradient, (new running statistics, metrics, the largest |logit|)).
     """
-    if recipe.together == 1:
-        return recipe.discriminator.apply(player.params, player.stats, x, False)[0]
-
-    def of_copies(example):
-        packs = packed(recipe, jnp.broadcast_to(example, (recipe.together, *example.shape)))
-        return recipe.discriminator.apply(player.params, player.stats, packs, False)[0][0]
-
-    return jax.lax.map(of_copies, x, batch_size=COPIED)
+    loss = partial(discriminator_loss, recipe, numbers, state)
+    examples = real, *discriminator_keys(devices, key, len(real["image"]))
+    return _gradient(recipe, devices, loss, state.discriminator, examples)
 
 
-def judge(recipe: Recipe, player: Player | Average, x, *labels):
-    """D's logits at x [n, ...], in packs and groups of neighbours as in training, with its running statistics.
+def generator_gradient(recipe: Recipe, devices: Devices, numbers: Mapping, state: TrainState, real, key):
+    """The gradient of G's loss, with noise of `real`'s size; returns as `discriminator_gradient` does."""
+    loss = partial(generator_loss, recipe, devices, numbers, state)
+    examples = real, example_keys(devices, key, len(real["image"]))
+    return _gradient(recipe, devices, loss, state.generator, examples)
 
-    Returns: [n / packing]; n must be whole packs and groups, `together` examples each. A conditional one is given
-      `labels`, int32 [n], too.
+
+def discriminator_keys(devices: Devices, key, n: int):
+    """(keys of the latents, keys of the penalty), [n] each, of an update of D on n examples of this shard."""
+    latent_key, penalty_key = jax.random.split(key)
+    return example_keys(devices, latent_key, n), example_keys(devices, penalty_key, n)
+
+
+def mean_over_devices(devices: Devices, norm: str, gradients, reported):
+    """From a shard's gradient to that of the whole batch: (gradients, statistics, metrics), their norm as `norm`."""
+    stats, metrics, largest = reported
+    gradients, stats, metrics = devices.mean((gradients, stats, metrics))
+    metrics |= {norm: optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
+    return gradients, stats, metrics
+
+
+def update_discriminator(recipe: Recipe, numbers: Mapping, state: TrainState, gradients, stats, metrics) -> TrainState:
+    """The state after D's optimiser was given these gradients, with its new running statistics.
+
+    `metrics` of the update, over all devices, move the state of D's regularisers.
     """
-    return recipe.discriminator.apply(player.params, player.stats, packed(recipe, x), False, *labels)[0]
+    player = _update(recipe.discriminator_tx(numbers), state.discriminator, gradients, stats)
+    if state.regularizers is None:
+        return state.replace(discriminator=player)
+    return state.replace(
+        discriminator=player, regularizers=recipe.update_regularizers(numbers, state.regularizers, metrics)
+    )
 
 
-def _loop(body: Callable, state, xs, length: int, unroll: bool):
-    """`lax.scan`, or the same written out: scan's own unroll=True still hides convolutions in a called computation."""
-    if not unroll:
-        return jax.lax.scan(body, state, xs, length=length)
-    outputs, body = [], jax.jit(body)  # traced once
-    for i in range(length):
-        state, output = body(state, jax.tree.map(lambda x: x[i], xs))  # noqa: B023
-        outputs.append(output)
-    return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+def update_generator(recipe: Recipe, numbers: Mapping, state: TrainState, gradients, stats) -> TrainState:
+    """The same of G, and of its moving average."""
+    player = _update(recipe.generator_tx(numbers), state.generator, gradients, stats)
+    return state.replace(generator=player, ema=_averaged(state.ema, player, numbers["generator.ema_decay"]))
 
 
-def _gradients(recipe: Recipe, devices: Devices, loss: Callable, player: Player, examples):
-    """(the gradient of `loss` in `player.params`, (statistics, metrics, the largest |logit|)) over this part.
+@jax.named_scope("update")
+def _update(tx, player: Player, gradients, stats) -> Player:
+    updates, opt_state = tx.update(gradients, player.opt_state, player.params)
+    return Player(optax.apply_updates(player.params, updates), stats, opt_state)
+
+
+@jax.named_scope("average")
+def _averaged(ema: Average, player: Player, decay) -> Average:
+    return optax.incremental_update(Average(player.params, player.stats), ema, 1 - decay)
+
+
+def _gradient(recipe: Recipe, devices: Devices, loss: Callable, player: Player, examples):
+    """(the gradient of `loss` in `player.params`, (statistics, metrics, the largest |logit|)) over this shard.
 
     Args:
       examples: what follows the parameters in the arguments of `loss`, each leaf [n, ...].
 
-    Micro-batch j is every `accumulate`-th example (or those that D needs together) from the j-th on, and so has an
+    Micro-batch j is every `accumulate`-th example (or group that D needs together) from the j-th on, and so has an
     equal share of what lies on each device: none is sent to another. All but the largest logit is a mean over the
     micro-batches.
     """
-    gradient, count, block = jax.grad(loss, has_aux=True), recipe.accumulate, recipe.together
+    gradient, count = jax.grad(loss, has_aux=True), recipe.accumulate
     if count == 1:
         return gradient(player.params, *examples)
-    examples = jax.tree.map(lambda x: x.reshape(-1, count, block, *x.shape[1:]), examples)
+    examples = jax.tree.map(lambda x: x.reshape(-1, count, recipe.group_size, *x.shape[1:]), examples)
 
     def add(total, j):
         j = _after(total, j) if recipe.unroll else j
@@ -267,12 +215,155 @@ def _after(tree, j):
     return j + jnp.any(jnp.stack(above)).astype(j.dtype)
 
 
-@jax.named_scope("update")
-def _update(tx, player: Player, gradients, stats) -> Player:
-    updates, opt_state = tx.update(gradients, player.opt_state, player.params)
-    return Player(optax.apply_updates(player.params, updates), stats, opt_state)
+def _loop(body: Callable, state, xs, length: int, unroll: bool):
+    """`lax.scan`, or the same written out: scan's own unroll=True still hides convolutions in a called computation."""
+    if not unroll:
+        return jax.lax.scan(body, state, xs, length=length)
+    outputs, body = [], jax.jit(body)  # traced once
+    for i in range(length):
+        state, output = body(state, jax.tree.map(lambda x: x[i], xs))  # noqa: B023
+        outputs.append(output)
+    return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
-@jax.named_scope("average")
-def _averaged(ema: Average, player: Player, decay) -> Average:
-    return optax.incremental_update(Average(player.params, player.stats), ema, 1 - decay)
+def simultaneous(recipe: Recipe, devices: Devices, numbers: Mapping, keys: StepKeys, state: TrainState, batch):
+    """Both players move from the same point: G's gradient is that at the old D."""
+    return _both_updated(recipe, numbers, state, *_field(recipe, devices, numbers, keys, state, batch))
+
+
+def extragradient(recipe: Recipe, devices: Devices, numbers: Mapping, keys: StepKeys, state: TrainState, batch):
+    """Both move from where they are by the gradients at a look-ahead (algorithm 4 of arXiv:1802.10551, extrapolation).
+
+    The look-ahead is a simultaneous step by the optimisers, whose states go on through it and the move, as the paper's
+    Extra-Adam: each counts two updates a step. Its running statistics are dropped. Both gradients are of the same
+    minibatch, noise and random points, so that a step is that of one game (arXiv:1905.11373; the paper draws a second
+    minibatch). The metrics are those at the look-ahead.
+    """
+    ahead, _ = simultaneous(recipe, devices, numbers, keys, state, batch)
+    point = _at(state, ahead.generator.params, ahead.discriminator.params)
+    field = _field(recipe, devices, numbers, keys, point, batch)
+    start = state.replace(
+        generator=state.generator.replace(opt_state=ahead.generator.opt_state),
+        discriminator=state.discriminator.replace(opt_state=ahead.discriminator.opt_state),
+    )
+    return _both_updated(recipe, numbers, start, *field)
+
+
+def consensus(
+    recipe: Recipe,
+    devices: Devices,
+    numbers: Mapping,
+    keys: StepKeys,
+    state: TrainState,
+    batch,
+    weight: ConsensusWeight = 0.0,
+):
+    """A simultaneous step in which both also descend weight / 2 * |v|^2 (algorithm 2 of arXiv:1705.10461).
+
+    v is the mean over the whole minibatch, with D's penalty. The norms reported are of what the optimisers are given.
+    """
+
+    def field_of(players):
+        gradients = _shard_field(recipe, devices, numbers, keys, _at(state, *players), batch)
+        (of_generator, g_reported), (of_discriminator, d_reported) = gradients
+        return (of_generator, of_discriminator), (g_reported, d_reported)
+
+    players = state.generator.params, state.discriminator.params
+    field, pull_back, reported = jax.vjp(field_of, players, has_aux=True)
+    # J^T v of the global v, by each shard's own J: the mean of these over the shards is the gradient of 1/2 |v|^2.
+    (slope,) = pull_back(devices.mean(field))
+    steered = jax.tree.map(lambda v, c: v + weight * c, field, slope)
+    return _both_updated(recipe, numbers, state, *_over_devices(devices, *zip(steered, reported, strict=True)))
+
+
+def _at(state: TrainState, generator, discriminator) -> TrainState:
+    """The state with these parameters."""
+    return state.replace(
+        generator=state.generator.replace(params=generator),
+        discriminator=state.discriminator.replace(params=discriminator),
+    )
+
+
+def _shard_field(recipe: Recipe, devices: Devices, numbers: Mapping, keys: StepKeys, state: TrainState, batch):
+    """`generator_gradient` and `discriminator_gradient` at this state, with the keys of an alternating step, k = 1."""
+    real = jax.tree.map(lambda x: x[0], batch)
+    discriminator_key = jax.random.split(keys.discriminator, 1)[0]
+    return (
+        generator_gradient(recipe, devices, numbers, state, real, keys.generator),
+        discriminator_gradient(recipe, devices, numbers, state, real, discriminator_key),
+    )
+
+
+def _over_devices(devices: Devices, of_generator, of_discriminator):
+    return (
+        mean_over_devices(devices, "g_grad_norm", *of_generator),
+        mean_over_devices(devices, "d_grad_norm", *of_discriminator),
+    )
+
+
+def _field(recipe: Recipe, devices: Devices, numbers: Mapping, keys: StepKeys, state: TrainState, batch):
+    """((gradients, statistics, metrics) of G, the same of D) at this state, over all devices."""
+    return _over_devices(devices, *_shard_field(recipe, devices, numbers, keys, state, batch))
+
+
+def _both_updated(recipe: Recipe, numbers: Mapping, state: TrainState, of_generator, of_discriminator):
+    """(the state after both have moved by these, metrics)."""
+    *generator, generator_metrics = of_generator
+    *discriminator, metrics = of_discriminator
+    state = update_discriminator(recipe, numbers, state, *discriminator, metrics)
+    state = update_generator(recipe, numbers, state, *generator)
+    largest = jnp.fmax(metrics["max_logit"], generator_metrics["max_logit"])
+    return state, metrics | generator_metrics | {"max_logit": largest}
+
+
+MOVES = {
+    "alternating": Move(alternating),
+    "simultaneous": Move(simultaneous),
+    "extragradient": Move(extragradient, updates_per_step=2, gradients_per_update=2),
+    "consensus": Move(consensus, gradients_per_update=2),
+}
+
+
+@jax.named_scope("draw_batches")
+def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, data):
+    """The k minibatches of the step that `state` is about to take: {"image": [k, n, ...]}, n examples of this shard.
+
+    A finite set is met in the order of `order.examples`, each example once an epoch; other data is drawn by keys alone.
+    """
+    key, n = step_keys(state).data, recipe.batch_size // devices.parts
+    batches = []
+    for j in range(recipe.discriminator_steps):
+        indices, rows = None, data
+        if source.streamed:
+            rows = jax.tree.map(lambda x: x[j], data)  # noqa: B023
+        elif source.size:
+            minibatch = state.step.astype(jnp.uint32) * recipe.discriminator_steps + j
+            met = partial(order.examples, order_words(state.key), source.size, recipe.batch_size, minibatch)
+            indices = devices.apart(met, example_slots(devices, n))
+        batches.append(source.draw(rows, indices, example_keys(devices, jax.random.fold_in(key, j), n)))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+
+def order_words(key) -> jax.Array:
+    """What the order of a run's examples depends on, uint32 [2]. `key` is state.key; steps fold in smaller numbers."""
+    return jax.random.bits(jax.random.fold_in(key, 2**32 - 1), (2,), jnp.uint32)
+
+
+def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tuple[int, ...]) -> TrainState:
+    """The state before the first step; `shape` is that of one example. Each network has a key of its own."""
+    generator_key, discriminator_key, latent_key, step_key = jax.random.split(key, 4)
+    inputs = recipe.prior(jax.random.split(latent_key, 2)), *labels_of(recipe, {"label": jnp.zeros(2, jnp.int32)})
+    generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, *inputs)
+    packs = packed(recipe, jnp.zeros((2 * recipe.group_size, *shape)))
+    inputs = packs, *labels_of(recipe, {"label": jnp.zeros(len(packs), jnp.int32)})
+    tx = recipe.discriminator_tx(hyperparameters)
+    discriminator = _init_player(recipe.discriminator, tx, discriminator_key, *inputs)
+    # Copies, not aliases: the whole state is donated to the next step, and a buffer can be donated only once.
+    ema = jax.tree.map(jnp.copy, Average(generator.params, generator.stats))
+    regularizer_state = regularizers.initial(hyperparameters)
+    return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema, regularizer_state)
+
+
+def _init_player(network, tx, key, *inputs) -> Player:
+    params, stats = network.init(key, *inputs)
+    return Player(params, stats, tx.init(params))

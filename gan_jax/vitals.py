@@ -7,6 +7,7 @@ import numpy as np
 
 from gan_jax import losses, step
 from gan_jax.data import independent
+from gan_jax.inference import COPIED
 from gan_jax.networks.spectral import matrices
 from gan_jax.recipe import Setup
 from gan_jax.state import Average, TrainState
@@ -30,7 +31,7 @@ class Vitals:
         """
         recipe = setup.recipe
         self._look = like._look if like else jax.jit(partial(_look, recipe))
-        self._chunk = -(-step.COPIED // recipe.together) * recipe.together
+        self._chunk = -(-COPIED // recipe.group_size) * recipe.group_size
         count = -(-EXAMPLES // self._chunk) * self._chunk
         real = independent(setup.source, jax.random.split(setup.keys.backdrop, count))
         self._real, self._labels = np.asarray(real["image"]), losses.labels_of(recipe, real)

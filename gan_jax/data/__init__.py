@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -18,22 +18,23 @@ from gan_jax.data.stacked import stacked
 from gan_jax.data.tfds import Tfds
 from gan_jax.devices import room_for_data
 from gan_jax.errors import InputError
+from gan_jax.keys import COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of
 
 PLACEMENTS = ("auto", "device", "stream")
 
 
 class Spec(NamedTuple):
-    """What a config says of its data; `configs/base.py` says what each field means."""
+    """What a config says of its data."""
 
-    name: str
-    split: str
-    dir: str
-    image_size: int
-    channels: int
-    flip: bool
-    corrupt: str
-    placement: str
-    workers: int
+    name: Annotated[str, Rule(str, lambda name: is_name(name), "one of a set"), "data"] = "ring8"
+    split: Annotated[str, TEXT, ""] = "train"
+    dir: Annotated[str, TEXT, ""] = ""
+    image_size: Annotated[int, COUNT, ""] = 0
+    channels: Annotated[int, Rule(int, lambda value: value in (0, 1, 3), "0, 1 or 3"), ""] = 0
+    flip: Annotated[bool, FLAG, ""] = False
+    corrupt: Annotated[str, one_of(CORRUPT), ""] = "stop"
+    placement: Annotated[str, one_of(PLACEMENTS), ""] = "auto"
+    workers: Annotated[int, POSITIVE_INT, ""] = 2
 
 
 class Entry(NamedTuple):

@@ -23,3 +23,19 @@ def data_scores(source: Source, samples: np.ndarray, key) -> dict[str, float]:
         "sliced_wasserstein": sliced_wasserstein(samples, first),
         "sliced_wasserstein_floor": sliced_wasserstein(second, first),
     }
+
+
+from typing import Annotated, NamedTuple
+
+from gan_jax.keys import COUNT, POSITIVE_INT, TEXT
+
+
+class Evaluation(NamedTuple):
+    """temporary"""
+
+    weights: Annotated[str, TEXT, ""] = ""
+    num_samples: Annotated[int, POSITIVE_INT, ""] = 2_500
+    num_real: Annotated[int, COUNT, ""] = 10_000
+    split: Annotated[str, TEXT, ""] = "train"
+    resamples: Annotated[int, COUNT, ""] = 200
+    best: Annotated[str, TEXT, ""] = ""

@@ -1,24 +1,31 @@
 """Generators and discriminators as pairs of pure functions; Flax Linen stays inside this package.
 
-Every generator is built as `Generator(shape=..., width=..., depth=..., activation=..., dtype=...)` and every
-discriminator as the same without `shape` and with what it is told of an example's neighbours (`minibatch=`). What the
-class says of itself decides what else it is given: `normalization` and the `axis_name` of its batch's devices where it
-`normalizes`, the `form` of its convolutions where it `convolves`, the number of `classes` where it `conditions` (0
-makes an unconditional network), whether it `sums` over pixels where it `pools` them at its end, `blocks` and `groups`
-where its convolutions are `grouped`, and the `attention` that follows its images of this height where it says after how
-many halvings these begin (`attends_from`; None: it has none). So a new family is one entry below. A discriminator sows
-what its last affine map sees as `features`.
+A family is two Linen module classes and one entry of FAMILIES. Their annotated fields are config keys of the group
+`generator` or `discriminator` (see `gan_jax.keys`); the program fills the other fields that a class has:
+
+    shape        of an example, for a generator
+    dtype        that it computes in
+    axis_name    the mapped axis over which batch statistics are shared, or None
+    classes      how many it is conditioned on; 0: unconditional
+    form         how convolutions are written
+    minibatch    what a discriminator is told of an example's neighbours
+    sums         whether it takes the sum over pixels at its end, or their mean
+
+`attends_from` says after how many halvings of the image self-attention can begin, and a class method `check(player,
+values)` raises InputError if values that are right by themselves do not go together. A discriminator sows what its last
+affine map sees as `features`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.networks import dcgan, mlp, r3gan, resnet
+from gan_jax.keys import FLAG, arguments
+from gan_jax.networks import dcgan, mlp, r3gan, resnet, spectral
 
 # `default` leaves it to JAX, which on a GPU and a TPU rounds the factors of float32 products (to TF32, bfloat16).
 MATMUL_PRECISIONS = ("default", "high", "highest")
@@ -42,6 +49,12 @@ class Family(NamedTuple):
     discriminator: type[nn.Module]
 
 
+class NetworkKeys(NamedTuple):
+    """The config keys of every family, beside its own."""
+
+    spectral_norm: Annotated[bool, FLAG, "every weight is divided by its largest singular value"] = False
+
+
 FAMILIES = {
     "mlp": Family(mlp.Generator, mlp.Discriminator),
     "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
@@ -51,14 +64,14 @@ FAMILIES = {
 
 
 def products(matmul_precision: str):
-    """A context in which float32 products are traced with that one of MATMUL_PRECISIONS."""
+    """A context in which float32 products are traced with this precision, one of MATMUL_PRECISIONS."""
     return nullcontext() if matmul_precision == "default" else jax.default_matmul_precision(matmul_precision)
 
 
 def from_linen(module: nn.Module, matmul_precision: str) -> Network:
     """The pure functions of a Linen module, with products this precise.
 
-    The module is called as `module(x, train=bool)` and, where it `conditions`, with `label=` too.
+    The module is called as `module(x, train=bool)` and, if it has `classes`, with `label=` too.
     """
 
     def init(key, x, label=None):
@@ -80,12 +93,27 @@ def from_linen(module: nn.Module, matmul_precision: str) -> Network:
         (seen,) = new["intermediates"]["features"]
         return (y, seen.astype(jnp.float32)), new.get("batch_stats", {})
 
-    return Network(init, apply, module.convolves, features)
+    return Network(init, apply, has(type(module), "form"), features)
+
+
+def has(module_class: type[nn.Module], field: str) -> bool:
+    """Whether a family has this field: `classes` if it can be conditional, `form` if it convolves, and so on."""
+    return field in module_class.__dataclass_fields__
+
+
+def make_network(module_class: type[nn.Module], values: Mapping[str, Any], matmul_precision: str, **context) -> Network:
+    """A player's network.
+
+    Args:
+      values: of the player's config keys, by name; context: the other fields, of which the class takes those it has.
+    """
+    network = from_linen(module_class(**arguments(module_class, values, context)), matmul_precision)
+    return spectral.normalised(network) if values["spectral_norm"] else network
 
 
 def _label_of(module: nn.Module, label) -> dict:
     """The keyword that hands the label on; a module that cannot be conditional knows none."""
-    if module.conditions:
+    if has(type(module), "classes"):
         return {"label": label}
     if label is not None:
         raise ValueError(f"a label is given to {type(module).__module__}, whose networks cannot be conditional")

@@ -13,9 +13,15 @@ from gan_jax.networks.attention import attend
 from gan_jax.networks.convolution import StridedConv, StridedConvTranspose
 from gan_jax.networks.layers import (
     ACTIVATIONS,
-    BesideLatents,
+    CLASS_EMBEDDING,
+    Activation,
+    Attention,
+    ClassEmbeddingConcat,
+    Depth,
+    Normalization,
     Normalize,
     Projection,
+    Width,
     dcgan_init,
     dcgan_scale_init,
     takes_bias,
@@ -27,28 +33,23 @@ class Generator(nn.Module):
     """Latents [n, d] -> float32 images [n, h, w, c] in [-1, 1]; h and w are multiples of 2^depth."""
 
     shape: tuple[int, int, int]
-    width: int
-    depth: int
-    activation: str
-    normalization: str
-    dtype: Any
-    axis_name: str | None
-    classes: int  # 0: unconditional
-    form: str  # of the convolutions
-    attention: int = 0  # height of the images inside that it follows; 0: none
-    convolves = True
-    conditions = True
-    pools = False
-    normalizes = True
-    grouped = False
-    attends_from = 1  # halvings of the image
+    width: Width = 128
+    depth: Depth = 3
+    activation: Activation = "relu"
+    normalization: Normalization = "none"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    classes: int = 0  # 0: unconditional
+    form: str = "auto"  # of the convolutions
+    attention: Attention = 0
+    attends_from = 1  # halvings of the image, where attention can begin
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
         """z [n, d], label int32 [n] or None -> [n, h, w, c]."""
         height, width, channels = self.shape
         height, width, top = height >> self.depth, width >> self.depth, self.width << (self.depth - 1)
-        x = BesideLatents(self.classes, self.dtype)(z, label)
+        x = ClassEmbeddingConcat(self.classes, self.dtype, name=CLASS_EMBEDDING)(z, label)
         biased = takes_bias(self.normalization)
         x = nn.Dense(height * width * top, dtype=self.dtype, kernel_init=dcgan_init, use_bias=biased)(x)
         x = attend(self, self._activate(x.reshape(-1, height, width, top), train), dcgan_init)
@@ -66,22 +67,17 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images [n, h, w, c] -> float32 logits [n]; the first layer is not normalised, as in the paper."""
 
-    width: int
-    depth: int
-    activation: str
-    normalization: str
-    dtype: Any
-    axis_name: str | None
-    classes: int  # 0: unconditional
-    form: str  # of the convolutions
-    attention: int = 0  # height of the images inside that it follows; 0: none
+    width: Width = 128
+    depth: Depth = 3
+    activation: Activation = "leaky_relu"
+    normalization: Normalization = "none"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    classes: int = 0  # 0: unconditional
+    form: str = "auto"  # of the convolutions
+    attention: Attention = 0
     minibatch: Minibatch = ALONE
-    convolves = True
-    conditions = True
-    pools = False
-    normalizes = True
-    grouped = False
-    attends_from = 1  # halvings of the image
+    attends_from = 1  # halvings of the image, where attention can begin
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):

@@ -2,11 +2,13 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from gan_jax.keys import COUNT, POSITIVE_INT, one_of
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -18,6 +20,13 @@ ACTIVATIONS = {
 NORMALIZATIONS = ("none", "batch", "layer", "group")
 GROUPS = 32  # of channels, at most (arXiv:1803.08494)
 LEAST_GROUP = 4  # channels: of a single number, which a layer of units would have there, normalisation leaves 0
+
+# The config keys that families share.
+Width = Annotated[int, POSITIVE_INT, "units of a hidden layer; channels: for dcgan of the layer next to the image"]
+Depth = Annotated[int, COUNT, "hidden layers (0: an affine map); elsewhere, how often the image is halved"]
+Activation = Annotated[str, one_of(ACTIVATIONS), "between layers"]
+Normalization = Annotated[str, one_of(NORMALIZATIONS), "before an activation"]
+Attention = Annotated[int, COUNT, "height of the images inside that self-attention follows; 0: none"]
 
 
 def dcgan_init(key, shape, dtype=jnp.float32):
@@ -69,7 +78,7 @@ def _halved(x, axis: int):
 
 
 def _neighbours(x, axis: int):
-    """What lies (before, after) each place along an axis, zeros beyond its ends."""
+    """The neighbours (before, after) of every place along an axis, zeros beyond its ends."""
     size = x.shape[axis]
     padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)])
     return jax.lax.slice_in_dim(padded, 0, size, axis=axis), jax.lax.slice_in_dim(padded, 2, size + 2, axis=axis)
@@ -164,7 +173,10 @@ class Embedding(nn.Module):
         return rows(table, label, self.dtype)
 
 
-class BesideLatents(nn.Module):
+CLASS_EMBEDDING = "BesideLatents_0"  # the layer's name in every checkpoint, and in the keys of its first parameters
+
+
+class ClassEmbeddingConcat(nn.Module):
     """How a class gets into a generator: its vector, as long as the latents, beside them (arXiv:1411.1784, figure 1).
 
     The first vectors are short, of N(0, 0.1^2). With those of N(0, 1) a DCGAN on MNIST fits one image a class, and then
@@ -211,5 +223,5 @@ def check_label(classes: int, label, n: int) -> None:
     if classes and label is None:
         raise ValueError(f"a network of {classes} classes is called without a label; give an integer for each example")
     if classes and (jnp.shape(label) != (n,) or not jnp.issubdtype(jnp.result_type(label), jnp.integer)):
-        given = f"{jnp.result_type(label)} {list(jnp.shape(label))}"
-        raise ValueError(f"label is {given}; with {n} examples it must be integers [{n}]")
+        shown = f"{jnp.result_type(label)} {list(jnp.shape(label))}"
+        raise ValueError(f"label is {shown}; with {n} examples it must be integers [{n}]")

@@ -1,54 +1,67 @@
-"""What lets a discriminator compare examples: features of an example beside others, for its last affine map.
+"""How a discriminator compares examples: features of an example beside others, for its last affine map.
 
 Groups are of neighbouring slots of the batch. A device that holds whole groups needs nothing from the others, and how
 many devices there are changes nothing: a statistic over the whole batch would cost both.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+
+from gan_jax.keys import COUNT, POSITIVE_INT, Rule
 
 DIMENSIONS = 5  # C, of a kernel of minibatch discrimination: that of the code which arXiv:1606.03498 published
 FLOOR = 1e-8  # of a variance, as in the code of StyleGAN: at 0 the square root has an infinite slope
 
 
+_GROUP = Rule(int, lambda value: 1 < value < 2**31, "an integer, 2 or more")
+_NO_OR_GROUP = Rule(int, lambda value: value == 0 or 1 < value < 2**31, "0, or 2 or more")
+
+
 class Minibatch(NamedTuple):
-    """What a discriminator is told of an example's neighbours."""
+    """The config keys of what a discriminator is told of an example's neighbours."""
 
-    stddev: int  # examples of a group whose spread is a feature; 0: it is not
-    kernels: int  # B of minibatch discrimination, each a feature; 0: without
-    group: int  # examples that it compares; without kernels it has no meaning
+    packing: Annotated[int, POSITIVE_INT, "examples that D sees as one, joined along the channels"] = 1
+    minibatch_stddev: Annotated[int, _NO_OR_GROUP, "examples of a group whose spread D is told; 0: it is not"] = 0
+    minibatch_discrimination: Annotated[int, COUNT, "learned kernels by which D compares examples; 0: without"] = 0
+    minibatch_group: Annotated[int, _GROUP, "examples that minibatch discrimination compares"] = 32
+
+    @property
+    def group_size(self) -> int:
+        """Examples that a discriminator sees together: whole packs, and of these whole groups."""
+        return self.packing * math.lcm(
+            self.minibatch_stddev or 1, self.minibatch_group if self.minibatch_discrimination else 1
+        )
 
 
-ALONE = Minibatch(stddev=0, kernels=0, group=1)
-
-
-def needed_at_once(packing: int, wanted: Minibatch) -> int:
-    """Examples that a discriminator sees together: whole packs, and of these whole groups."""
-    return packing * math.lcm(wanted.stddev or 1, wanted.group if wanted.kernels else 1)
+ALONE = Minibatch()
 
 
 class BesideNeighbours(nn.Module):
-    """The features of each example, and beside them what `minibatch` asks for."""
+    """The features of each example, and beside them the features that `minibatch` asks for."""
 
     minibatch: Minibatch
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
-        """x [n, d] -> [n, d + (1 where stddev) + kernels]; n is a multiple of the sizes of the groups."""
-        wanted, features = self.minibatch, [x]
-        if wanted.stddev:
-            features.append(standard_deviation(x, wanted.stddev))
-        if wanted.kernels:
+        """x [n, d] -> [n, d + (1 with a spread) + kernels]; n is a multiple of the sizes of the groups."""
+        minibatch, features = self.minibatch, [x]
+        if minibatch.minibatch_stddev:
+            features.append(standard_deviation(x, minibatch.minibatch_stddev))
+        if minibatch.minibatch_discrimination:
             # Its columns have the length 1 on average, as those of the published code are made to have.
             init = nn.initializers.lecun_normal()
-            kernel = self.param("kernel", init, (x.shape[-1], wanted.kernels * DIMENSIONS), jnp.float32)
-            rows = (x.astype(self.dtype) @ kernel.astype(self.dtype)).reshape(len(x), wanted.kernels, DIMENSIONS)
-            features.append(closeness(rows, wanted.group))
-        return jnp.concatenate([each.astype(x.dtype) for each in features], axis=-1) if len(features) > 1 else x
+            kernel = self.param(
+                "kernel", init, (x.shape[-1], minibatch.minibatch_discrimination * DIMENSIONS), jnp.float32
+            )
+            rows = (x.astype(self.dtype) @ kernel.astype(self.dtype)).reshape(
+                len(x), minibatch.minibatch_discrimination, DIMENSIONS
+            )
+            features.append(closeness(rows, minibatch.minibatch_group))
+        return jnp.concatenate([feature.astype(x.dtype) for feature in features], axis=-1) if len(features) > 1 else x
 
 
 def standard_deviation(x, group: int):

@@ -6,7 +6,18 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, takes_bias
+from gan_jax.networks.layers import (
+    ACTIVATIONS,
+    CLASS_EMBEDDING,
+    Activation,
+    ClassEmbeddingConcat,
+    Depth,
+    Normalization,
+    Normalize,
+    Projection,
+    Width,
+    takes_bias,
+)
 from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
 
 # The initialiser of Dense, variance 1 / fan-in, for a table whose rows are kernels: features come last.
@@ -37,24 +48,18 @@ class Generator(nn.Module):
     """Latents [n, d] -> float32 examples [n, *shape]; images (rank 3) pass through tanh into [-1, 1]."""
 
     shape: tuple[int, ...]
-    width: int
-    depth: int
-    activation: str
-    normalization: str
-    dtype: Any
-    axis_name: str | None
-    classes: int  # 0: unconditional
-    convolves = False
-    conditions = True
-    pools = False
-    normalizes = True
-    grouped = False
-    attends_from = None  # it has no images inside
+    width: Width = 128
+    depth: Depth = 3
+    activation: Activation = "relu"
+    normalization: Normalization = "none"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    classes: int = 0  # 0: unconditional
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
         """z [n, d], label int32 [n] or None -> [n, *shape]."""
-        x = BesideLatents(self.classes, self.dtype)(z, label)
+        x = ClassEmbeddingConcat(self.classes, self.dtype, name=CLASS_EMBEDDING)(z, label)
         x = Hidden(self.width, self.depth, self.activation, self.normalization, self.dtype, self.axis_name)(x, train)
         x = nn.Dense(math.prod(self.shape), dtype=self.dtype)(x).astype(jnp.float32)
         x = jnp.tanh(x) if len(self.shape) == 3 else x
@@ -64,20 +69,14 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Examples [n, ...] -> float32 logits [n]."""
 
-    width: int
-    depth: int
-    activation: str
-    normalization: str
-    dtype: Any
-    axis_name: str | None
-    classes: int  # 0: unconditional
+    width: Width = 128
+    depth: Depth = 3
+    activation: Activation = "leaky_relu"
+    normalization: Normalization = "none"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    classes: int = 0  # 0: unconditional
     minibatch: Minibatch = ALONE
-    convolves = False
-    conditions = True
-    pools = False
-    normalizes = True
-    grouped = False
-    attends_from = None  # it has no images inside
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):

@@ -15,16 +15,30 @@ at first short beside them, as in the other families; and one width serves all s
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gan_jax.errors import InputError
+from gan_jax.keys import COUNT
 from gan_jax.networks.convolution import Conv
-from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Projection, bilinear_downsample, bilinear_upsample
+from gan_jax.networks.layers import (
+    ACTIVATIONS,
+    CLASS_EMBEDDING,
+    Activation,
+    ClassEmbeddingConcat,
+    Depth,
+    Projection,
+    Width,
+    bilinear_downsample,
+    bilinear_upsample,
+)
 from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
 
+Blocks = Annotated[int, COUNT, "of r3gan: residual blocks at every size of its image"]
+Groups = Annotated[int, COUNT, "of r3gan: groups of the 2 * width channels within a block"]
 EXPANSION = 2  # of the channels within a block
 # What brings a normal number of variance 1 back to a mean square of 1 after the activation: 1 / sqrt(E f(z)^2).
 GAINS = {"relu": math.sqrt(2), "leaky_relu": math.sqrt(2 / 1.04), "tanh": 1.5925374, "silu": 1.6765324}
@@ -74,6 +88,18 @@ class Block(nn.Module):
         return Conv(features, size, use_bias, self.dtype, self.form, init, groups=groups)
 
 
+def check_blocks(player: str, values) -> None:
+    """Raises InputError unless there are blocks, and groups that divide the channels within one."""
+    for key in ("blocks", "groups"):
+        if not values[key]:
+            raise InputError(f"{player}.{key} is 0 and {player}.network is r3gan, which needs 1 or more")
+    if EXPANSION * values["width"] % values["groups"]:
+        raise InputError(
+            f"{player}.groups is {values['groups']}, which does not divide the {EXPANSION * values['width']} channels "
+            f"in a block, twice {player}.width; give it a divisor of them"
+        )
+
+
 def _stage(player, x):
     """The residual blocks of one size of image, as layers of `player`: x [n, h, w, width] -> the same."""
     shared = {name: getattr(player, name) for name in ("width", "groups", "activation", "dtype", "form")}
@@ -86,26 +112,21 @@ class Generator(nn.Module):
     """Latents [n, d] -> float32 images [n, h, w, c] in [-1, 1]; h and w are multiples of 2^depth."""
 
     shape: tuple[int, int, int]
-    width: int
-    depth: int
-    activation: str
-    dtype: Any
-    classes: int  # 0: unconditional
-    form: str  # of the convolutions
-    blocks: int
-    groups: int
-    convolves = True
-    conditions = True
-    pools = False
-    normalizes = False
-    grouped = True
-    attends_from = None  # it has no attention
+    width: Width = 128
+    depth: Depth = 3
+    activation: Activation = "relu"
+    dtype: Any = jnp.float32
+    classes: int = 0  # 0: unconditional
+    form: str = "auto"  # of the convolutions
+    blocks: Blocks = 0
+    groups: Groups = 0
+    check = staticmethod(check_blocks)
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
         """z [n, d], label int32 [n] or None -> [n, h, w, c]."""
         height, width, channels = self.shape
-        x = BesideLatents(self.classes, self.dtype)(z, label)
+        x = ClassEmbeddingConcat(self.classes, self.dtype, name=CLASS_EMBEDDING)(z, label)
         x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=msr_init)(x)
         basis = self.param("kernel", flat_normal, (height >> self.depth, width >> self.depth, self.width))
         x = x[:, None, None] * basis.astype(self.dtype)
@@ -119,21 +140,16 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images [n, h, w, c] -> float32 logits [n]; h and w are multiples of 2^depth."""
 
-    width: int
-    depth: int
-    activation: str
-    dtype: Any
-    classes: int  # 0: unconditional
-    form: str  # of the convolutions
-    blocks: int
-    groups: int
+    width: Width = 128
+    depth: Depth = 3
+    activation: Activation = "leaky_relu"
+    dtype: Any = jnp.float32
+    classes: int = 0  # 0: unconditional
+    form: str = "auto"  # of the convolutions
+    blocks: Blocks = 0
+    groups: Groups = 0
     minibatch: Minibatch = ALONE
-    convolves = True
-    conditions = True
-    pools = False
-    normalizes = False
-    grouped = True
-    attends_from = None  # it has no attention
+    check = staticmethod(check_blocks)
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):

@@ -21,7 +21,21 @@ from flax import linen as nn
 
 from gan_jax.networks.attention import attend
 from gan_jax.networks.convolution import Conv
-from gan_jax.networks.layers import ACTIVATIONS, BesideLatents, Normalize, Projection, mean_pool, takes_bias, upsample
+from gan_jax.networks.layers import (
+    ACTIVATIONS,
+    CLASS_EMBEDDING,
+    Activation,
+    Attention,
+    ClassEmbeddingConcat,
+    Depth,
+    Normalization,
+    Normalize,
+    Projection,
+    Width,
+    mean_pool,
+    takes_bias,
+    upsample,
+)
 from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
 
 PLAIN_BLOCKS = 2  # of the discriminator, after those that halve
@@ -107,27 +121,22 @@ class Generator(nn.Module):
     """
 
     shape: tuple[int, int, int]
-    width: int
-    depth: int
-    activation: str
-    normalization: str
-    dtype: Any
-    axis_name: str | None
-    classes: int  # 0: unconditional
-    form: str  # of the convolutions
-    attention: int = 0  # height of the images inside that it follows; 0: none
-    convolves = True
-    conditions = True
-    pools = False
-    normalizes = True
-    grouped = False
-    attends_from = 0  # halvings of the image
+    width: Width = 128
+    depth: Depth = 3
+    activation: Activation = "relu"
+    normalization: Normalization = "none"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    classes: int = 0  # 0: unconditional
+    form: str = "auto"  # of the convolutions
+    attention: Attention = 0
+    attends_from = 0  # halvings of the image, where attention can begin
 
     @nn.compact
     def __call__(self, z, train: bool, label=None):
         """z [n, d], label int32 [n] or None -> [n, h, w, c]."""
         beside = self.normalization == "none"
-        x = BesideLatents(self.classes, self.dtype)(z, label) if beside else z
+        x = ClassEmbeddingConcat(self.classes, self.dtype, name=CLASS_EMBEDDING)(z, label) if beside else z
         label, classes = (None, 0) if beside else (label, self.classes)
         height, width, channels = self.shape
         height, width = height >> self.depth, width >> self.depth
@@ -150,23 +159,18 @@ class Discriminator(nn.Module):
     the images. SNGAN takes the sum: where weights are spectrally normalised, no weight can make up for the mean.
     """
 
-    width: int
-    depth: int
-    activation: str
-    normalization: str
-    dtype: Any
-    axis_name: str | None
-    classes: int  # 0: unconditional
-    form: str  # of the convolutions
-    attention: int = 0  # height of the images inside that it follows; 0: none
+    width: Width = 128
+    depth: Depth = 3
+    activation: Activation = "leaky_relu"
+    normalization: Normalization = "none"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    classes: int = 0  # 0: unconditional
+    form: str = "auto"  # of the convolutions
+    attention: Attention = 0
     sums: bool = False  # over pixels, or takes their mean
     minibatch: Minibatch = ALONE
-    convolves = True
-    conditions = True
-    pools = True
-    normalizes = True
-    grouped = False
-    attends_from = 1  # halvings of the image
+    attends_from = 1  # halvings of the image, where attention can begin
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):

@@ -103,13 +103,13 @@ def programs(found: list[Member]) -> list[list[Member]]:
 
 def _apart(config: ConfigDict) -> tuple:
     """What runs of one program have in common."""
-    return tuple(sorted((key, value) for key, value in schema.flatten(config.to_dict()).items() if key not in VARYING))
+    return tuple(sorted((key, value) for key, value in schema.flatten(config.to_dict()).items() if key not in schema.varying()))
 
 
 def describe(groups: list[list[Member]]) -> str:
     """The plan in words: each program, with what sets it apart and what varies within it."""
     flat = [schema.flatten(group[0].config.to_dict()) for group in groups]
-    differing = [key for key in flat[0] if key not in VARYING and len({each[key] for each in flat}) > 1]
+    differing = [key for key in flat[0] if key not in schema.varying() and len({each[key] for each in flat}) > 1]
     total = sum(map(len, groups))
     lines = [f"{total} members in {len(groups)} program{'s' if len(groups) > 1 else ''}"]
     for i, (group, values) in enumerate(zip(groups, flat, strict=True)):
