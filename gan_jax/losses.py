@@ -175,7 +175,7 @@ def _feature_distance(devices, real, fake):
 
 def _penalty(recipe, numbers, step, critic, keys, real, fake):
     """(its weight, the mean penalty over this shard): a lazy one is 0, and not computed, in most steps."""
-    weight, every, penalty = numbers["penalty.weight"], recipe.penalty_every, recipe.penalty(numbers)
+    weight, every, penalty = numbers.get("penalty.weight", 0.0), recipe.penalty_every, recipe.penalty(numbers)
     keys = keys if recipe.packing == 1 else keys.reshape(-1, recipe.packing)[:, 0]  # one a pack
 
     def mean(*points):

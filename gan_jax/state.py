@@ -75,21 +75,21 @@ class Recipe(NamedTuple):
     generator: Any  # a Network: .init(key, z) and .apply(params, stats, z, train); labels follow where conditional
     discriminator: Any  # a Network, x -> logits
     objective: Callable  # numbers -> Objective
-    penalty: Callable | None  # numbers -> (critic, keys [n], real, fake) -> [n]; None: there is none
-    penalty_every: int  # steps from one in which D pays the penalty, so many times over, to the next
+    move: Move
     schedule: Callable  # (hyperparameters, step) -> numbers
     generator_tx: Callable  # numbers -> optax.GradientTransformation
     discriminator_tx: Callable  # numbers -> optax.GradientTransformation
     prior: Callable  # keys [n] -> latents [n, d]
-    augment: Callable  # (keys [n], x [n, ...], probability or None, noise or None) -> what D sees of x
-    transform: Callable  # (keys [n], x [n, ...]) -> x transformed: D is to be consistent under it
-    update_regularizers: Callable  # (numbers, RegularizerState, metrics of an update of D) -> the state after it
     batch_size: int  # examples of a minibatch, over all devices
-    accumulate: int  # micro-batches of a minibatch: their gradients are taken one after another, and averaged
-    discriminator_steps: int  # k
-    packing: int  # examples that are one input of D
-    group_size: int  # neighbours in the batch that D needs together: a pack, or all packs that it compares
-    move: Move
-    one_pass: bool  # whether D sees real and fake as one batch (and normalises over both)
-    conditional: bool  # whether both players see the labels
-    unroll: bool  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU
+    penalty: Callable | None = None  # numbers -> (critic, keys [n], real, fake) -> [n]; None: there is none
+    penalty_every: int = 1  # steps from one in which D pays the penalty, so many times over, to the next
+    augment: Callable | None = None  # (keys [n], x [n, ...], probability or None, noise or None) -> what D sees of x
+    transform: Callable | None = None  # (keys [n], x [n, ...]) -> x transformed: D is to be consistent under it
+    update_regularizers: Callable | None = None  # (numbers, RegularizerState, metrics of an update of D) -> the next
+    accumulate: int = 1  # micro-batches of a minibatch: their gradients are taken one after another, and averaged
+    discriminator_steps: int = 1  # k
+    packing: int = 1  # examples that are one input of D
+    group_size: int = 1  # neighbours in the batch that D needs together: a pack, or all packs that it compares
+    one_pass: bool = False  # whether D sees real and fake as one batch (and normalises over both)
+    conditional: bool = False  # whether both players see the labels
+    unroll: bool = False  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU

@@ -1,7 +1,6 @@
 """The training step: who moves, by how much, on which random numbers, and what it reports."""
 
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from functools import partial
 from typing import NamedTuple
 
@@ -11,101 +10,28 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from toys import (
+    NOISE,
+    Fake,
+    assert_all_moved,
+    assert_close,
+    assert_same_bits,
+    constant_prior,
+    image,
+    linear_discriminator,
+    noise,
+    numbers,
+    one_device,
+    raw,
+    shifting_generator,
+    toy_recipe,
+    toy_state,
+)
 
-from gan_jax import objectives, penalties, recipe, schedules, step
+from gan_jax import penalties, recipe, step
 from gan_jax.data import Source
 from gan_jax.devices import mesh, pmapped
-from gan_jax.optimizers import scale_by_decayed_rate
-from gan_jax.state import Hyperparameters, Recipe, TrainState
-
-
-class Fake(NamedTuple):
-    """A network of two functions, small enough to differentiate by hand."""
-
-    init: object
-    apply: object
-
-
-def linear_discriminator(w=(1.0,), b=0.0):
-    """D(x) = w x + b."""
-    return Fake(
-        init=lambda key, x: ({"w": jnp.array(w), "b": jnp.float32(b)}, {}),
-        apply=lambda params, stats, x, train: (x @ params["w"] + params["b"], stats),
-    )
-
-
-def shifting_generator(c=(0.0,)):
-    """G(z) = z + c, with the mean of z as its statistics."""
-    return Fake(
-        init=lambda key, z: ({"c": jnp.array(c)}, {"mean": jnp.zeros(len(c))}),
-        apply=lambda params, stats, z, train: (z + params["c"], {"mean": jnp.mean(z, axis=0)} if train else stats),
-    )
-
-
-def numbers(**changes):
-    """Hyperparameters for plain gradient descent."""
-    defaults = {field.name: 0.0 for field in fields(Hyperparameters) if field.default is MISSING}
-    rates = {"generator_learning_rate": 0.5, "discriminator_learning_rate": 0.25}
-    return jax.tree.map(jnp.float32, Hyperparameters(**(defaults | rates | changes)))
-
-
-def noise(keys, dim=1):
-    """Keys [n] -> numbers [n, dim], dim <= 2, uniform on [-1, 1): the keys' own bits, which compile in no time."""
-    return jax.random.key_data(keys)[:, :dim].astype(jnp.float32) / 2.0**31 - 1
-
-
-def draw_noise(data, indices, keys):
-    """Examples of one component, as a data set's `draw`."""
-    return {"image": noise(keys)}
-
-
-NOISE = Source(shape=(1,), draw=draw_noise, std=1.0)
-
-
-def fake_recipe(objective="non_saturating", penalty=penalties.none, batch_size=4, steps=1, **changes):
-    """A recipe of the fakes in one dimension, descended plainly; `changes` are fields of Recipe."""
-    defaults = {
-        "generator": shifting_generator(),
-        "discriminator": linear_discriminator(),
-        "objective": lambda hyperparameters: objectives.OBJECTIVES[objective],
-        "penalty": penalty,
-        "schedule": partial(schedules.at_step, 100, batch_size),
-        "penalty_every": 1,
-        "generator_tx": lambda h: scale_by_decayed_rate(h.generator_learning_rate, 100, 1.0),
-        "discriminator_tx": lambda h: scale_by_decayed_rate(h.discriminator_learning_rate, 100, 1.0),
-        "prior": noise,
-        "augment": lambda state, keys, x: x,
-        "transform": lambda keys, x: x,
-        "remember": None,
-        "batch_size": batch_size,
-        "accumulate": 1,
-        "discriminator_steps": steps,
-        "packing": 1,
-        "together": 1,
-        "move": step.alternating,
-        "one_pass": False,
-        "conditional": False,
-        "unroll": False,
-    }
-    return Recipe(**(defaults | changes))
-
-
-def fake_state(fakes, hyperparameters=None, shape=(1,)):
-    return step.init_state(fakes, hyperparameters or numbers(), jax.random.key(0), shape)
-
-
-def given(*latents):
-    """A prior that ignores its keys."""
-    return lambda keys: jnp.array(latents, jnp.float32)
-
-
-def image(*values):
-    """A batch of examples of one component."""
-    return {"image": jnp.array(values, jnp.float32)[:, None]}
-
-
-def one_device():
-    return mesh(jax.devices()[:1])
+from gan_jax.state import TrainState
 
 
 def built(config):
@@ -117,28 +43,6 @@ def built(config):
 
 def batch_of(setup, state):
     return step.draw_batches(setup.recipe, setup.devices, setup.source, state, setup.source.data)
-
-
-def assert_same_bits(actual, expected):
-    jax.tree.map(assert_array_equal, raw(actual), raw(expected))
-
-
-def raw(tree):
-    """The tree with its PRNG keys as numbers."""
-
-    def as_numbers(x):
-        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-
-    return jax.tree.map(as_numbers, tree)
-
-
-def assert_all_moved(actual, expected):
-    """Every array of the trees differs."""
-    jax.tree.map(lambda a, b: None if np.any(a != b) else pytest.fail(f"{a} did not move"), raw(actual), raw(expected))
-
-
-def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
-    jax.tree.map(partial(assert_allclose, rtol=rtol, atol=atol), raw(actual), raw(expected))
 
 
 # --- randomness -------------------------------------------------------------------------------------------------
@@ -169,8 +73,8 @@ def witnessed(request):
         note("fake", fake)
         return penalties.wgan_gp(critic, keys, real, fake)
 
-    fakes = fake_recipe(batch_size=N, steps=K, prior=prior, penalty=penalty, unroll=request.param == "written_out")
-    state = fake_state(fakes, numbers(generator_learning_rate=0.0))  # so that fake examples are their latents
+    fakes = toy_recipe(batch_size=N, steps=K, prior=prior, penalty=penalty, unroll=request.param == "written_out")
+    state = toy_state(fakes, numbers(generator_rate=0.0))  # so that fake examples are their latents
     seen["prior"].clear()
     jax.block_until_ready(
         jax.jit(partial(step.train_steps, fakes, one_device(), NOISE._replace(draw=draw), STEPS))(state, ())
@@ -212,17 +116,17 @@ def noise_of(keys):
 
 
 def test_a_step_can_be_repeated_exactly():
-    fakes = fake_recipe(penalty=penalties.dragan, steps=2)
+    fakes = toy_recipe(penalty=penalties.dragan, steps=2)
     run = jax.jit(partial(step.train_step, fakes, one_device()))
     batch = {"image": jnp.arange(8.0).reshape(2, 4, 1)}
-    first, second = (run(fake_state(fakes), batch) for _ in range(2))
+    first, second = (run(toy_state(fakes), batch) for _ in range(2))
     assert_same_bits(first, second)
 
 
 def test_seeds_give_different_steps():
-    fakes = fake_recipe()
+    fakes = toy_recipe()
     run = jax.jit(partial(step.train_step, fakes, one_device()))
-    states = [fake_state(fakes).replace(key=jax.random.key(seed)) for seed in (0, 1)]
+    states = [toy_state(fakes).replace(key=jax.random.key(seed)) for seed in (0, 1)]
     losses = [run(state, {"image": jnp.ones((1, 4, 1))})[1]["d_loss"] for state in states]
     assert losses[0] != losses[1]
 
@@ -272,8 +176,8 @@ def test_the_discriminator_stays_in_a_generator_step(normalised):
 
 
 def test_a_train_step_counts_one_and_keeps_its_key():
-    fakes = fake_recipe()
-    before = fake_state(fakes)
+    fakes = toy_recipe()
+    before = toy_state(fakes)
     after, _ = step.train_step(fakes, one_device(), before, {"image": jnp.ones((1, 4, 1))})
     assert int(after.step) == 1
     assert_same_bits((after.key, after.hyperparameters), (before.key, before.hyperparameters))
@@ -289,13 +193,13 @@ def sigma(a):
 def test_the_discriminators_update_is_the_one_computed_by_hand():
     w, b, weight, rate = np.array([0.6, -1.1]), 0.3, 2.0, 0.25
     real, fake = np.array([[1.0, 2.0], [-0.5, 0.7], [0.2, -2.0]]), np.array([[0.1, 0.4], [1.5, -0.3], [-1.0, 0.9]])
-    fakes = fake_recipe(
+    fakes = toy_recipe(
         penalty=penalties.wgan_gp,
         generator=shifting_generator((0.0, 0.0)),
         discriminator=linear_discriminator(tuple(w), b),
-        prior=given(*fake.tolist()),
+        prior=constant_prior(*fake.tolist()),
     )
-    before = fake_state(fakes, numbers(penalty_weight=weight, discriminator_learning_rate=rate), (2,))
+    before = toy_state(fakes, numbers(penalty_weight=weight, discriminator_rate=rate), (2,))
     after, metrics = step.discriminator_step(fakes, one_device(), before, {"image": jnp.array(real)}, jax.random.key(0))
 
     at_real, at_fake = real @ w + b, fake @ w + b
@@ -321,13 +225,13 @@ def test_the_discriminators_update_is_the_one_computed_by_hand():
 )
 def test_the_generators_update_is_the_one_computed_by_hand(objective, slope):
     w, c, latents, rate = -1.5, 0.4, np.array([0.3, -2.0, 1.0]), 0.5
-    fakes = fake_recipe(
+    fakes = toy_recipe(
         objective,
         generator=shifting_generator((c,)),
         discriminator=linear_discriminator((w,)),
-        prior=given(*latents[:, None].tolist()),
+        prior=constant_prior(*latents[:, None].tolist()),
     )
-    before = fake_state(fakes, numbers(generator_learning_rate=rate))
+    before = toy_state(fakes, numbers(generator_rate=rate))
     after, metrics = step.generator_step(fakes, one_device(), before, image(0, 0, 0), jax.random.key(0))
     expected = w * np.mean(slope(w * (latents + c)))
     assert_allclose(after.generator.params["c"], [c - rate * expected], rtol=1e-5)
@@ -335,8 +239,8 @@ def test_the_generators_update_is_the_one_computed_by_hand(objective, slope):
 
 
 def test_a_relativistic_generator_sees_the_real_logits():
-    fakes = fake_recipe("rpgan", prior=given([0.5], [-1.0]))
-    before = fake_state(fakes)
+    fakes = toy_recipe("rpgan", prior=constant_prior([0.5], [-1.0]))
+    before = toy_state(fakes)
     after, metrics = step.generator_step(fakes, one_device(), before, image(2, -3), jax.random.key(0))
     difference = np.array([2, -3]) - np.array([0.5, -1.0])  # of the real logit and the fake one, pair by pair
     assert_allclose(metrics["g_loss"], np.mean(np.logaddexp(0, difference)), rtol=1e-5)
@@ -361,8 +265,8 @@ LABELLED = {
 def test_both_players_see_the_label_of_each_example(one_pass):
     z, x, label = np.array([0.25, -1.0]), np.array([2.0, -3.0]), np.array([1, 0])
     w, c = np.array([-2.0, 1.0]), np.array([1.5, 0.5])  # of these labels
-    fakes = fake_recipe("wgan", penalties.r1_r2, prior=given(*z[:, None]), one_pass=one_pass, **LABELLED)
-    before = fake_state(fakes, numbers(discriminator_learning_rate=0.1, penalty_weight=0.5))
+    fakes = toy_recipe("wgan", penalties.r1_r2, prior=constant_prior(*z[:, None]), one_pass=one_pass, **LABELLED)
+    before = toy_state(fakes, numbers(discriminator_rate=0.1, penalty_weight=0.5))
     batch = image(*x) | {"label": jnp.array(label)}
     after, metrics = step.discriminator_step(fakes, one_device(), before, batch, jax.random.key(0))
     assert_allclose(metrics["d_real"], np.mean(w * x), rtol=1e-6)
@@ -370,26 +274,26 @@ def test_both_players_see_the_label_of_each_example(one_pass):
     assert_allclose(metrics["penalty"], np.mean(2 * w**2), rtol=1e-6)  # each gradient is its own label's weight
     slope = (-x + (z + c) + 0.5 * 4 * w) / 2
     assert_allclose(after.discriminator.params["w"], [1 - 0.1 * slope[1], -2 - 0.1 * slope[0], 5], rtol=1e-6)
-    before = fake_state(fakes, numbers(generator_learning_rate=0.1))
+    before = toy_state(fakes, numbers(generator_rate=0.1))
     after, _ = step.generator_step(fakes, one_device(), before, batch, jax.random.key(0))
     assert_allclose(after.generator.params["c"], [0.5 + 0.1 * 1 / 2, 1.5 + 0.1 * -2 / 2, 9], rtol=1e-6)
 
 
 def test_an_unconditional_recipe_leaves_labels_alone():
-    fakes = fake_recipe()
+    fakes = toy_recipe()
     labelled = image(1, 2, 3, 4) | {"label": jnp.arange(4)}
     results = [
-        step.discriminator_step(fakes, one_device(), fake_state(fakes), batch, jax.random.key(0))
+        step.discriminator_step(fakes, one_device(), toy_state(fakes), batch, jax.random.key(0))
         for batch in (labelled, image(1, 2, 3, 4))
     ]
     assert_same_bits(*results)
 
 
 def test_a_finite_set_is_met_in_its_order():
-    fakes = fake_recipe(batch_size=4, steps=3)
+    fakes = toy_recipe(batch_size=4, steps=3)
     images = jnp.arange(10.0)[:, None]
     source = Source((1,), lambda data, indices, keys: {"image": data[indices]}, std=1.0, size=10)
-    state, met = fake_state(fakes), []
+    state, met = toy_state(fakes), []
     for i in range(5):
         batch = step.draw_batches(fakes, one_device(), source, state.replace(step=jnp.int32(i)), images)
         met.append(np.ravel(batch["image"]))
@@ -399,34 +303,34 @@ def test_a_finite_set_is_met_in_its_order():
 
 
 def test_the_two_learning_rates_act_separately():
-    fakes = fake_recipe()
+    fakes = toy_recipe()
     run = jax.jit(partial(step.train_step, fakes, one_device()))
     batch = {"image": jnp.ones((1, 4, 1))}
 
     def moves(**rates):
-        before = fake_state(fakes, numbers(**rates))
+        before = toy_state(fakes, numbers(**rates))
         after = run(before, batch)[0]
         return [
             optax.tree.norm(optax.tree.sub(getattr(after, player).params, getattr(before, player).params))
             for player in ("generator", "discriminator")
         ]
 
-    generator, discriminator = moves(generator_learning_rate=0.125, discriminator_learning_rate=0.0)
+    generator, discriminator = moves(generator_rate=0.125, discriminator_rate=0.0)
     assert generator > 0
     assert discriminator == 0
-    doubled, _ = moves(generator_learning_rate=0.25, discriminator_learning_rate=0.0)
+    doubled, _ = moves(generator_rate=0.25, discriminator_rate=0.0)
     assert_allclose(doubled, 2 * generator, rtol=1e-5)
-    generator, discriminator = moves(generator_learning_rate=0.0, discriminator_learning_rate=0.125)
+    generator, discriminator = moves(generator_rate=0.0, discriminator_rate=0.125)
     assert generator == 0
     assert discriminator > 0
-    _, doubled = moves(generator_learning_rate=0.0, discriminator_learning_rate=0.25)
+    _, doubled = moves(generator_rate=0.0, discriminator_rate=0.25)
     assert_allclose(doubled, 2 * discriminator, rtol=1e-5)
     assert run._cache_size() == 1  # the rates are data
 
 
 def test_label_smoothing_is_data_and_costs_its_share_of_the_real_logits(shrunk):
     objective = recipe.build(shrunk("digits")).recipe.objective
-    fakes, traces = fake_recipe()._replace(objective=objective), []
+    fakes, traces = toy_recipe()._replace(objective=objective), []
 
     def counted(*arguments):
         traces.append(1)
@@ -434,7 +338,7 @@ def test_label_smoothing_is_data_and_costs_its_share_of_the_real_logits(shrunk):
 
     run, results = jax.jit(counted), {}
     for epsilon in (0.0, 0.1):
-        state = fake_state(fakes, numbers(label_smoothing=epsilon))
+        state = toy_state(fakes, numbers(label_smoothing=epsilon))
         after, metrics = run(state, image(1, -2, 3, 0.5), jax.random.key(0))
         results[epsilon] = metrics | {"w": after.discriminator.params["w"]}
     assert len(traces) == 1
@@ -446,19 +350,19 @@ def test_label_smoothing_is_data_and_costs_its_share_of_the_real_logits(shrunk):
 
 def test_a_penalty_of_weight_zero_is_none():
     def stepped(weight, penalty):
-        fakes = fake_recipe(penalty=penalty, discriminator=linear_discriminator((3.0,)))
-        state = fake_state(fakes, numbers(penalty_weight=weight))
+        fakes = toy_recipe(penalty=penalty, discriminator=linear_discriminator((3.0,)))
+        state = toy_state(fakes, numbers(penalty_weight=weight))
         state, _ = step.discriminator_step(fakes, one_device(), state, image(1, 2, 3, 4), jax.random.key(0))
         return state.discriminator.params
 
-    assert_same_bits(stepped(0.0, penalties.wgan_gp), stepped(5.0, penalties.none))
-    assert stepped(5.0, penalties.wgan_gp)["w"] < stepped(5.0, penalties.none)["w"]
+    assert_same_bits(stepped(0.0, penalties.wgan_gp), stepped(5.0, None))
+    assert stepped(5.0, penalties.wgan_gp)["w"] < stepped(5.0, None)["w"]
 
 
 def test_every_weight_stays_clipped_from_the_first_critic_step_on(shrunk):
     changes = {"discriminator.clip": 0.01, "discriminator.optimizer.learning_rate": 0.1}
     tx, noted = recipe.build(shrunk("wgan", None, changes)).recipe.discriminator_tx, []
-    fakes = fake_recipe("wgan", steps=3, discriminator_tx=tx, unroll=True)
+    fakes = toy_recipe("wgan", steps=3, discriminator_tx=tx, unroll=True)
 
     def noting(params, stats, x, train):
         jax.debug.callback(lambda w, b: noted.append(max(abs(float(w)), abs(float(b)))), params["w"][0], params["b"])
@@ -466,7 +370,7 @@ def test_every_weight_stays_clipped_from_the_first_critic_step_on(shrunk):
 
     fakes = fakes._replace(discriminator=linear_discriminator((1.0,))._replace(apply=noting))
     batch = {"image": jnp.array([[2.0], [3.0]] * 6).reshape(3, 4, 1)}
-    state, _ = step.train_step(fakes, one_device(), fake_state(fakes, numbers(discriminator_learning_rate=0.1)), batch)
+    state, _ = step.train_step(fakes, one_device(), toy_state(fakes, numbers(discriminator_rate=0.1)), batch)
     jax.effects_barrier()
     bound = float(np.float32(0.01))
     assert noted[:2] == [1.0, 1.0]  # the initial weight, which the first critic step sees on real and on fake
@@ -479,9 +383,9 @@ def test_every_weight_stays_clipped_from_the_first_critic_step_on(shrunk):
 
 def test_the_average_follows_its_closed_form_through_the_warm_up():
     decay = 0.2  # above (1 + t) / (10 + t) at t = 0 and 1, below it from 2 on
-    fakes = fake_recipe()
+    fakes = toy_recipe()
     run = jax.jit(partial(step.train_step, fakes, one_device()))
-    state = fake_state(fakes, numbers(ema_decay=decay))
+    state = toy_state(fakes, numbers(ema_decay=decay))
     average = raw((state.ema.params, state.ema.stats))
     for t, rate in enumerate((1 / 10, 2 / 11, decay, decay, decay)):
         state, _ = run(state, {"image": jnp.full((1, 4, 1), 1.0 + t)})
@@ -491,16 +395,16 @@ def test_the_average_follows_its_closed_form_through_the_warm_up():
 
 
 def test_without_averaging_the_average_is_the_generator():
-    fakes = fake_recipe()
-    state = fake_state(fakes, numbers(ema_decay=0.0))
+    fakes = toy_recipe()
+    state = toy_state(fakes, numbers(ema_decay=0.0))
     state, _ = step.train_step(fakes, one_device(), state, {"image": jnp.ones((1, 4, 1))})
     assert_same_bits(state.ema.params, state.generator.params)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_the_average_never_shares_a_buffer_with_the_generator(decay):
-    fakes, devices = fake_recipe(), one_device()
-    state, batch = devices.place(fake_state(fakes, numbers(ema_decay=decay))), {"image": jnp.ones((1, 4, 1))}
+    fakes, devices = toy_recipe(), one_device()
+    state, batch = devices.place(toy_state(fakes, numbers(ema_decay=decay))), {"image": jnp.ones((1, 4, 1))}
     compiled = devices.compile(partial(step.train_step, fakes, devices), state, batch)
     for _ in range(3):
         assert not pointers(state.ema) & pointers(state.generator)
@@ -529,10 +433,10 @@ def centering_discriminator():
 
 def passes(discriminator):
     """A train step with two passes of D, and with one: [(state, metrics), (state, metrics)]."""
-    fakes = fake_recipe("rpgan", penalties.r1_r2, steps=2, discriminator=discriminator)
+    fakes = toy_recipe("rpgan", penalties.r1_r2, steps=2, discriminator=discriminator)
     batch = {"image": jnp.arange(8.0).reshape(2, 4, 1)}
     return [
-        step.train_step(fakes._replace(one_pass=one_pass), one_device(), fake_state(fakes), batch)
+        step.train_step(fakes._replace(one_pass=one_pass), one_device(), toy_state(fakes), batch)
         for one_pass in (False, True)
     ]
 
@@ -550,10 +454,10 @@ def test_one_pass_normalises_over_real_and_fake_together():
 
 
 def test_many_steps_in_one_call_equal_as_many_calls():
-    fakes, devices = fake_recipe(penalty=penalties.r1, steps=2), one_device()
-    at_once, series = jax.jit(partial(step.train_steps, fakes, devices, NOISE, 3))(fake_state(fakes), ())
+    fakes, devices = toy_recipe(penalty=penalties.r1, steps=2), one_device()
+    at_once, series = jax.jit(partial(step.train_steps, fakes, devices, NOISE, 3))(toy_state(fakes), ())
     single = jax.jit(partial(step.train_step, fakes, devices))
-    state = fake_state(fakes)
+    state = toy_state(fakes)
     for i in range(3):
         batch = step.draw_batches(fakes, devices, NOISE, state, ())
         state, metrics = single(state, batch)
@@ -563,11 +467,11 @@ def test_many_steps_in_one_call_equal_as_many_calls():
 
 
 def test_a_loop_written_out_equals_the_scan():
-    fakes = fake_recipe(penalty=penalties.r1, steps=2)
+    fakes = toy_recipe(penalty=penalties.r1, steps=2)
     scanned, written_out = (
         partial(step.train_steps, fakes._replace(unroll=unroll), one_device(), NOISE, 2) for unroll in (False, True)
     )
-    state = fake_state(fakes)
+    state = toy_state(fakes)
     assert [str(jax.make_jaxpr(f)(state, ())).count("scan[") > 0 for f in (scanned, written_out)] == [True, False]
     assert_close(jax.jit(written_out)(state, ()), jax.jit(scanned)(state, ()))
 
@@ -581,8 +485,8 @@ def test_a_recipe_that_convolves_is_written_out_on_a_cpu(shrunk):
 
 @pytest.mark.parametrize("layout", [mesh, pmapped])
 def test_a_compiled_call_moves_nothing_between_host_and_device(layout):
-    fakes, devices = fake_recipe(), layout(jax.devices()[:1])
-    state = devices.place(fake_state(fakes))
+    fakes, devices = toy_recipe(), layout(jax.devices()[:1])
+    state = devices.place(toy_state(fakes))
     compiled = devices.compile(partial(step.train_steps, fakes, devices, NOISE, 1), state, ())
     state, _ = compiled(state, ())
     with jax.transfer_guard("disallow"):
@@ -593,10 +497,10 @@ def test_a_compiled_call_moves_nothing_between_host_and_device(layout):
 
 @pytest.mark.parametrize("layout", [mesh, pmapped])
 def test_a_step_from_the_compilation_cache_donates_and_gives_the_same_bits(layout):
-    fakes, devices, hits, results = fake_recipe(penalty=penalties.r1, steps=2), layout(), [], []
+    fakes, devices, hits, results = toy_recipe(penalty=penalties.r1, steps=2), layout(), [], []
     jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
     for _ in range(2):
-        before = devices.place(fake_state(fakes))
+        before = devices.place(toy_state(fakes))
         hits.clear()
         compiled = devices.compile(partial(step.train_steps, fakes, devices, NOISE, 2), before, ())
         after, metrics = compiled(before, ())
@@ -618,8 +522,8 @@ REAL, FAKE = [2.0, -1.0, 0.5, 0.0, 3.0], [-4.5, 1.0, -0.25, 0.0, -2.0]
 
 def reported(objective):
     """The discriminator step's metrics at the known logits REAL and FAKE."""
-    fakes = fake_recipe(objective, prior=given(*[[x] for x in FAKE]))
-    return step.discriminator_step(fakes, one_device(), fake_state(fakes), image(*REAL), jax.random.key(0))[1]
+    fakes = toy_recipe(objective, prior=constant_prior(*[[x] for x in FAKE]))
+    return step.discriminator_step(fakes, one_device(), toy_state(fakes), image(*REAL), jax.random.key(0))[1]
 
 
 def test_logit_metrics_are_those_of_known_logits():
@@ -647,26 +551,26 @@ def test_divergence_is_what_the_objective_bounds():
 
 
 def test_the_largest_logit_is_that_of_all_critic_steps_and_the_generators():
-    fakes = fake_recipe(steps=2, prior=given([1.0], [1.0]))
-    still = numbers(generator_learning_rate=0.0, discriminator_learning_rate=0.0)
+    fakes = toy_recipe(steps=2, prior=constant_prior([1.0], [1.0]))
+    still = numbers(generator_rate=0.0, discriminator_rate=0.0)
     run = jax.jit(partial(step.train_step, fakes, one_device()))
     first = {"image": jnp.array([[[-7.0], [1.0]], [[2.0], [1.0]]])}
-    _, metrics = run(fake_state(fakes, still), first)
+    _, metrics = run(toy_state(fakes, still), first)
     assert metrics["max_logit"] == 7
     assert_allclose(metrics["d_real"], 1.5)  # the rest is that of the last critic step
-    far = fakes._replace(prior=given([1.0], [-9.0]))
-    _, metrics = step.generator_step(far, one_device(), fake_state(far, still), image(50, 1), jax.random.key(0))
+    far = fakes._replace(prior=constant_prior([1.0], [-9.0]))
+    _, metrics = step.generator_step(far, one_device(), toy_state(far, still), image(50, 1), jax.random.key(0))
     assert metrics["max_logit"] == 9
 
 
 def test_the_largest_logit_is_a_number_as_long_as_there_was_one():
     """When a run diverges, it is the last logit before that which explains it."""
-    fakes = fake_recipe(steps=2, prior=given([1.0], [1.0]))
+    fakes = toy_recipe(steps=2, prior=constant_prior([1.0], [1.0]))
     batch = {"image": jnp.array([[[-7.0], [1.0]], [[np.nan], [1.0]]])}
-    _, metrics = jax.jit(partial(step.train_step, fakes, one_device()))(fake_state(fakes), batch)
+    _, metrics = jax.jit(partial(step.train_step, fakes, one_device()))(toy_state(fakes), batch)
     assert np.isnan(metrics["d_loss"])
     assert metrics["max_logit"] == 7
-    _, metrics = step.discriminator_step(fakes, one_device(), fake_state(fakes), image(np.nan, 2), jax.random.key(0))
+    _, metrics = step.discriminator_step(fakes, one_device(), toy_state(fakes), image(np.nan, 2), jax.random.key(0))
     assert np.isnan(metrics["max_logit"])
 
 
