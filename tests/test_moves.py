@@ -9,17 +9,18 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from toys import Fake, descent, numbers, one_device, toy_recipe, toy_state
 
-from gan_jax import moves, objectives, optimizers, penalties, recipe, schedules, step
+from gan_jax import optimizers, penalties, recipe, step
 from gan_jax.devices import Devices, mesh, pmapped
 from gan_jax.errors import InputError
-from gan_jax.networks import Network
-from gan_jax.state import Hyperparameters, Recipe
+from gan_jax.state import Recipe
 from gan_jax.theory import dirac
 
 RATE, WEIGHT = 0.2, 0.5  # of the games: a learning rate, and that of consensus
 STEPS, START = 60, (0.6, -0.8)  # theta, psi, at distance 1
-MOVES = moves.MOVES | {"consensus": partial(moves.consensus, WEIGHT)}
+CONSENSUS = step.MOVES["consensus"]
+MOVES = step.MOVES | {"consensus": CONSENSUS._replace(take=partial(CONSENSUS.take, weight=WEIGHT))}
 AT_ONCE = [name for name in MOVES if name != "alternating"]
 DESCENT = {
     f"{player}.optimizer.{key}": value
@@ -28,59 +29,34 @@ DESCENT = {
 }
 
 
-def one_device():
-    return mesh(jax.devices()[:1])
-
-
 # --- games of two numbers ---------------------------------------------------------------------------------------
 
 
-def descent(hyperparameters):
+def at_rate(numbers):
     return optax.sgd(RATE)
 
 
-def optimistic(hyperparameters):
-    return optax.chain(optimizers.optimistic_sgd(0.0, 0.0), optax.scale(-RATE))
+def optimistic(numbers):
+    return optax.chain(optimizers.optimistic_sgd(0.0), optax.scale(-RATE))
 
 
-def adam(hyperparameters):
+def adam(numbers):
     return optax.chain(optimizers.adam(0.5, 0.9), optax.scale(-RATE))
 
 
-def dirac_recipe(move, objective="wgan", tx=descent):
+def dirac_recipe(move, objective="wgan", tx=at_rate, **changes):
     """The Dirac-GAN as a Recipe: G is the point theta, D's logit psi x, the data 0; with `wgan` it is bilinear."""
-    generator = Network(
+    generator = Fake(
         init=lambda key, z: ({"theta": jnp.float32(START[0])}, {}),
         apply=lambda params, stats, z, train: (jnp.zeros((len(z), 1)) + params["theta"], stats),
-        convolves=False,
     )
-    discriminator = Network(
+    discriminator = Fake(
         init=lambda key, x: ({"psi": jnp.float32(START[1])}, {}),
         apply=lambda params, stats, x, train: (params["psi"] * x[:, 0], stats),
-        convolves=False,
     )
-    return Recipe(
-        generator=generator,
-        discriminator=discriminator,
-        objective=lambda hyperparameters: objectives.OBJECTIVES[objective],
-        penalty=penalties.none,
-        schedule=partial(schedules.at_step, 100, 2),
-        penalty_every=1,
-        generator_tx=tx,
-        discriminator_tx=tx,
-        prior=lambda keys: jnp.zeros((len(keys), 1)),
-        batch_size=2,
-        accumulate=1,
-        augment=lambda state, keys, x: x,
-        transform=lambda keys, x: x,
-        remember=None,
-        packing=1,
-        together=1,
-        discriminator_steps=1,
-        move=move,
-        one_pass=False,
-        conditional=False,
-        unroll=False,
+    fields = {"generator_tx": tx, "discriminator_tx": tx, "prior": lambda keys: jnp.zeros((len(keys), 1))} | changes
+    return toy_recipe(
+        objective, batch_size=2, generator=generator, discriminator=discriminator, move=MOVES[move], **fields
     )
 
 
@@ -91,16 +67,9 @@ class Only(NamedTuple):
     devices: Devices
 
 
-def fake_state(made, **numbers):
-    """The first state of a recipe of the games."""
-    without = dict.fromkeys(recipe.COMPILED_IN)
-    numbers = dict.fromkeys(Hyperparameters.__dataclass_fields__, 0.0) | without | numbers
-    return step.init_state(made, jax.tree.map(jnp.float32, Hyperparameters(**numbers)), jax.random.key(0), (1,))
-
-
 def trajectory(made, steps=STEPS):
     """The points (theta, psi) from the start on, [steps + 1, 2], of the shipped train step, in float32."""
-    state = fake_state(made)
+    state = toy_state(made)
 
     def body(state, _):
         state, _ = step.train_step(made, one_device(), state, {"image": jnp.zeros((1, 2, 1))})
@@ -137,7 +106,7 @@ IN_NUMPY = {
 
 @pytest.mark.parametrize("name", AT_ONCE)
 def test_on_the_bilinear_game_the_distance_changes_by_its_factor(name):
-    points = trajectory(dirac_recipe(MOVES[name]))
+    points = trajectory(dirac_recipe(name))
     assert_allclose(points, repeated(IN_NUMPY[name]), rtol=1e-5, atol=1e-5)
     radii = np.linalg.norm(points, axis=1)
     assert_allclose(radii[1:] / radii[:-1], FACTORS[name](RATE), rtol=1e-5)
@@ -146,13 +115,13 @@ def test_on_the_bilinear_game_the_distance_changes_by_its_factor(name):
 
 def test_alternating_players_stay_on_a_closed_orbit():
     """D first: theta^2 + psi^2 - h theta psi is what a step conserves, an ellipse where h < 2."""
-    theta, psi = trajectory(dirac_recipe(step.alternating), 300).T
+    theta, psi = trajectory(dirac_recipe("alternating"), 300).T
     assert_allclose(theta**2 + psi**2 - RATE * theta * psi, 1 - RATE * START[0] * START[1], rtol=1e-5)
 
 
 def test_optimistic_descent_contracts_where_plain_descent_leaves():
     """w - 2 h v_t + h v_(t-1): eigenvalues of modulus sqrt((1 + s) / 2) and sqrt((1 - s) / 2), s = sqrt(1 - 4 h^2)."""
-    points = trajectory(dirac_recipe(moves.simultaneous, tx=optimistic))
+    points = trajectory(dirac_recipe("simultaneous", tx=optimistic))
     previous, expected = bilinear(np.array(START)), [np.array(START)]
     for _ in range(STEPS):
         gradient = bilinear(expected[-1])
@@ -185,7 +154,7 @@ def test_extra_adam_is_the_paper_s():
         ahead = point - RATE * moments.direction(bilinear(point))
         return point - RATE * moments.direction(bilinear(ahead))
 
-    points = trajectory(dirac_recipe(moves.extragradient, tx=adam), 20)
+    points = trajectory(dirac_recipe("extragradient", tx=adam), 20)
     assert_allclose(points, repeated(update, 20), rtol=1e-5, atol=1e-5)
 
 
@@ -207,7 +176,7 @@ def test_on_the_dirac_gan_a_move_is_its_formula(name):
         "consensus": lambda w: w + RATE * (field(w) - WEIGHT * jax.grad(half_square)(w)),
     }[name]
     expected = jax.jit(lambda start: dirac.trajectory(update, start, STEPS))(jnp.array(START))
-    assert_allclose(trajectory(dirac_recipe(MOVES[name], "non_saturating")), expected, rtol=1e-5, atol=1e-5)
+    assert_allclose(trajectory(dirac_recipe(name, "non_saturating")), expected, rtol=1e-5, atol=1e-5)
 
 
 # --- shipped configs, shrunk ------------------------------------------------------------------------------------
@@ -284,8 +253,8 @@ def test_consensus_is_about_the_norm_of_the_mean_over_all_devices(layout):
         return jnp.sum(field(point, real) ** 2) / 2
 
     devices, start, real = layout(jax.devices()[:2]), jnp.array(START), jnp.array([2.0, -1.0])
-    made = dirac_recipe(MOVES["consensus"], "non_saturating")
-    state = devices.place(fake_state(made))
+    made = dirac_recipe("consensus", "non_saturating")
+    state = devices.place(toy_state(made))
     data = devices.spread({"image": np.array(real).reshape(1, 1, 2, 1)})
     program = devices.compile(partial(step_of_each, {"consensus": Only(made, devices)}), state, data)
     (generator, discriminator, _), _ = program(state, data)[1]["consensus"]
@@ -297,15 +266,15 @@ def test_consensus_is_about_the_norm_of_the_mean_over_all_devices(layout):
 
 @pytest.mark.parametrize("name", ["simultaneous", "extragradient"])
 def test_micro_batches_move_as_the_whole_batch(name):
-    made = dirac_recipe(MOVES[name], "non_saturating")
+    made = dirac_recipe(name, "non_saturating")
     assert_allclose(trajectory(made._replace(accumulate=2)), trajectory(made), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", AT_ONCE)
 def test_members_of_a_population_move_as_they_would_alone(name):
     rates = jnp.array([0.1, 0.3])
-    made = dirac_recipe(MOVES[name], "non_saturating", lambda numbers: optax.sgd(numbers.generator_learning_rate))
-    states = [fake_state(made, generator_learning_rate=rate) for rate in rates]
+    made = dirac_recipe(name, "non_saturating", descent("generator"))
+    states = [toy_state(made, numbers(generator_rate=rate)) for rate in rates]
     run = partial(step.train_step, made, one_device(), batch={"image": jnp.ones((1, 2, 1))})
     together, _ = jax.jit(jax.vmap(run))(jax.tree.map(lambda *each: jnp.stack(each), *states))
     members = together.generator.params["theta"], together.discriminator.params["psi"]
@@ -367,7 +336,7 @@ def test_extragradient_applies_the_gradients_of_the_look_ahead(alone):
 def test_every_move_reports_the_same_metrics(alone):
     names = [set(metrics) for _, metrics in alone[1].values()]
     built = alone[0]["simultaneous"]
-    alternating = built.recipe._replace(move=step.alternating)
+    alternating = built.recipe._replace(move=MOVES["alternating"])
     shapes = jax.eval_shape(
         partial(step.train_step, alternating, built.devices),
         recipe.abstract_state(built),
@@ -394,8 +363,8 @@ def test_the_players_have_noise_of_their_own_and_the_look_ahead_that_of_its_step
         met.append(jax.random.key_data(keys))
         return jnp.zeros((len(keys), 1))
 
-    made = dirac_recipe(MOVES[name])._replace(prior=prior)
-    state = fake_state(made)
+    made = dirac_recipe(name)._replace(prior=prior)
+    state = toy_state(made)
 
     @jax.jit
     def keys_of_a_step(state):
@@ -466,15 +435,18 @@ def test_the_rate_warms_up_and_falls_by_steps_of_the_run(shrunk, move, each):
             {"moves": "simultaneous", "discriminator.steps": 2},
             "moves is simultaneous, .* discriminator.steps is 2; set",
         ),
-        ({"moves": "consensus"}, "moves is consensus but consensus.weight is 0.0; the weight must be greater than 0"),
-        ({"consensus.weight": 1.0}, "moves is alternating but consensus.weight is 1.0; the weight must be .* 0 else"),
+        ({"moves": "consensus"}, "moves is consensus but consensus.weight is 0; it must be greater than 0"),
+        (
+            {"consensus.weight": 1.0},
+            "consensus.weight is 1.0, but moves is alternating, .* set it to 0.0, or moves to consensus",
+        ),
         (
             {"moves": "consensus", "consensus.weight": 1.0, "accumulate": 2},
             "moves is consensus, .* accumulate is 2; set",
         ),
         (
             {"generator.optimizer.weight_decay": 0.1},
-            "generator.optimizer.weight_decay is 0.1, but adam has none; set it",
+            "generator.optimizer.weight_decay is 0.1, but adam has no weight_decay; .* to one of adamw",
         ),
         ({"discriminator.optimizer.warmup": 5}, "discriminator.optimizer.warmup is 5, but num_steps is 4; it must"),
         (
@@ -510,8 +482,8 @@ def test_a_lazy_penalty_is_computed_in_every_nth_step_and_counts_n_times():
         jax.debug.callback(lambda: met.append(1))
         return penalties.r1(critic, keys, real, fake)
 
-    made = dirac_recipe(step.alternating)._replace(penalty=penalty, discriminator_steps=2)
-    state = fake_state(made, penalty_weight=0.25)
+    made = dirac_recipe("alternating")._replace(penalty=lambda numbers: penalty, discriminator_steps=2)
+    state = toy_state(made, numbers(penalty_weight=0.25))
     theta, psi = START
     lazy = jax.jit(partial(step.train_step, made._replace(penalty_every=3), one_device()))
     for i in range(6):
@@ -529,8 +501,8 @@ def test_a_lazy_penalty_is_computed_in_every_nth_step_and_counts_n_times():
 def test_a_lazy_penalty_is_the_same_on_two_devices():
     if jax.device_count() < 2:
         pytest.skip("needs 2 devices")
-    made = dirac_recipe(step.alternating)._replace(penalty=penalties.r1, penalty_every=2)
-    start, real = fake_state(made, penalty_weight=0.25), {"image": np.float32([2.0, -1.0]).reshape(1, 1, 2, 1)}
+    made = dirac_recipe("alternating")._replace(penalty=lambda numbers: penalties.r1, penalty_every=2)
+    start, real = toy_state(made, numbers(penalty_weight=0.25)), {"image": np.float32([2.0, -1.0]).reshape(1, 1, 2, 1)}
     results = []
     for devices in (one_device(), mesh(jax.devices()[:2]), pmapped(jax.devices()[:2])):
         state, data = devices.place(jax.tree.map(jnp.copy, start)), devices.spread(real)
