@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from rounding import DESCENT, TOLERANCE, norm
+from toys import discriminator_loss_of, generator_loss_of
 
-from gan_jax import losses, recipe, step
+from gan_jax import recipe, step
 from gan_jax.devices import EACH, example_keys, mesh, pmapped, population
 from gan_jax.errors import InputError
 from gan_jax.population import Population
@@ -194,9 +195,9 @@ def means(setup, state, real, key):
     for j in range(4):
         part = jax.tree.map(lambda x: x[j::4], real)  # noqa: B023
         keys = [each[j::4] for each in step.discriminator_keys(setup.devices, key, 8)]
-        loss = jax.grad(partial(losses.discriminator_loss, made, state), has_aux=True)
+        loss = jax.grad(partial(discriminator_loss_of(made), state), has_aux=True)
         found["discriminator"].append(loss(state.discriminator.params, part, *keys))
-        loss = jax.grad(partial(losses.generator_loss, made, setup.devices, state), has_aux=True)
+        loss = jax.grad(partial(generator_loss_of(made, setup.devices), state), has_aux=True)
         found["generator"].append(loss(state.generator.params, part, example_keys(setup.devices, key, 8)[j::4]))
     mean = {name: jax.tree.map(lambda *each: sum(each) / 4, *results) for name, results in found.items()}
     return {name: (gradient, stats) for name, (gradient, (stats, *_)) in mean.items()}

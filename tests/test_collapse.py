@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from families import small
 from numpy.testing import assert_allclose, assert_array_equal
+from toys import discriminator_loss_of, generator_loss_of
 
-from gan_jax import augment, losses, objectives, recipe, step
+from gan_jax import augment, objectives, recipe, schedules, step
 from gan_jax.devices import mesh, pmapped
 from gan_jax.errors import InputError
 from gan_jax.networks import FAMILIES, from_linen
-from gan_jax.networks.minibatch import DIMENSIONS, FLOOR, Minibatch, closeness, standard_deviation
-from gan_jax.penalties import none, r1
+from gan_jax.networks.minibatch import ALONE, DIMENSIONS, FLOOR, Minibatch, closeness, standard_deviation
+from gan_jax.penalties import r1
 from gan_jax.profiling import flops, hlo
 
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
@@ -97,7 +98,7 @@ def parameters_of(network, x):
 @pytest.mark.parametrize(("family", "dtype"), [*((family, jnp.float32) for family in FAMILIES), ("mlp", jnp.bfloat16)])
 def test_the_last_affine_map_of_any_discriminator_sees_them_beside_the_features(family, dtype):
     x = jnp.asarray(numbers(6, 8, 8, 3))
-    plain, network = (discriminator(family, each, dtype) for each in (Minibatch(0, 0, 1), Minibatch(2, 3, 3)))
+    plain, network = (discriminator(family, minibatch, dtype) for minibatch in (ALONE, Minibatch(1, 2, 3, 3)))
     params, stats = parameters_of(network, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     kernel = params["BesideNeighbours_0"]["kernel"]
@@ -146,11 +147,12 @@ def shifting():
     )
 
 
-def fake_setup(shrunk, changes, penalty=none, devices=None):
+def fake_setup(shrunk, changes, penalty=None, devices=None):
     """(the recipe of a config on ring8 with the networks above, devices, the first state)."""
     config = shrunk("mixture", "ring8", DESCENT | NO_PENALTY | {"objective.name": "wgan"} | changes)
     setup = recipe.build(config, devices or mesh(jax.devices()[:1]))
-    fakes = setup.recipe._replace(generator=shifting(), discriminator=linear(), penalty=penalty)
+    fakes = setup.recipe._replace(generator=shifting(), discriminator=linear())
+    fakes = fakes._replace(penalty=lambda numbers: penalty) if penalty else fakes
     return fakes, setup.devices, step.init_state(fakes, setup.hyperparameters, jax.random.key(0), (2,))
 
 
@@ -164,7 +166,7 @@ def test_discriminator_sees_neighbours_as_one_input(shrunk):
     fakes, _, state = fake_setup(shrunk, {"discriminator.packing": 2}, penalty)
     assert state.discriminator.params["w"].shape == (4,)
     real = numbers(4, 2)
-    loss = jax.jit(partial(losses.discriminator_loss, fakes))
+    loss = jax.jit(discriminator_loss_of(fakes))
     _, (_, metrics, _) = loss(state, state.discriminator.params, {"image": jnp.asarray(real)}, keys, keys)
     logits = [real[i] @ [1, 10] + real[i + 1] @ [100, 1000] for i in (0, 2)]
     assert_allclose(metrics["d_real"], np.mean(logits), rtol=1e-5)
@@ -184,7 +186,7 @@ def test_packs_of_images_are_joined_along_the_channels(shrunk):
     state = step.init_state(fakes, state.hyperparameters, jax.random.key(0), (3, 3, 2))
     assert state.discriminator.params["like"].shape == (3, 3, 4)
     keys, real = jax.random.split(jax.random.key(1), 4), {"image": jnp.asarray(images)}
-    loss = jax.jit(partial(losses.discriminator_loss, fakes))
+    loss = jax.jit(discriminator_loss_of(fakes))
     _, (_, metrics, _) = loss(state, state.discriminator.params, real, keys, keys)
     logits = [np.sum(images[i] * weights[..., :2] + images[i + 1] * weights[..., 2:]) for i in (0, 2)]
     assert_allclose(metrics["d_real"], np.mean(logits), rtol=1e-4)
@@ -260,7 +262,7 @@ def test_matching_features_takes_no_second_pass(shrunk):
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
         real = {"image": jax.ShapeDtypeStruct((8, *setup.source.shape), jnp.float32)}
         state = recipe.abstract_state(setup)
-        loss = partial(losses.generator_loss, setup.recipe, setup.devices)
+        loss = generator_loss_of(setup.recipe, setup.devices)
         return flops.count(jax.grad(loss, argnums=1, has_aux=True), state, state.generator.params, real, keys)
 
     assert cost(0.0) == cost(1.0) > 0
@@ -278,7 +280,9 @@ def test_instance_noise_is_normal_noise_of_each_example_s_key():
 
 
 def test_instance_noise_falls_linearly_to_nothing():
-    assert_allclose([augment.annealed(0.4, step, 10) for step in (0, 5, 9, 10, 11)], [0.4, 0.2, 0.04, 0, 0], atol=1e-7)
+    assert_allclose(
+        [schedules.annealed(0.4, step, 10) for step in (0, 5, 9, 10, 11)], [0.4, 0.2, 0.04, 0, 0], atol=1e-7
+    )
 
 
 def test_both_players_see_noise_of_its_own_on_each_example(shrunk):
@@ -288,14 +292,14 @@ def test_both_players_see_noise_of_its_own_on_each_example(shrunk):
     state = state.replace(step=jnp.int32(4))  # 0.3 is left
     real, keys = jnp.asarray(numbers(8, 2)), jax.random.split(jax.random.key(1), 8)
     params, w = state.discriminator.params, np.array([1, 10])
-    _, (_, metrics, _) = jax.jit(partial(losses.discriminator_loss, fakes))(state, params, {"image": real}, keys, keys)
+    _, (_, metrics, _) = jax.jit(discriminator_loss_of(fakes))(state, params, {"image": real}, keys, keys)
     fake = fakes.prior(keys) + state.generator.params["c"]
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**32 - 1)))(keys)
     noise = 0.3 * np.asarray(jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (2,))))(pairs)).swapaxes(0, 1)
     assert_allclose(metrics["d_real"], np.mean((real + noise[0]) @ w), rtol=1e-4)
     assert_allclose(metrics["d_fake"], np.mean((fake + noise[1]) @ w), rtol=1e-4)
     assert len(np.unique(np.concatenate(noise))) == 32
-    loss = jax.jit(partial(losses.generator_loss, fakes, None))
+    loss = jax.jit(generator_loss_of(fakes, None))
     loss, _ = loss(state, state.generator.params, {"image": real}, keys)
     assert_allclose(loss, -metrics["d_fake"], rtol=1e-5)
 
@@ -350,7 +354,7 @@ def test_what_is_compared_has_them_all(alone):
     assert params["Hidden_0"]["Dense_0"]["kernel"].shape[0] == 2 * 2
     assert params["BesideNeighbours_0"]["kernel"].shape[1] == 3 * DIMENSIONS
     assert params["Dense_0"]["kernel"].shape[0] == params["BesideNeighbours_0"]["kernel"].shape[0] + 1 + 3
-    assert alone[0].hyperparameters.instance_noise == np.float32(0.3)
+    assert alone[0].hyperparameters["augment.instance_noise"] == np.float32(0.3)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gan_jax import objectives, schedules, step
+from gan_jax import losses, objectives, schedules, step
 from gan_jax.data import Source
 from gan_jax.devices import mesh
 from gan_jax.state import Recipe
@@ -135,3 +135,22 @@ def assert_all_moved(actual, expected):
 
 def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
     jax.tree.map(partial(assert_allclose, rtol=rtol, atol=atol), raw(actual), raw(expected))
+
+
+def discriminator_loss_of(recipe):
+    """`discriminator_loss` of a recipe with the numbers of the state's own step: (state, params, real, keys, keys)."""
+
+    def loss(state, *arguments):
+        return losses.discriminator_loss(recipe, recipe.schedule(state.hyperparameters, state.step), state, *arguments)
+
+    return loss
+
+
+def generator_loss_of(recipe, devices):
+    """The same of `generator_loss`: (state, params, real, keys)."""
+
+    def loss(state, *arguments):
+        numbers = recipe.schedule(state.hyperparameters, state.step)
+        return losses.generator_loss(recipe, devices, numbers, state, *arguments)
+
+    return loss

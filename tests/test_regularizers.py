@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from rounding import DESCENT, TOLERANCE
+from toys import discriminator_loss_of, generator_loss_of
 
-from gan_jax import augment, losses, overfitting, recipe, step, transforms
+from gan_jax import augment, recipe, regularizers, step, transforms
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import EACH, Program, mesh, pmapped, population
 from gan_jax.errors import InputError
@@ -49,7 +50,7 @@ def build(config, layout="mesh", count=1):
 
 def controlled(start, target, overfitting_of, updates, stride=0.1, interval=4):
     """p after each of so many updates of D with these r_t, [updates]."""
-    adapted = jax.jit(partial(overfitting.adapted, stride=stride, interval=interval))
+    adapted = jax.jit(partial(regularizers.adapted, stride=stride, interval=interval))
     state, series = Adaptive(*map(jnp.float32, (start, 0, 0))), []
     for i in range(updates):
         state = adapted(state, jnp.float32(target), jnp.float32(overfitting_of(i)))
@@ -71,11 +72,11 @@ def test_the_probability_has_the_speed_of_the_paper(shrunk):
     """From 0 to 1 in `ada_images` real images, and r_t = E[sign(D(x))]."""
     speed = {"augment.probability": 0.0, "augment.ada_interval": 5, "augment.ada_images": 160}
     setup = build(shrunk("digits", None, ADA | speed))
-    memory = overfitting.initial(setup.hyperparameters)
-    remember = jax.jit(setup.recipe.remember)
+    memory = regularizers.initial(setup.hyperparameters)
+    update = jax.jit(setup.recipe.update_regularizers)
     series = []
     for accuracy in [0.75] * 20 + [0.65] * 10:  # r_t 0.5 and 0.3, of a target of 0.4; batches of 8
-        memory = remember(setup.hyperparameters, memory, {"d_accuracy_real": jnp.float32(accuracy)})
+        memory = update(setup.hyperparameters, memory, {"d_accuracy_real": jnp.float32(accuracy)})
         series.append(float(memory.adaptive.probability))
     assert_allclose(series[3:6], [0, 0.25, 0.25])
     assert_allclose(series[18:], [0.75] + [1.0] * 5 + [0.75] * 5 + [0.5], rtol=1e-6)
@@ -88,14 +89,14 @@ def test_the_probability_has_the_speed_of_the_paper(shrunk):
 def test_lecam_and_its_averages_are_those_computed_by_hand():
     real, fake = np.array([2.0, -1.0, 0.5]), np.array([0.25, -3.0, 4.0])
     averages, decay, series = LogitAverages(*map(jnp.float32, (0, 0, 0))), 0.75, [(1.0, -2.0), (0.5, 1.0), (3.0, 0.2)]
-    assert overfitting.lecam(jnp.asarray(real), jnp.asarray(fake), averages) == 0
+    assert regularizers.lecam(jnp.asarray(real), jnp.asarray(fake), averages) == 0
     for each in series:
-        averages = overfitting.averaged(averages, decay, *map(jnp.float32, each))
+        averages = regularizers.averaged(averages, decay, *map(jnp.float32, each))
     weights = decay ** np.arange(3)[::-1]
     alpha_real, alpha_fake = weights @ np.array(series) / weights.sum()  # means in which the last counts most
     expected = np.mean(np.maximum(real - alpha_fake, 0) ** 2) + np.mean(np.maximum(alpha_real - fake, 0) ** 2)
-    assert_allclose(overfitting.lecam(jnp.asarray(real), jnp.asarray(fake), averages), expected, rtol=1e-5)
-    slope = jax.grad(overfitting.lecam)(jnp.asarray(real), jnp.asarray(fake), averages)
+    assert_allclose(regularizers.lecam(jnp.asarray(real), jnp.asarray(fake), averages), expected, rtol=1e-5)
+    slope = jax.grad(regularizers.lecam)(jnp.asarray(real), jnp.asarray(fake), averages)
     assert_allclose(slope, 2 * np.maximum(real - alpha_fake, 0) / 3, rtol=1e-5)
 
 
@@ -131,17 +132,17 @@ def fakes_of(shrunk, changes):
 def test_both_players_see_augmented_images_each_by_a_key_of_its_own(shrunk):
     made, devices, state, real = fakes_of(shrunk, {"augment.policy": "brightness", "augment.probability": 0.5})
     keys, params = jax.random.split(jax.random.key(1), 8), state.discriminator.params
-    _, (_, metrics, _) = jax.jit(partial(losses.discriminator_loss, made))(state, params, {"image": real}, keys, keys)
+    _, (_, metrics, _) = jax.jit(discriminator_loss_of(made))(state, params, {"image": real}, keys, keys)
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2**32 - 1)))(keys)
     fake = jnp.broadcast_to(state.generator.params["c"], real.shape)
-    see = jax.jit(partial(augment.transformed, transforms=[transforms.brightness], probability=0.5))
+    see = jax.jit(partial(augment.transformed, policy=[transforms.brightness], probability=0.5))
     seen = [see(pairs[:, i], x) for i, x in enumerate((real, fake))]
     assert_allclose(metrics["d_real"], jnp.mean(jnp.sum(seen[0], axis=(1, 2, 3))), rtol=1e-4)
     assert_allclose(metrics["d_fake"], jnp.mean(jnp.sum(seen[1], axis=(1, 2, 3))), rtol=1e-4)
     shifts = np.concatenate([np.ravel((a - b)[:, 0, 0, 0]) for a, b in zip(seen, (real, fake), strict=True)])
     assert 0 < np.sum(np.abs(shifts) < 1e-6) < 16
     assert len(np.unique(shifts[np.abs(shifts) > 1e-6].round(5))) == np.sum(np.abs(shifts) > 1e-6)
-    loss = jax.jit(partial(losses.generator_loss, made, devices))
+    loss = jax.jit(generator_loss_of(made, devices))
     assert_allclose(loss(state, state.generator.params, {"image": real}, keys)[0], -metrics["d_fake"], rtol=1e-5)
 
 
@@ -149,7 +150,7 @@ def test_consistency_costs_nothing_where_d_is_invariant(shrunk):
     changes = {"augment.policy": "flip,rotation", "augment.probability": 0.0}
     changes |= {"discriminator.consistency": 3.0, "discriminator.fake_consistency": 2.0}
     made, _, state, real = fakes_of(shrunk, changes)
-    loss, keys = jax.jit(partial(losses.discriminator_loss, made)), jax.random.split(jax.random.key(1), 8)
+    loss, keys = jax.jit(discriminator_loss_of(made)), jax.random.split(jax.random.key(1), 8)
     _, (_, metrics, _) = loss(state, state.discriminator.params, {"image": real}, keys, keys)
     assert_allclose([metrics["consistency"], metrics["fake_consistency"]], 0, atol=1e-9)
     favouring = {"w": jnp.asarray(numbers(8, 8, 1, seed=3))}  # some orientations over others
@@ -164,10 +165,10 @@ def test_consistency_compares_what_d_saw_with_the_example_transformed(shrunk):
     made, _, state, real = fakes_of(shrunk, changes)
     made = made._replace(transform=lambda keys, x: x + 1)
     w, keys = numbers(8, 8, 1, seed=3), jax.random.split(jax.random.key(1), 8)
-    loss = jax.jit(jax.value_and_grad(partial(losses.discriminator_loss, made), argnums=1, has_aux=True))
+    loss = jax.jit(jax.value_and_grad(discriminator_loss_of(made), argnums=1, has_aux=True))
     (_, (_, metrics, _)), gradient = loss(state, {"w": jnp.asarray(w)}, {"image": real}, keys, keys)
     assert_allclose(metrics["consistency"], w.sum() ** 2, rtol=1e-4)
-    plain = state.replace(hyperparameters=state.hyperparameters.replace(consistency=jnp.float32(0)))
+    plain = state.replace(hyperparameters=state.hyperparameters | {"discriminator.consistency": jnp.float32(0)})
     _, without = loss(plain, {"w": jnp.asarray(w)}, {"image": real}, keys, keys)
     assert_allclose(gradient["w"] - without["w"], 3 * 2 * w.sum(), rtol=1e-3)
 
@@ -177,13 +178,15 @@ def test_lecam_s_averages_are_those_of_the_updates_before(shrunk):
     made, devices, state, real = fakes_of(shrunk, changes)
     run, seen = jax.jit(partial(step.train_step, made, devices)), []
     for i in range(3):
-        averages = state.memory.averages
+        averages = state.regularizers.averages
         state, metrics = run(state, {"image": real[None] * (i + 1)})
         seen.append((metrics["d_real"], metrics["d_fake"]))
         assert (metrics["lecam"] > 0) == (i > 0)
         assert_allclose(averages.weight, 1 - 0.9**i, rtol=1e-5, atol=1e-7)
     weights = 0.1 * 0.9 ** np.arange(3)[::-1]
-    assert_allclose([state.memory.averages.real, state.memory.averages.fake], weights @ np.array(seen), rtol=1e-5)
+    assert_allclose(
+        [state.regularizers.averages.real, state.regularizers.averages.fake], weights @ np.array(seen), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("moves", ["alternating", "extragradient"])
@@ -196,8 +199,8 @@ def test_each_update_of_d_is_remembered_once(shrunk, moves):
     }
     made, devices, state, real = fakes_of(shrunk, changes)
     state, _ = jax.jit(partial(step.train_step, made, devices))(state, {"image": real[None]})
-    assert state.memory.adaptive.updates == 1
-    assert_allclose(state.memory.averages.weight, 0.01, rtol=1e-4)
+    assert state.regularizers.adaptive.updates == 1
+    assert_allclose(state.regularizers.averages.weight, 0.01, rtol=1e-4)
 
 
 def test_samples_are_never_augmented(shrunk):
@@ -209,8 +212,13 @@ def test_samples_are_never_augmented(shrunk):
 
 def test_without_them_the_state_is_what_it_was(shrunk):
     state = recipe.abstract_state(build(shrunk("digits", None, {"augment.probability": 0.5})))
-    assert state.memory is None
-    assert [getattr(state.hyperparameters, field) for field in recipe.COMPILED_IN] == [None] * len(recipe.COMPILED_IN)
+    assert state.regularizers is None
+    always = {
+        f"{player}.optimizer.{name}"
+        for player in ("generator", "discriminator")
+        for name in ("learning_rate", "b1", "b2")
+    }
+    assert set(state.hyperparameters) == always | {"generator.ema_decay"}
 
 
 # --- many devices, micro-batches, a checkpoint, a population ----------------------------------------------------
@@ -252,7 +260,7 @@ def alone(shrunk):
 
 
 def parts(state):
-    kept = state.generator.params, state.discriminator.params, state.memory
+    kept = state.generator.params, state.discriminator.params, state.regularizers
     return jax.tree.map(np.array, kept)
 
 
@@ -284,7 +292,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_same_bits(alone, tmp_path):
         restored = checkpoints.restore(recipe.abstract_state(alone.setup))
     after, _ = train(alone.setup, alone.program, restored, 1)
     jax.tree.map(assert_array_equal, parts(after), parts(alone.state))
-    assert after.memory.adaptive.probability != alone.start.memory.adaptive.probability
+    assert after.regularizers.adaptive.probability != alone.start.regularizers.adaptive.probability
 
 
 MEMBERS = (
@@ -308,7 +316,7 @@ def test_members_of_a_population_have_their_own(shrunk):
     jax.tree.map(partial(assert_allclose, rtol=1e-3, atol=TOLERANCE), parts(second), parts(expected))
     for name, values in series.items():
         assert_allclose(metrics[name][1], values, rtol=1e-3, atol=TOLERANCE, err_msg=name)
-    assert first.memory is None
+    assert first.regularizers is None
     assert jax.tree.structure(first) == jax.tree.structure(recipe.abstract_state(setups[0]))
     assert_array_equal(metrics["augment_probability"][0], np.float32([0.7] * 3))
     assert len(np.unique(metrics["augment_probability"][1])) > 1
@@ -330,12 +338,18 @@ def test_members_of_a_population_have_their_own(shrunk):
             {"augment.policy": "flip", "augment.probability": 0.0},
             r"nothing is transformed; give it a probability, .* or set augment\.policy to none",
         ),
-        ({"augment.ada_target": 0.6}, r"ada_target is 0\.6, but augment\.policy is none: .*set ada_target to 0"),
+        (
+            {"augment.ada_target": 0.6},
+            r"ada_target is 0\.6, but augment\.policy is none, .*set it to 0\.0, or augment\.policy to another",
+        ),
         (
             {"augment.ada_target": 0.6, "augment.policy": "flip", "objective.name": "rpgan"},
             r"those of rpgan have no zero; set it to 0, or objective\.name to another",
         ),
-        ({"discriminator.consistency": 1.0}, r"consistency is 1\.0, but augment\.policy is none, .*consistency to 0"),
+        (
+            {"discriminator.consistency": 1.0},
+            r"consistency is 1\.0, but augment\.policy is none, .*set it to 0\.0, or augment\.policy to",
+        ),
         (
             {
                 "discriminator.fake_consistency": 1.0,
