@@ -102,8 +102,9 @@ def keys_of(part: Callable) -> Mapping[str, Key]:
 
 def arguments(part: Callable, values: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
     """What a part is called with: its config keys from `values`, its other parameters from `context`."""
-    own = {name: values[name] for name in keys_of(part) if name in values}
-    return own | {name: context[name] for name in inspect.signature(part).parameters if name in context}
+    parameters = inspect.signature(part).parameters
+    own = {name: values[name] for name in keys_of(part) if name in parameters and name in values}
+    return own | {name: context[name] for name in parameters if name in context}
 
 
 def bind(prefix: str, part: Callable, values: Mapping[str, Any], **context) -> Callable[[Mapping], Callable]:
@@ -114,7 +115,8 @@ def bind(prefix: str, part: Callable, values: Mapping[str, Any], **context) -> C
       values: of these, by name; the part takes its traced ones from the numbers, or its default where they lack it.
       context: what the program hands over; a part takes what it has a parameter for.
     """
-    traced = {name: f"{prefix}.{name}" for name, key in keys_of(part).items() if key.traced}
+    parameters = inspect.signature(part).parameters  # without the ends, KEY_to, of scheduled numbers
+    traced = {name: f"{prefix}.{name}" for name, key in keys_of(part).items() if key.traced and name in parameters}
     static = {name: value for name, value in arguments(part, values, context).items() if name not in traced}
 
     def of_numbers(numbers):

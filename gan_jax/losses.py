@@ -67,10 +67,11 @@ def discriminator_loss(recipe: Recipe, numbers: Mapping, state: TrainState, para
         weight, metrics["penalty"] = _penalty(recipe, numbers, state.step, critic, penalty_keys, real, fake)
         total = total + weight * metrics["penalty"]
     if state.regularizers is not None and state.regularizers.adaptive is not None:
-        metrics["augment_probability"] = regularizers.probability(numbers, state.regularizers)
-    terms = regularizers.terms(numbers, state.regularizers, real_logits, fake_logits, *transformed)
-    for name, (weight, value) in terms.items():
-        total, metrics[name] = total + weight * value, value
+        metrics["augment_probability"] = state.regularizers.adaptive.probability
+    if regularizers.WEIGHTS & numbers.keys():
+        terms = regularizers.terms(numbers, state.regularizers, real_logits, fake_logits, *transformed)
+        for name, (weight, value) in terms.items():
+            total, metrics[name] = total + weight * value, value
     return total, (stats, metrics, _largest(real_logits, fake_logits))
 
 
@@ -120,7 +121,8 @@ def labels_of(recipe: Recipe, batch) -> tuple:
 
 def augment_and_pack(recipe: Recipe, numbers: Mapping, state: TrainState, latent_keys, real, fake):
     """What D sees of real and fake: augmented, each example by a key of its own, and packed."""
-    probability = regularizers.probability(numbers, state.regularizers)
+    adaptive = state.regularizers and state.regularizers.adaptive
+    probability = adaptive.probability if adaptive else numbers.get("augment.probability")
     noise = numbers.get("augment.instance_noise")
     if probability is not None or noise is not None:
         keys = _keys_of_both(latent_keys, 2**32 - 1)

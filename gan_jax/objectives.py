@@ -13,13 +13,13 @@ An objective of one's own is one entry of OBJECTIVES. If it has parameters, it i
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gan_jax.keys import FRACTION, TRACED
+from gan_jax.keys import FRACTION, TRACED, bind
 
 softplus = jax.nn.softplus  # log(1 + exp(a)); -log sigma(a) is softplus(-a), -log(1 - sigma(a)) is softplus(a)
 LOG_2 = 0.6931471805599453
@@ -158,6 +158,24 @@ def smooth_labels(objective: Objective, epsilon) -> Objective:
         return objective.discriminator(real_logits, fake_logits) + jnp.asarray(epsilon, real_logits.dtype) * real_logits
 
     return objective._replace(discriminator=discriminator)
+
+
+def of_names(names: Sequence[str], values: Mapping[str, Any]) -> Callable[[Mapping[str, jax.Array]], Objective]:
+    """The objective of a run as a function of the traced numbers of a step, {config key: number}.
+
+    Of several names, which the runs of one program have, it is that of the run's own number, "objective.name".
+    `values` are the config values of the group `objective`, by name.
+    """
+    entries = [NAMED[name] for name in names]
+    makers = [bind("objective", entry.make, values) if entry.make else None for entry in entries]
+
+    def of_numbers(numbers):
+        # An entry none of whose parameters is on is itself the objective: nothing is computed for them.
+        bound = [make(numbers) if make else None for make in makers]
+        objectives = [make() if make and make.keywords else entry for make, entry in zip(bound, entries, strict=True)]
+        return objectives[0] if len(objectives) == 1 else choose(objectives, numbers["objective.name"])
+
+    return of_numbers
 
 
 def choose(objectives: Sequence[Objective], index) -> Objective:

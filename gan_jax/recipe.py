@@ -15,7 +15,7 @@ from gan_jax.errors import InputError
 from gan_jax.keys import bind
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.minibatch import Minibatch
-from gan_jax.objectives import NAMED, Objective, choose
+from gan_jax.objectives import of_names
 from gan_jax.optimizers import clip_weights, make_optimizer
 from gan_jax.penalties import PENALTIES
 from gan_jax.priors import PRIORS
@@ -133,7 +133,7 @@ def merge_setups(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
         | {"objective.name": jnp.int32(names.index(setup.config.objective.name))}
         for setup in setups
     ]
-    recipe = setups[0].recipe._replace(objective=_make_objective(names, setups[0].config.objective))
+    recipe = setups[0].recipe._replace(objective=of_names(names, setups[0].config.objective))
     return setups[0]._replace(recipe=recipe), jax.tree.map(lambda *leaves: jnp.stack(leaves), *numbers)
 
 
@@ -146,7 +146,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     return Recipe(
         generator=generator,
         discriminator=discriminator,
-        objective=_make_objective([config.objective.name], config.objective),
+        objective=of_names([config.objective.name], config.objective),
         penalty=_make_penalty(config, source),
         penalty_every=config.penalty.every,
         schedule=partial(schedules.at_step, burn_in, config.num_steps, config.batch_size),
@@ -198,20 +198,6 @@ def _make_network(config, devices: Devices, source: Source, player: str):
 
 def _minibatch(config) -> Minibatch:
     return Minibatch(**{field: config.discriminator[field] for field in Minibatch._fields})
-
-
-def _make_objective(names: Sequence[str], values) -> Callable[[Hyperparameters], Objective]:
-    """The objective of a run, as a function of its numbers: the only one, or that of the run's own number."""
-    entries = [NAMED[name] for name in names]
-    makers = [bind("objective", entry.make, values) if entry.make else None for entry in entries]
-
-    def of_numbers(numbers):
-        # An entry none of whose parameters is on is itself the objective: nothing is computed for them.
-        bound = [make(numbers) if make else None for make in makers]
-        objectives = [make() if make and make.keywords else entry for make, entry in zip(bound, entries, strict=True)]
-        return objectives[0] if len(objectives) == 1 else choose(objectives, numbers["objective.name"])
-
-    return of_numbers
 
 
 def _make_penalty(config, source: Source):

@@ -54,13 +54,6 @@ def initial(numbers: Mapping[str, jax.Array]) -> RegularizerState | None:
     return None if adaptive is None and averages is None else RegularizerState(adaptive, averages)
 
 
-def probability(numbers: Mapping[str, jax.Array], state: RegularizerState | None):
-    """With which a transform is applied now; None if no run of the program transforms anything."""
-    if state is None or state.adaptive is None:
-        return numbers.get("augment.probability")
-    return state.adaptive.probability
-
-
 def updated(
     decay: float, stride: float, interval: int, numbers: Mapping[str, jax.Array], state: RegularizerState, metrics
 ) -> RegularizerState:
@@ -122,6 +115,9 @@ def lecam(real_logits, fake_logits, averages: LogitAverages):
 def consistency(logits, others):
     """E[(D(x) - D(T(x)))^2] (arXiv:1910.12027, equation 3) of both logits [n]."""
     return jnp.mean(jnp.square(logits - others))
+
+
+WEIGHTS = {"discriminator.lecam", "discriminator.consistency", "discriminator.fake_consistency"}  # keys of the terms
 
 
 def terms(

@@ -18,7 +18,7 @@ from gan_jax import processes
 from gan_jax.data import Source
 from gan_jax.errors import InputError
 from gan_jax.files import read_json, write_atomically
-from gan_jax.schema import flatten
+from gan_jax.schema import completed, flatten
 
 CONFIG, DATA = "config.json", "data.json"
 # What may differ between two starts of a run: where data lies, how it gets to the device, how the run is scored.
@@ -115,7 +115,10 @@ def _settle(workdir: Path, config: ConfigDict) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in this folder. Raises InputError where there is none or it is not JSON."""
+    """The config of the run in this folder, complete, also if the run was made before some keys existed.
+
+    Raises InputError where there is none, it is not JSON, or it has a key that there never was.
+    """
     path = workdir / CONFIG
     try:
         values = json.loads(path.read_text())
@@ -125,7 +128,9 @@ def read_config(workdir: Path) -> ConfigDict:
         raise InputError(f"{path} is not JSON ({error}); put back the config that the run was made with") from error
     try:
         if isinstance(values, dict):
-            return ConfigDict(values).lock()
+            return completed(ConfigDict(values).to_dict())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except ValueError:  # a dot in a key, at any depth
         pass
     raise InputError(f"{path} holds no config; put back the config that the run was made with")

@@ -93,6 +93,8 @@ def from_linen(module: nn.Module, matmul_precision: str) -> Network:
         (seen,) = new["intermediates"]["features"]
         return (y, seen.astype(jnp.float32)), new.get("batch_stats", {})
 
+    # Compiled as functions of their own they are traced once, however often a step calls them: real, fake, D and G.
+    apply, features = (jax.jit(function, static_argnums=3) for function in (apply, features))
     return Network(init, apply, has(type(module), "form"), features)
 
 

@@ -28,7 +28,7 @@ def inner_sizes(shape: tuple[int, ...], halvings: range) -> list[int]:
 
 
 def attend(player: nn.Module, x, kernel_init: Callable):
-    """x [n, h, w, c], or where h is the `attention` of the player, the same after a block of self-attention."""
+    """x [n, h, w, c], after a block of self-attention if h is the `attention` of the player."""
     return SelfAttention(player.dtype, player.form, kernel_init)(x) if player.attention == x.shape[1] else x
 
 

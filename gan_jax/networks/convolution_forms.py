@@ -129,9 +129,13 @@ def _pixel_kernel(w):
     return w.reshape(2, 2, 2, 2, c, f).swapaxes(1, 2).reshape(4, 4, c, f)
 
 
+def _whole_tiles(shape) -> bool:
+    return shape[1] % winograd.M == 0 and shape[2] % winograd.M == 0
+
+
 def _strided_suits_winograd(w, y_shape) -> bool:
     """Whether Winograd's algorithm is to make (or to begin from) an output of this shape."""
-    return w.shape[2] >= WIDE and winograd.fits(*y_shape[1:3]) and w.dtype == jnp.float32
+    return w.shape[2] >= WIDE and _whole_tiles(y_shape) and w.dtype == jnp.float32
 
 
 def _fast_strided_conv(x, w):
@@ -171,7 +175,7 @@ def _flipped(w):
 
 def _same_suits_winograd(x, w) -> bool:
     wide = w.shape[:2] == (3, 3) and min(w.shape[2:]) >= WIDE
-    return wide and winograd.fits(*x.shape[1:3]) and w.dtype == jnp.float32
+    return wide and _whole_tiles(x.shape) and w.dtype == jnp.float32
 
 
 def _fast_same_conv(x, w):

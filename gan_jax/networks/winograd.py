@@ -7,7 +7,7 @@ multiplications per output fall to 9/16 for r = 2 and to 4/9 for r = 3; the addi
 not free, so that wide layers gain and thin ones do not. With m = 2 all coefficients are 0, 1, -1 or 1/2, and the
 rounding errors are of the size of the direct convolution's in float32.
 
-`x` [n, H, W, c] and `w` [r, r, c, f] give [n, h, w, f] with h = H - r + 1 ("valid"), h and w even: `fits` tells.
+`x` [n, H, W, c] and `w` [r, r, c, f] give [n, h, w, f] with h = H - r + 1 ("valid"), h and w multiples of M.
 
 The three are jitted so that a layer that a step meets ten times is traced once.
 """
@@ -33,11 +33,6 @@ _OUTPUT = {
     2: ((1, 0), (1, 1), (0, 1)),
     3: ((1, 0), (1, 1), (1, -1), (0, -1)),
 }
-
-
-def fits(height: int, width: int) -> bool:
-    """Whether outputs of this size are whole tiles."""
-    return height % M == 0 and width % M == 0
 
 
 @jax.jit

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from gan_jax import schema
 from gan_jax.errors import InputError
-from gan_jax.recipe import VARYING
 
 
 class Member(NamedTuple):
@@ -103,7 +102,9 @@ def programs(found: list[Member]) -> list[list[Member]]:
 
 def _apart(config: ConfigDict) -> tuple:
     """What runs of one program have in common."""
-    return tuple(sorted((key, value) for key, value in schema.flatten(config.to_dict()).items() if key not in schema.varying()))
+    return tuple(
+        sorted((key, value) for key, value in schema.flatten(config.to_dict()).items() if key not in schema.varying())
+    )
 
 
 def describe(groups: list[list[Member]]) -> str:
