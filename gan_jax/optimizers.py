@@ -29,7 +29,7 @@ def adamw(
     weight_decay: Annotated[float, NON_NEGATIVE, "of adamw: share of a parameter that an update of rate 1 takes"] = 0.0,
 ):
     """Adam with decoupled weight decay of every parameter (arXiv:1711.05101) as optax has it: the rate scales both."""
-    return (adam(b1, b2), *([optax.add_decayed_weights(weight_decay)] if weight_decay else []))
+    return (adam(b1, b2), optax.add_decayed_weights(weight_decay)) if weight_decay else adam(b1, b2)
 
 
 def rmsprop(b1: Momentum = 0.5, b2: SquareDecay = 0.999):

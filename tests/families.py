@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import jax.numpy as jnp
 
-from gan_jax.networks import FAMILIES
+from gan_jax.networks import FAMILIES, has
 from gan_jax.networks.layers import NORMALIZATIONS
 
 SMALL = {"width": 4, "depth": 2, "activation": "leaky_relu", "normalization": "none", "dtype": jnp.float32}
@@ -13,7 +13,7 @@ SMALL |= {"axis_name": None, "classes": 0, "form": "auto", "blocks": 1, "groups"
 NORMALIZED = [
     (name, kind)
     for name, family in FAMILIES.items()
-    for kind in (NORMALIZATIONS if family.generator.normalizes else ("none",))
+    for kind in (NORMALIZATIONS if has(family.generator, "normalization") else ("none",))
 ]
 
 

@@ -126,7 +126,7 @@ def test_sizes_are_those_of_images_inside_that_halve_once_more():
     [
         (
             {"generator.network": "mlp"},
-            r"attention is 4, but mlp has no self-attention.* one of dcgan, resnet",
+            r"attention is 4, but mlp has no attention; set it to 0, or generator\.network to one of dcgan, resnet",
         ),
         ({"generator.attention": 8}, r"generator\.attention is 8; .* inside this dcgan of depth 1 .* are even: 4$"),
         ({"discriminator.attention": 3}, r"discriminator\.attention is 3; it must be 0, or the height of images "),

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import NORMALIZED, small
+from flax import linen as nn
 from jax import lax
 
-from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, from_linen, winograd
+from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, from_linen, has, winograd
 from gan_jax.networks.convolution import (
     StridedConv,
     conv,
@@ -214,7 +215,7 @@ def test_matmul_precision_reaches_every_product_and_its_derivatives(family, prec
 CLASSES = 5
 LABEL = np.array([3, 0, 3, 4], np.int32)  # 1 and 2 are missing
 OTHER = np.array([3, 2, 1, 4], np.int32)
-CONDITIONAL = pytest.mark.parametrize("family", [name for name in FAMILIES if FAMILIES[name].generator.conditions])
+CONDITIONAL = pytest.mark.parametrize("family", [name for name in FAMILIES if has(FAMILIES[name].generator, "classes")])
 PLAYER = pytest.mark.parametrize("player", [0, 1], ids=["generator", "discriminator"])
 SHAPE = (8, 8, 1)
 
@@ -399,10 +400,17 @@ def test_a_label_that_is_missing_or_too_much_is_refused(family, player):
             jax.eval_shape(lambda key, each=each, label=label: each.init(key, x, label), jax.random.key(0))
 
 
-def test_a_family_that_cannot_be_conditional_says_so(monkeypatch):
-    monkeypatch.setattr(FAMILIES["resnet"].discriminator, "conditions", False)
-    with pytest.raises(ValueError, match="resnet, whose networks cannot be conditional"):
-        jax.eval_shape(players("resnet", SHAPE)[1].init, jax.random.key(0), images(SHAPE), LABEL)
+class Unconditional(nn.Module):
+    """A network without a field for classes."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return x
+
+
+def test_a_family_that_cannot_be_conditional_says_so():
+    with pytest.raises(ValueError, match="test_networks, whose networks cannot be conditional"):
+        jax.eval_shape(from_linen(Unconditional(), "default").init, jax.random.key(0), images(SHAPE), LABEL)
 
 
 # The strided convolution.

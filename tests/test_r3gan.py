@@ -188,14 +188,14 @@ def test_the_published_size():
         (
             "r3gan",
             {"generator.normalization": "batch"},
-            r"generator\.normalization is batch, but r3gan has no normalis",
+            r"normalization is 'batch', but r3gan has no normalization; set it to 'none', or",
         ),
         ("r3gan", {"discriminator.groups": 3}, r"discriminator\.groups is 3, which does not divide the 8 channels"),
-        ("r3gan", {"generator.blocks": 0}, r"generator\.blocks is 0 and generator\.network is r3gan: it must be 1 or"),
+        ("r3gan", {"generator.blocks": 0}, r"generator\.blocks is 0 and generator\.network is r3gan, which needs 1 or"),
         (
             "dcgan",
             {"discriminator.groups": 2},
-            r"discriminator\.groups is 2 and discriminator\.network is dcgan: .* 0 f",
+            r"groups is 2, but dcgan has no groups; set it to 0, or discriminator\.network to one of r3gan",
         ),
     ],
 )

@@ -127,7 +127,7 @@ def outcomes(p, count=4000):
     """What becomes of as many zeros under both of ADDED."""
     keys = jax.random.split(jax.random.key(2), count)
     x = jnp.zeros((count, 1, 1, 1))
-    seen = jax.jit(partial(augment.transformed, transforms=ADDED))(keys, x, probability=p)
+    seen = jax.jit(partial(augment.transformed, policy=ADDED))(keys, x, probability=p)
     return np.unique(np.asarray(seen).ravel(), return_counts=True)
 
 
@@ -145,7 +145,7 @@ def test_at_probability_zero_images_keep_their_bits_and_an_image_depends_on_its_
     x = jnp.asarray(np.stack([image[:WIDTH] * each for each in (1, -0.5, 0.3, 2)]))
     keys = jax.random.split(jax.random.key(3), 4)
     policy = transforms.of_policy("color,translation,cutout,flip,rotation,scale")
-    seen = jax.jit(partial(augment.transformed, transforms=policy))
+    seen = jax.jit(partial(augment.transformed, policy=policy))
     assert_array_equal(seen(keys, x, probability=0.0), x)
     whole = seen(keys, x, probability=0.8)
     assert not np.any(np.all(np.isclose(whole, x), axis=(1, 2, 3)))
@@ -159,7 +159,7 @@ def operator(p, count=20_000):
     """What rotation with probability p makes of the four orientations of an image: [4, 4], column to row."""
     image = np.arange(4, dtype=np.float32).reshape(2, 2, 1)
     keys = jax.random.split(jax.random.key(4), count)
-    seen = jax.jit(partial(augment.transformed, transforms=transforms.of_policy("rotation")))
+    seen = jax.jit(partial(augment.transformed, policy=transforms.of_policy("rotation")))
     columns = []
     for k in range(4):
         turned = np.asarray(seen(keys, jnp.asarray(np.stack([np.rot90(image, k)] * count)), probability=p))
