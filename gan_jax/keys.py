@@ -15,6 +15,8 @@ from enum import Enum
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
+from gan_jax.errors import InputError
+
 
 class Rule(NamedTuple):
     """One key's type, condition, and both in words."""
@@ -102,3 +104,30 @@ def arguments(part: Callable, *values: Mapping[str, Any]) -> dict[str, Any]:
     """Of `values`, of which later ones win, the ones that are parameters of the part, by name."""
     names = inspect.signature(part).parameters
     return {name: value for mapping in values for name, value in mapping.items() if name in names}
+
+
+def union(parts: Mapping[str, Callable]) -> dict[str, Key]:
+    """The keys of all `parts`, by name. Raises TypeError where two of them disagree on a default."""
+    keys = {}
+    for part in parts.values():
+        for name, key in keys_of(part).items():
+            if keys.setdefault(name, key).default != key.default:
+                raise TypeError(f"{part.__qualname__} has the default {key.default!r} for {name}; another part differs")
+    return keys
+
+
+def require_defaults(prefix: str, choice: str, chosen: str, parts: Mapping[str, Callable], values: Mapping[str, Any]):
+    """Refuses what would do nothing: raises InputError where a key that the chosen part lacks has not its default.
+
+    Args:
+      prefix: the group of the config that `values` are, such as "data".
+      choice: the key of the group that names the part, such as "name".
+      chosen: the name of the part among `parts`.
+    """
+    for name, key in union(parts).items():
+        if name not in keys_of(parts[chosen]) and values.get(name, key.default) != key.default:
+            others = ", ".join(other for other, part in parts.items() if name in keys_of(part))
+            raise InputError(
+                f"config key {prefix}.{name} is {values[name]!r}, but {chosen} has no {name}; "
+                f"set it to {key.default!r}, or {prefix}.{choice} to one of {others}"
+            )

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gan_jax.data import CORRUPT, NAMES, PLACEMENTS, is_name
+from gan_jax.data import SOURCES, is_name
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
 from gan_jax.evaluation.extractors import EXTRACTORS, NONE
+from gan_jax.keys import union
 from gan_jax.moves import MOVES
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS
 from gan_jax.networks.convolution_forms import FORMS
@@ -88,15 +89,8 @@ SCHEMA = {
     "matmul_precision": one_of(MATMUL_PRECISIONS),
     "convolution": one_of(("auto", *FORMS)),
     "conditional": FLAG,
-    "data.name": Rule(str, is_name, f"one of {', '.join(NAMES)}"),
-    "data.split": TEXT,
-    "data.dir": TEXT,
-    "data.image_size": COUNT,
-    "data.channels": Rule(int, lambda value: value in (0, 1, 3), "0, 1 or 3"),
-    "data.flip": FLAG,
-    "data.corrupt": one_of(CORRUPT),
-    "data.placement": one_of(PLACEMENTS),
-    "data.workers": POSITIVE_INT,
+    "data.name": Rule(str, is_name, f"one of {', '.join(SOURCES)}"),
+    **{f"data.{name}": key.rule for name, key in union(SOURCES).items()},
     "latent.dim": POSITIVE_INT,
     "latent.prior": one_of(PRIORS),
     "objective.name": one_of(NAMED),

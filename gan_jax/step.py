@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax import order, overfitting
+from gan_jax import overfitting, shuffle
 from gan_jax.devices import Devices, example_keys, example_slots
 from gan_jax.losses import discriminator_loss, generator_loss, labels_of, packed
 from gan_jax.state import Average, Hyperparameters, Player, Recipe, TrainState, numbers_now
@@ -165,7 +165,7 @@ def train_steps(recipe: Recipe, devices: Devices, source, steps: int, state: Tra
 def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, data):
     """The k minibatches of the step that `state` is about to take: {"image": [k, n, ...]}, n examples of this part.
 
-    A finite set is met in the order of `order.examples`, each example once an epoch; other data is drawn by keys alone.
+    A finite set is met in the order of `shuffle.examples`, each example once an epoch; other data is drawn by keys.
     """
     key, n = step_keys(state).data, recipe.batch_size // devices.parts
     batches = []
@@ -175,7 +175,7 @@ def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, da
             rows = jax.tree.map(lambda x: x[j], data)  # noqa: B023
         elif source.size:
             minibatch = state.step.astype(jnp.uint32) * recipe.discriminator_steps + j
-            met = partial(order.examples, order_words(state.key), source.size, recipe.batch_size, minibatch)
+            met = partial(shuffle.examples, order_words(state.key), source.size, recipe.batch_size, minibatch)
             indices = devices.apart(met, example_slots(devices, n))
         batches.append(source.draw(rows, indices, example_keys(devices, jax.random.fold_in(key, j), n)))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)

@@ -22,9 +22,8 @@ from PIL import Image
 from gan_jax.data import arrays
 from gan_jax.data.arrays import Arrays
 from gan_jax.data.folder import Folder
-from gan_jax.data.records import BadExampleError
+from gan_jax.data.records import BadExampleError, fit
 from gan_jax.data.tfds import Tfds, prepare
-from gan_jax.data.transform import fit
 from gan_jax.errors import InputError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -199,13 +198,13 @@ def test_the_fingerprint_follows_the_files(make, tmp_path):
 def make_again(records):
     if isinstance(records, Tfds):
         return Tfds(records.name, records.split, records.folder.parents[1])
-    return type(records)(records.path)
+    return type(records)(records.folder)
 
 
 def test_a_moved_set_keeps_its_fingerprint(tmp_path):
     records = make_folder(tmp_path)
     before = records.fingerprint
-    shutil.move(records.path, tmp_path / "elsewhere")
+    shutil.move(records.folder, tmp_path / "elsewhere")
     assert Folder(tmp_path / "elsewhere").fingerprint == before
 
 
