@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 
 from configs import base
 from gan_jax.data import SOURCES, Stored, independent, make_source
+from gan_jax.data.stored import Split
 from gan_jax.errors import InputError
-from gan_jax.keys import keys_of
+from gan_jax.keys import keys_of, union
 
 N = 20_000
 SE = 4  # standard errors that a statistic of a fixed draw may be off: one test in 16,000 would fail by chance
@@ -200,3 +201,11 @@ def test_defaults_are_those_of_the_configs(part):
 def test_a_name_that_does_not_exist_is_refused_with_those_that_do():
     with pytest.raises(InputError, match=r"no data named 'mnist'; valid: digits, .*tfds:NAME"):
         source_of("mnist")
+
+
+def test_sets_that_disagree_on_a_default_are_a_programming_error():
+    def other(split: Split = "test"):
+        raise AssertionError
+
+    with pytest.raises(TypeError, match=r"other has the default 'test' for split"):
+        union(SOURCES | {"other": other})
