@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_type_hints
 
 from gan_jax.errors import InputError
@@ -100,7 +101,7 @@ def keys_of(part: Callable) -> Mapping[str, Key]:
     return keys
 
 
-def arguments(part: Callable, values: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(part: Callable, values: Mapping[str, Any], context: Mapping[str, Any] = MappingProxyType({})) -> dict:
     """What a part is called with: its config keys from `values`, its other parameters from `context`."""
     parameters = inspect.signature(part).parameters
     own = {name: values[name] for name in keys_of(part) if name in parameters and name in values}
@@ -144,11 +145,11 @@ def require_defaults(
       prefix: of the group, dotted, such as "objective".
       choice: the key of the group that names the part, such as "name".
       chosen: the part's name among `parts`.
-      values: of the group, by the keys' names.
+      values: of the group, by the keys' names; one that it lacks has its default.
     """
     has = keys_of(parts[chosen])
     for name, key in union(parts).items():
-        if name not in has and values[name] != key.default:
+        if name not in has and values.get(name, key.default) != key.default:
             able = [other for other in parts if name in keys_of(parts[other])]
             raise InputError(
                 f"config key {prefix}.{name} is {values[name]!r}, but {chosen} has no {name}; set it to "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gan_jax import augment, combinations, regularizers, schedules, schema, transforms
-from gan_jax.data import Source, Spec, make_source
+from gan_jax.data import Source, make_source
 from gan_jax.devices import LAYOUTS, Devices
 from gan_jax.errors import InputError
 from gan_jax.keys import bind
@@ -64,13 +64,13 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
     combinations.check_batch(config, devices, _minibatch(config).group_size)
-    spec = Spec(**config.data.to_dict())
+    data = config.data.to_dict()
     # Pictures are scored against those that were taken, not against mirrored ones.
     if source is not None:
-        reference = partial(_given, source, spec.split)
+        reference = partial(_given, source, data["split"])
     else:
-        source = make_source(spec)
-        reference = partial(_unmirrored, source, spec)
+        source = make_source(data)
+        reference = partial(_unmirrored, source, data)
     combinations.check(config, source)
     recipe = _make_recipe(config, devices, source)
     if runs:
@@ -80,11 +80,11 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     return Setup(config, devices, source, reference, recipe, numbers, keys, title)
 
 
-def _unmirrored(source: Source, spec: Spec, split: str) -> Source:
-    if split == spec.split and not spec.flip:
+def _unmirrored(source: Source, data: dict, split: str) -> Source:
+    if split == data["split"] and not data["flip"]:
         return source
     try:
-        return make_source(spec._replace(split=split, flip=False))
+        return make_source(data | {"split": split, "flip": False})
     except InputError as error:
         raise InputError(str(error).replace("data.split", "evaluation.split")) from error
 

@@ -103,7 +103,8 @@ class Choice(NamedTuple):
     parts: Mapping[str, Callable]
     default: str
     text: str
-    rule: Rule | None = None  # one of the parts' names, if it is None
+    holds: Callable[[str], bool] | None = None  # whether a value is right, if it need not be a part's own name
+    entry: Callable[[str], str] = str  # value -> the name of the part that it stands for
 
 
 class Group(NamedTuple):
@@ -127,7 +128,7 @@ def groups() -> list[Group]:
             "", (RunKeys,), (Choice("moves", dict.fromkeys(moves, _no_keys), "alternating", "how the players move"),)
         ),
         *(Group(name, (move,)) for name, move in moves.items()),
-        Group("data", (data.Spec,)),
+        Group("data", (), (Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry),)),
         Group("latent", (), (Choice("prior", PRIORS, "normal", "distribution of the latents"),)),
         Group("objective", (ObjectiveKeys,), (Choice("name", objectives, "non_saturating", "losses of both players"),)),
         Group("penalty", (PenaltyKeys,), (Choice("name", PENALTIES, "none", "gradient penalty on D"),)),
@@ -166,7 +167,9 @@ def _rows() -> Iterator[tuple[str, Key]]:
     for prefix, parts, choices in groups():
         start = f"{prefix}." if prefix else ""
         for choice in choices:
-            yield f"{start}{choice.key}", Key(choice.default, choice.rule or one_of(choice.parts), choice.text)
+            rule = one_of(choice.parts)
+            rule = rule._replace(holds=choice.holds) if choice.holds else rule
+            yield f"{start}{choice.key}", Key(choice.default, rule, choice.text)
             yield from ((f"{start}{name}", key) for name, key in union(choice.parts).items())
         for part in parts:
             yield from ((f"{start}{name}", key) for name, key in keys_of(part).items())
@@ -199,7 +202,7 @@ def check(config) -> None:
         start = f"{prefix}." if prefix else ""
         own = {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
         for choice in choices:
-            require_defaults(prefix, choice.key, own[choice.key].partition(":")[0], choice.parts, own)
+            require_defaults(prefix, choice.key, choice.entry(own[choice.key]), choice.parts, own)
     for name, key in keys.items():
         if key.needs and values[name] != key.default:
             _check_need(name, key, values, keys)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax import order, regularizers
+from gan_jax import regularizers, shuffle
 from gan_jax.devices import Devices, example_keys, example_slots
 from gan_jax.inference import discriminate, judge, sample
 from gan_jax.keys import NON_NEGATIVE, Needs
@@ -328,7 +328,7 @@ MOVES = {
 def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, data):
     """The k minibatches of the step that `state` is about to take: {"image": [k, n, ...]}, n examples of this shard.
 
-    A finite set is met in the order of `order.examples`, each example once an epoch; other data is drawn by keys alone.
+    A finite set is met in the order of `shuffle.examples`, each example once an epoch; other data is drawn by keys.
     """
     key, n = step_keys(state).data, recipe.batch_size // devices.parts
     batches = []
@@ -338,7 +338,7 @@ def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, da
             rows = jax.tree.map(lambda x: x[j], data)  # noqa: B023
         elif source.size:
             minibatch = state.step.astype(jnp.uint32) * recipe.discriminator_steps + j
-            met = partial(order.examples, order_words(state.key), source.size, recipe.batch_size, minibatch)
+            met = partial(shuffle.examples, order_words(state.key), source.size, recipe.batch_size, minibatch)
             indices = devices.apart(met, example_slots(devices, n))
         batches.append(source.draw(rows, indices, example_keys(devices, jax.random.fold_in(key, j), n)))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)

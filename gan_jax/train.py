@@ -21,9 +21,9 @@ from gan_jax.data.source import content
 from gan_jax.devices import Program
 from gan_jax.errors import AgreedError, DivergedError, InputError, UnsavedError
 from gan_jax.evaluation.comparison import better
-from gan_jax.feed import Feed, feed
 from gan_jax.generate import Generate
 from gan_jax.health import Watch
+from gan_jax.loader import Loader
 from gan_jax.recipe import Setup, abstract_state, initial_state
 from gan_jax.remedies import DIVERGING, advice
 from gan_jax.schema import flatten
@@ -57,7 +57,7 @@ def train(setup: Setup, workdir: Path) -> bool:
                 print(f"going on from step {int(state.step):,}", file=sys.stderr)
         with (
             closing(processes.all_or_none(partial(_writers, setup, workdir, int(state.step)))) as writers,
-            closing(feed(setup, state, partial(next_boundary, setup.config))) as data,
+            closing(open_loader(setup, state, partial(next_boundary, setup.config))) as data,
             _best(setup, scoring, workdir) as best,
         ):
             health = processes.all_or_none(partial(_health, setup, workdir))
@@ -102,6 +102,20 @@ def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
     return closing(Best(workdir, wanted.best, better(wanted.extractor, setup.source)[wanted.best], protocol))
 
 
+def open_loader(setup: Setup, state: TrainState, following: Callable[[int], int] | None) -> Loader:
+    """What gives the compiled calls of a run from `state` on their data; see `Loader` for `following`."""
+    return Loader(
+        setup.source,
+        setup.devices,
+        np.asarray(step.order_words(state.key)) if setup.source.streamed else None,
+        batch_size=setup.config.batch_size,
+        discriminator_steps=setup.config.discriminator.steps,
+        num_steps=setup.config.num_steps,
+        workers=setup.config.data.workers,
+        following=following,
+    )
+
+
 class Metrics(struct.PyTreeNode):
     """A call's metrics as one array: fetching it costs the host a tenth of what thirteen small ones do."""
 
@@ -128,7 +142,7 @@ class _Loop:
         workdir: Path,
         checkpoints: Checkpoints,
         writers: Writers | Silent,
-        data: Feed,
+        data: Loader,
         generate: Generate,
         scoring: Scoring | None,
         best: Best | None,

@@ -16,9 +16,8 @@ from rounding import DESCENT
 
 from gan_jax import processes, recipe
 from gan_jax.errors import AgreedError, InputError
-from gan_jax.feed import feed
 from gan_jax.generate import Generate
-from gan_jax.train import compiled_call
+from gan_jax.train import compiled_call, open_loader
 
 STEPS = 3
 RUNS = {
@@ -37,7 +36,7 @@ def results(name: str, arrays: Path) -> dict[str, np.ndarray]:
     setup = recipe.build(shrunk_config(base, variant, DESCENT | changes | {"num_steps": STEPS, "steps_per_call": 1}))
     state = recipe.initial_state(setup)
     found = {}
-    with closing(feed(setup, state, lambda now: now + 1)) as data:
+    with closing(open_loader(setup, state, lambda now: now + 1)) as data:
         program = compiled_call(setup, 1, state, data.call(0, 1))
         for now in range(STEPS):
             state, metrics = program(state, data.call(now, now + 1))

@@ -10,8 +10,10 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from configs import base
-from gan_jax.data import NEUTRAL, SOURCES, Spec, independent, make_source
+from gan_jax.data import SOURCES, Stored, independent, make_source
+from gan_jax.data.stored import Split
 from gan_jax.errors import InputError
+from gan_jax.keys import keys_of, union
 
 N = 20_000
 SE = 4  # standard errors that a statistic of a fixed draw may be off: one test in 16,000 would fail by chance
@@ -20,12 +22,13 @@ MIXTURES = {
     "grid25": (np.stack(np.meshgrid([-4, -2, 0, 2, 4], [-4, -2, 0, 2, 4]), -1).reshape(25, 2).astype(float), 0.05),
     "gaussian": (np.array([[4.0]]), 0.5),
 }
+STORED = [part for part in SOURCES.values() if isinstance(part, type) and issubclass(part, Stored)]
 POINTS = pytest.mark.parametrize("name", [*MIXTURES, "swiss_roll"])
 KNOWN_MODES = pytest.mark.parametrize("name", MIXTURES)
 
 
 def source_of(name, split="train"):
-    return make_source(Spec(**base.get_config().data.to_dict() | {"name": name, "split": split}))
+    return make_source({"name": name, "split": split})
 
 
 @cache
@@ -174,12 +177,14 @@ def test_digits_are_rows_of_scikit_learn_s_set_drawn_uniformly(split, first, las
     assert source.std == pytest.approx(np.std(load_digits().images[first:last] / 8 - 1))
 
 
-@pytest.mark.parametrize("name", [*MIXTURES, "swiss_roll", "digits"])
-def test_a_draw_is_a_function_of_its_own_key(name):
+@pytest.mark.parametrize("name", [name for name, part in SOURCES.items() if part not in STORED])
+def test_a_draw_has_the_shape_of_its_source_and_is_a_function_of_its_own_key(name):
     source = source_of(name)
     keys, others = (jax.random.split(jax.random.key(seed), 12) for seed in (0, 1))
-    whole = independent(source, keys)["image"]
-    assert whole.dtype == jnp.float32
+    drawn = independent(source, keys)
+    assert ("label" in drawn) == bool(source.classes)
+    whole = drawn["image"]
+    assert (whole.dtype, whole.shape) == (jnp.float32, (12, *source.shape))
     np.testing.assert_array_equal(independent(source, keys)["image"], whole)
     mixed = independent(source, jnp.where(jnp.arange(12) < 5, keys, others))["image"]
     np.testing.assert_array_equal(mixed[:5], whole[:5])  # not of the other keys
@@ -187,21 +192,20 @@ def test_a_draw_is_a_function_of_its_own_key(name):
     np.testing.assert_allclose(independent(source, keys[::-1])["image"], whole[::-1], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in SOURCES.items() if entry.reader is None])
-def test_what_needs_no_files_can_be_made_with_each_of_its_splits(name):
-    for split in SOURCES[name].splits:
-        source = source_of(name, split)
-        drawn = independent(source, jax.random.split(jax.random.key(0), 2))
-        assert drawn["image"].shape == (2, *source.shape)
-        assert drawn["image"].dtype == jnp.float32
-        assert ("label" in drawn) == bool(source.classes)
-        assert source.std > 0
-
-
-def test_what_a_set_without_use_for_a_key_needs_is_the_default():
-    assert {key: base.get_config().data[key] for key in NEUTRAL} == NEUTRAL
+@pytest.mark.parametrize("part", SOURCES.values(), ids=SOURCES)
+def test_defaults_are_those_of_the_configs(part):
+    defaults = {name: key.default for name, key in keys_of(part).items()}
+    assert {name: base.get_config().data[name] for name in defaults} == defaults
 
 
 def test_a_name_that_does_not_exist_is_refused_with_those_that_do():
     with pytest.raises(InputError, match=r"no data named 'mnist'; valid: digits, .*tfds:NAME"):
         source_of("mnist")
+
+
+def test_sets_that_disagree_on_a_default_are_a_programming_error():
+    def other(split: Split = "test"):
+        raise AssertionError
+
+    with pytest.raises(TypeError, match=r"other has the default 'test' for split"):
+        union(SOURCES | {"other": other})

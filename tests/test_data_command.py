@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gan_jax import look
-from gan_jax.data import NEUTRAL, SOURCES, Spec, make_source, tfds
+from gan_jax.data import SOURCES, make_source, tfds
 from gan_jax.data.__main__ import main
 from gan_jax.errors import InputError
 from gan_jax.images import PAD
@@ -118,7 +118,7 @@ def test_a_path_is_a_folder_or_a_file_of_arrays(shown, pets, tmp_path):
 def test_the_shape_is_that_of_the_source_that_one_trains_on(shown, pets, run):
     flags = {"image_size": 16, "channels": 1}
     lines = shown("folder", f"--dir={pets}", *(f"--{name}={value}" for name, value in flags.items()))
-    source = make_source(Spec("folder", "train", workers=1, **NEUTRAL | flags | {"dir": str(pets)}))
+    source = make_source(flags | {"name": "folder", "dir": str(pets)})
     assert lines["trained"].startswith("x".join(map(str, source.shape)) + ",")
     assert lines["stored"].startswith("48x48x3,")
     scaled = source.data["image"] / 127.5 - 1
@@ -129,7 +129,7 @@ def test_the_shape_is_that_of_the_source_that_one_trains_on(shown, pets, run):
 
 
 def test_counts_are_exact_where_only_a_sample_is_decoded(shown, tmp_path, monkeypatch):
-    monkeypatch.setattr(look, "LOOKED_AT", 7)
+    monkeypatch.setattr(look, "SAMPLE", 7)
     numbers = np.array([0] * 900 + [1] * 99 + [2])
     np.savez(tmp_path / "set.npz", image=np.zeros((1000, 4, 4), np.uint8), label=numbers)
     lines = shown(tmp_path / "set.npz")
@@ -184,26 +184,20 @@ def test_mnist(shown, tfds_data):
     assert lines["classes"] == "10; counts of all examples"
     assert lines["decoded"].startswith("7.8 MB: ")
     records = tfds.Tfds("mnist", "test", tfds_data)
-    some = [int(each) for each in np.linspace(0, 9_999, 500, dtype=int)]
-    mean = np.mean([records[each]["image"].mean() for each in some]) / 127.5 - 1
+    mean = np.mean([records[int(i)]["image"].mean() for i in np.linspace(0, 9_999, 500, dtype=int)]) / 127.5 - 1
     assert lines["pixels"].startswith(f"-1 to 1, mean {mean:.3g},")
 
 
-def test_a_large_tfds_set_is_counted_in_the_sample_and_says_so(shown, tfds_data, monkeypatch):
+def test_stacked_mnist_and_a_set_too_large_to_read_every_label(shown, tfds_data, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "MOST_BYTES", 10**6)
-    lines = shown("tfds:mnist", f"--dir={tfds_data}")
-    assert lines["classes"].startswith("10; counts of the 500 looked at: ")
-    records = tfds.Tfds("mnist", "train", tfds_data)
-    sampled = [records[int(each)]["label"] for each in np.linspace(0, 59_999, 500, dtype=int)]
-    assert [int(line[1]) for line in lines[None]] == np.bincount(sampled).tolist()
-
-
-def test_stacked_mnist(shown, tfds_data, tmp_path):
     lines = shown("stacked_mnist", f"--dir={tfds_data}", "--split=test")
     assert lines["examples"] == "endless: each a stack of 3 of 10,000 digits"
     assert lines["trained"].startswith("28x28x3")
-    assert lines["classes"].startswith("1,000 of stacks, 000 to 999; 10 of digits")
-    assert [int(line[1].replace(",", "")) for line in lines[None]] == MNIST
+    counts_of = "1,000 of stacks, 000 to 999; 10 of digits; counts of the 500 looked at: "
+    assert lines["classes"].startswith(counts_of)
+    records = tfds.Tfds("mnist", "test", tfds_data)
+    sampled = [records[int(i)]["label"] for i in np.linspace(0, 9_999, 500, dtype=int)]
+    assert [int(line[1]) for line in lines[None]] == np.bincount(sampled).tolist()
     assert Image.open("data.png").mode == "RGB"
     assert not (tmp_path / "cache").exists()
 
@@ -325,19 +319,19 @@ def test_a_mistake_in_a_flag_is_one_line_and_status_2(run, pets):
         "look": "invalid choice: 'look' (choose from ",
         "show": "required: SPEC; python -m gan_jax.data show --help",
         "show digits --imag=3": "unrecognized arguments: --imag=3",
-        "show digits --image_size=-1": "--image_size: '-1' is no number of pixels, such as 64",
-        "show digits --channels=2": "--channels: '2' is none of 1 (grey), 3 (RGB) and 0",
-        "show digits --corrupt=maybe": "--corrupt: invalid choice: 'maybe' (choose from ",
+        "show digits --image_size=-1": "--image_size: is '-1'; it must be an integer, 0 or more",
+        "show digits --channels=2": "--channels: is '2'; it must be 0, 1 or 3",
+        "show digits --corrupt=maybe": "--corrupt: is 'maybe'; it must be one of stop, skip",
         "show digits --out=x.jpg": "--out: 'x.jpg' is to be a file named FILE.png",
         "show digits --split=dev": "--split is 'dev'; digits has train, test, all",
-        "show ring8 --dir=x": "--dir is 'x', of which ring8 makes no use: leave it out",
-        "show digits --image_size=3": "--image_size is 3, of which digits makes no use: leave it out",
+        "show ring8 --dir=x": "--dir is 'x', but ring8 has no dir; set it to '', or SPEC to one of folder, ",
+        "show digits --image_size=3": "--image_size is 3, but digits has no image_size; set it to 0, or SPEC",
         "show folder": "--dir is missing; for data.name=folder it is the folder of images",
         "show tfds:": "'tfds:' is neither a data set (digits, ",
         "show digits:x": "'digits:x' is neither a data set (digits, ",
         "show nowhere": "'nowhere' is neither a data set (digits, ",
         f"show {pets} --dir=x": "--dir is x, but ",
-        f"show {pets} --split=test": "--split is 'test'; folder has train",
+        f"show {pets} --split=test": "--split is 'test', but folder has no split; set it to 'train', or SPEC",
         f"show {pets} --out={pets}/cat/x.png": "would lie in the folder of images",
         "show tfds:mnist --dir=nowhere": "no folder nowhere of TFDS sets to find mnist in; ",
     }
@@ -370,7 +364,7 @@ def test_an_interrupt_is_status_130(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gan_jax.data.__main__.look", interrupted)
+    monkeypatch.setattr("gan_jax.data.__main__.inspect", interrupted)
     assert run("show", "digits") == (130, "", "interrupted\n")
 
 

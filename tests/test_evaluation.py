@@ -8,14 +8,14 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from configs import base
-from gan_jax.data import Spec, independent, make_source
+from gan_jax.data import independent, make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation import data_scores, mode_scores, sliced_wasserstein
 from gan_jax.evaluation.modes import label_scores
 
 
 def source_of(name):
-    return make_source(Spec(**base.get_config().data.to_dict() | {"name": name}))
+    return make_source(base.get_config().data.to_dict() | {"name": name})
 
 
 RING, GRID = (source_of(name).modes for name in ("ring8", "grid25"))

@@ -257,7 +257,7 @@ def players(**changes):
         ({"generator.network": "unet"}, r"generator\.network is 'unet'; it must be one of mlp, dcgan, resnet"),
         ({"data.name": "mnist"}, r"data\.name is 'mnist'; it must be one of digits, ring8, grid25, "),
         ({"data.split": "valid"}, r"data\.split is 'valid'; digits has train, test, all"),
-        ({"data.dir": "/data"}, r"data\.dir is '/data', of which digits makes no use: leave it out"),
+        ({"data.dir": "/data"}, r"data\.dir is '/data', but digits has no dir; set it to '', or data\.name"),
         ({"generator.optimizer.name": "lion"}, r"optimizer\.name is 'lion'; it must be one of adam, .*, rmsprop, sgd"),
         ({"latent.prior": "cauchy"}, r"latent\.prior is 'cauchy'; it must be one of normal, uniform"),
         ({"parallel": "tpu"}, r"parallel is 'tpu'; it must be one of jit, pmap"),

@@ -12,7 +12,7 @@ from configs import base
 from gan_jax import recipe, workdirs
 from gan_jax.best import Best
 from gan_jax.checkpoints import Checkpoints
-from gan_jax.data import Source, Spec, make_source
+from gan_jax.data import Source, make_source
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.evaluate import evaluate_run
@@ -25,7 +25,7 @@ from gan_jax.generate import Generate
 from gan_jax.scoring import Scoring
 from gan_jax.train import train
 
-DIGITS = make_source(Spec(**base.get_config().data.to_dict() | {"name": "digits"}))
+DIGITS = make_source(base.get_config().data.to_dict() | {"name": "digits"})
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +284,7 @@ def test_inception_without_its_weights_says_where_they_are(shrunk):
 
 
 def test_the_scores_that_can_be_best():
-    ring8 = make_source(Spec(**base.get_config().data.to_dict()))
+    ring8 = make_source(base.get_config().data.to_dict())
     assert better("none", DIGITS) == {"sliced_wasserstein": LOWER}
     assert better("mnist", DIGITS)["reverse_kl_mnist"] == LOWER
     assert better("inception", DIGITS)["inception_score_inception"] == HIGHER

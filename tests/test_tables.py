@@ -15,7 +15,7 @@ from configs import base, dcgan
 from experiments.studies import mnist_objectives, mode_coverage, report, runs, stacked_mnist
 from gan_jax import recipe
 from gan_jax.checkpoints import Checkpoints
-from gan_jax.data import Source, Spec, independent, make_source
+from gan_jax.data import Source, independent, make_source
 from gan_jax.errors import DivergedError
 from gan_jax.objectives import OBJECTIVES
 
@@ -123,7 +123,7 @@ def test_the_study_of_stacked_mnist_from_end_to_end(shrunk, tfds_data, tmp_path,
 
 
 def test_real_stacks_have_as_many_modes_as_can_be_drawn(tfds_data):
-    spec = Spec(**base.get_config().data.to_dict() | {"name": "stacked_mnist", "dir": str(tfds_data), "split": "test"})
+    spec = base.get_config().data.to_dict() | {"name": "stacked_mnist", "dir": str(tfds_data), "split": "test"}
     keys = jax.random.split(jax.random.key(0), 500)
     found = stacked_mnist.modes(np.asarray(independent(make_source(spec), keys)["image"]))
     assert found["modes_total"] == 1000

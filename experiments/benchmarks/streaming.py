@@ -24,9 +24,8 @@ import numpy as np
 import quiet
 
 from gan_jax import command_line, recipe, runtime
-from gan_jax.data import Spec, make_source
-from gan_jax.feed import feed
-from gan_jax.train import compiled_call, next_boundary
+from gan_jax.data import make_source
+from gan_jax.train import compiled_call, next_boundary, open_loader
 
 FEWEST = 3  # quiet blocks of each side
 PATIENCE = 4  # times --seconds, for each side
@@ -51,23 +50,23 @@ class Side:
         self._config, self._now = config, 0
         self.setup = recipe.build(config)
         self._state = recipe.initial_state(self.setup)
-        self.feed = feed(self.setup, self._state, partial(next_boundary, config))
+        self.loader = open_loader(self.setup, self._state, partial(next_boundary, config))
         self._program = None
 
     def run(self, seconds: float) -> None:
         """Steps for so long, kept as a block."""
-        before, waited, start = quiet.usage(), self.feed.waited, self._now
+        before, waited, start = quiet.usage(), self.loader.waited, self._now
         while time.perf_counter() - before.clock < seconds:
             self._advance()
         jax.block_until_ready(self._state)
         after = quiet.usage()
         duration = after.clock - before.clock
-        share = (self.feed.waited - waited) / duration
+        share = (self.loader.waited - waited) / duration
         self.blocks.append(Block(duration / (self._now - start), share, quiet.others(before, after)))
 
     def _advance(self) -> None:
         after = self._now + self._config.steps_per_call
-        data = self.feed.call(self._now, after)
+        data = self.loader.call(self._now, after)
         self._program = self._program or compiled_call(self.setup, after - self._now, self._state, data)
         self._state, _ = self._program(self._state, data)
         self._now = after
@@ -102,7 +101,7 @@ def main() -> None:
         counts = f"{len(kept(side))} of {len(side.blocks)}" + ("" if len(kept(side)) >= FEWEST else " NOISY")
         slower = seconds / medians[1] - 1
         print(f"| {side.placement} | {seconds * 1e3:.4g} | {waiting:.2%} | {slower:+.1%} | {counts} |")
-        side.feed.close()
+        side.loader.close()
 
 
 def loads(config) -> list[float]:
@@ -111,7 +110,7 @@ def loads(config) -> list[float]:
     with tempfile.TemporaryDirectory() as folder, unittest.mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
         for _ in range(2):
             start = time.perf_counter()
-            make_source(Spec(**config.data.to_dict() | {"placement": "device"}))
+            make_source(config.data.to_dict() | {"placement": "device"})
             durations.append(time.perf_counter() - start)
     return durations
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gan_jax.data.records import fingerprint, index, one_line, reason
+from gan_jax.data.records import Records, fingerprint, one_line, reason
+from gan_jax.data.stored import Images
 from gan_jax.errors import InputError
 
 IMAGES = ("image", "images", "samples")
@@ -21,44 +22,44 @@ DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, Overf
           NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
-class Arrays:
-    """Images [n, h, w] or [n, h, w, c] of a `.npy` (memory mapped) or `.npz` file (in memory); see `Records`.
+class ImageArrays(Images):
+    """The data set `arrays`: the images of the file `dir`."""
+
+    def records(self) -> Records:
+        """The images of the file."""
+        return Arrays(self.required_dir("the .npz or .npy file"))
+
+
+class Arrays(Records):
+    """Images [n, h, w] or [n, h, w, c] of a `.npy` (memory mapped) or `.npz` file (in memory).
 
     uint8, or floats in [-1, 1], which are rounded to uint8. In a `.npz`: `image`, `images` or `samples`, or the only
     array; its labels are `label` or `labels`, integers [n].
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(os.path.expanduser(path))
-        self._images, self._labels = _load(self.path)
-        _check_images(self.path, self._images)
-        self.classes = _classes(self.path, self._labels, len(self))
+        self.folder = Path(os.path.expanduser(path))
+        self._images, self._labels = _load(self.folder)
+        where = one_line(self.folder)
+        _check_images(where, self._images)
+        self.classes = _classes(where, self._labels, len(self))
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.path.parent, [self.path.name], "arrays")
+        return fingerprint(self.folder.parent, [self.folder.name], "arrays")
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, i: int) -> dict:
-        i = index(i, len(self))
-        image = _bytes(self._images[i])
+    def read(self, i: int) -> dict:
+        image = np.array(self._images[i])
+        if image.dtype != np.uint8:
+            image = np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
         image = image[:, :, None] if image.ndim == 2 else image
-        return {"image": image} if self._labels is None else {"image": image, "label": int(self._labels[i])}
+        return {"image": image} | ({"label": int(self._labels[i])} if self.classes else {})
 
     def labels(self) -> np.ndarray:
         return np.asarray(self._labels)
-
-    def where(self, i: int) -> str:
-        return f"{one_line(self.path)} (example {i} of {len(self)})"
-
-
-def _bytes(image: np.ndarray) -> np.ndarray:
-    """A copy as uint8 of what is uint8, or floats in [-1, 1]."""
-    if image.dtype == np.uint8:
-        return np.array(image)
-    return np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -97,34 +98,28 @@ def _members(path: Path, names: list[str]) -> tuple[str, str | None]:
     return images[0], labels[0] if labels else None
 
 
-def _check_images(path: Path, images: np.ndarray):
-    where, shape = one_line(path), list(images.shape)
+def _check_images(where: str, images: np.ndarray):
+    shape = list(images.shape)
     if images.ndim == 2:
         raise InputError(f"{where} holds points {shape}; array files are for images: {SHAPES}")
     if images.ndim not in (3, 4) or (images.ndim == 4 and shape[3] not in (1, 3)):
         raise InputError(f"{where} holds an array {shape}; {SHAPES}")
     if 0 in shape:
         raise InputError(f"{where} holds an array {shape}, which has no example or no pixel")
-    if images.dtype == np.uint8:
-        return
-    if images.dtype.kind != "f":
+    if images.dtype.kind == "f":
+        _check_range(where, images)
+    elif images.dtype != np.uint8:
         raise InputError(f"{where} is of dtype {images.dtype}; images are uint8 (0 to 255) or floats in [-1, 1]")
-    _check_range(where, *_range(where, images))
 
 
-def _range(where: str, images: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest value; a block at a time, as the file may be larger than the memory."""
-    rows = max(1, BLOCK // images[0].size)
-    low, high = np.inf, -np.inf
+def _check_range(where: str, images: np.ndarray):
+    """Holds floats to [-1, 1]; a block at a time, as the file may be larger than the memory."""
+    rows, low, high = max(1, BLOCK // images[0].size), np.inf, -np.inf
     for start in range(0, len(images), rows):
         block = images[start : start + rows]
         low, high = min(low, float(block.min())), max(high, float(block.max()))
         if not np.isfinite(low + high):
             raise InputError(f"{where} holds values that are not finite, from example {start} on; floats in [-1, 1]")
-    return low, high
-
-
-def _check_range(where: str, low: float, high: float):
     values = f"{where} holds floats from {low:g} to {high:g}"
     if low >= 0 and high <= 1:
         raise InputError(f"{values}, by the look of it in [0, 1]; they are to be in [-1, 1]: store 2 * x - 1")
@@ -134,11 +129,10 @@ def _check_range(where: str, low: float, high: float):
         raise InputError(f"{values}; they are to be in [-1, 1], or uint8")
 
 
-def _classes(path: Path, labels: np.ndarray | None, count: int) -> tuple[str, ...]:
+def _classes(where: str, labels: np.ndarray | None, count: int) -> tuple[str, ...]:
     """The names of the classes, which are their numbers."""
     if labels is None:
         return ()
-    where = one_line(path)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise InputError(
             f"{where} holds labels of dtype {labels.dtype} and shape {list(labels.shape)}; "

@@ -1,22 +1,35 @@
-"""The 8x8 handwritten digits that scikit-learn carries (UCI ML, Alpaydin and Kaynak 1998): nothing is downloaded."""
+"""Handwritten digits: the small ones of scikit-learn, which come with it, and MNIST's, stacked."""
 
 import importlib.util
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gan_jax.data import resident
+from gan_jax.data.records import Records
 from gan_jax.data.source import Source, draw_stored, stored_std
+from gan_jax.data.stored import Flip, Split, Stored
+from gan_jax.data.tfds import Tfds
+from gan_jax.errors import InputError
 
-TOP = 16  # the brightest level
+TOP = 16  # the brightest level of the small ones
 SPLITS = {"train": slice(0, 1500), "test": slice(1500, None), "all": slice(None)}
+STACKED = 3  # digits in one image
 
 
-def digits(split: str, flip: bool) -> Source:
+def digits(split: Split = "train", flip: Flip = False) -> Source:
     """Images [n, 8, 8, 1] in [-1, 1] and their labels: 1,500 for "train", the other 297 for "test", 1,797 for "all".
 
-    They are kept as uint8, 0 to 16 as in the original, and scaled where they are drawn.
+    Those of UCI ML (Alpaydin and Kaynak 1998). They are kept as uint8, 0 to 16 as in the original, and scaled where
+    they are drawn.
     """
+    if split not in SPLITS:
+        raise InputError(f"config key data.split is {split!r}; digits has {', '.join(SPLITS)}")
     table = _table()[SPLITS[split]].astype(np.uint8)
     data = {"image": table[:, :-1].reshape(-1, 8, 8, 1), "label": table[:, -1]}
     return Source(
@@ -39,3 +52,38 @@ def _table() -> np.ndarray:
     from sklearn.datasets import load_digits  # of a version that keeps it elsewhere
 
     return np.column_stack(load_digits(return_X_y=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedMnist(Stored):
+    """The data set `stacked_mnist`: three digits as the channels of one image, 1,000 modes (arXiv:1611.02163)."""
+
+    split: Split = "train"
+    channels: ClassVar[int] = 1  # of a digit
+
+    def records(self) -> Records:
+        """The digits."""
+        return Tfds("mnist", self.split, self.dir)
+
+    def source(self) -> Source:
+        """Stacks of all digits of the split."""
+        return stacked(resident.load(self.reader(), self.workers).data)
+
+
+def stacked(data: dict) -> Source:
+    """The source of stacks of digits {"image": uint8 [n, h, w, 1], "label": int [n]}, as the literature has it.
+
+    Every stack is a fresh draw of three independent digits, with replacement; its label is their decimal number, 0 to
+    999, the red channel's digit first.
+    """
+    height, width = data["image"].shape[1:3]
+    classes = tuple(f"{number:03d}" for number in range(10**STACKED))
+    return Source((height, width, STACKED), draw=_draw, std=stored_std(data["image"], 255), data=data, classes=classes)
+
+
+def _draw(data, indices, keys):
+    chosen = jax.vmap(lambda key: jax.random.randint(key, (STACKED,), 0, len(data["image"])))(keys)  # [n, 3]
+    single = draw_stored(data, chosen.reshape(-1), keys, top=255, flip=False)
+    n, (height, width) = len(keys), single["image"].shape[1:3]
+    image = jnp.moveaxis(single["image"].reshape(n, STACKED, height, width), 1, -1)
+    return {"image": image, "label": single["label"].reshape(n, STACKED) @ 10 ** jnp.arange(STACKED)[::-1]}

@@ -4,6 +4,8 @@
 is a fresh draw: there is no finite set to memorise, and the splits of a real data set have no meaning here.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,41 +32,36 @@ def gaussian() -> Source:
 
 def swiss_roll() -> Source:
     """A spiral with Gaussian noise: (t cos t, t sin t) / 7.5 with t uniform on [1.5 pi, 4.5 pi], sigma 0.25 / 7.5."""
-    sigma = 0.25 / 7.5
-    curve = _spiral(jnp.linspace(1.5 * jnp.pi, 4.5 * jnp.pi, 1000))  # finer than sigma: its mixture is the density
-    return Source(
-        shape=(2,),
-        draw=lambda data, indices, keys: {"image": jax.vmap(lambda key: _swiss_roll_point(key, sigma))(keys)},
-        std=float(np.sqrt(np.var(curve) + sigma**2)),
-        density=lambda x: _mixture_density(x, curve, sigma),
-    )
+    low, high = 1.5 * jnp.pi, 4.5 * jnp.pi
+    curve = _spiral(jnp.linspace(low, high, 1000))  # finer than sigma: its mixture is the density
+    return _noisy(lambda key: _spiral(jax.random.uniform(key, (), minval=low, maxval=high)), curve, 0.25 / 7.5)
 
 
 def _spiral(t):
     return jnp.stack([t * jnp.cos(t), t * jnp.sin(t)], axis=-1) / 7.5
 
 
-def _swiss_roll_point(key, sigma):
-    along, noise = jax.random.split(key)
-    t = jax.random.uniform(along, (), minval=1.5 * jnp.pi, maxval=4.5 * jnp.pi)
-    return _spiral(t) + sigma * jax.random.normal(noise, (2,))
-
-
 def mixture(centers: np.ndarray, sigma: float) -> Source:
     """Gaussians of standard deviation sigma at `centers` [m, d], each of weight 1/m; one named twice has twice that."""
     constants = jnp.asarray(centers, jnp.float32)
+    source = _noisy(lambda key: constants[jax.random.randint(key, (), 0, len(constants))], constants, sigma)
+    std = float(np.sqrt(np.var(centers) + sigma**2))  # of float64
+    return source._replace(std=std, modes=Modes(centers, sigma))
+
+
+def _noisy(pick, centers, sigma: float) -> Source:
+    """The source of pick(key) [d] with Gaussian noise; its density is that of the mixture at `centers` [m, d]."""
     return Source(
-        shape=(centers.shape[1],),
-        draw=lambda data, indices, keys: {"image": jax.vmap(lambda key: _mixture_point(key, constants, sigma))(keys)},
+        shape=centers.shape[1:],
+        draw=lambda data, indices, keys: {"image": jax.vmap(partial(_point, pick, sigma))(keys)},
         std=float(np.sqrt(np.var(centers) + sigma**2)),
-        density=lambda x: _mixture_density(x, constants, sigma),
-        modes=Modes(centers, sigma),
+        density=lambda x: _mixture_density(x, centers, sigma),
     )
 
 
-def _mixture_point(key, centers, sigma):
+def _point(pick, sigma, key):
     which, noise = jax.random.split(key)
-    center = centers[jax.random.randint(which, (), 0, len(centers))]
+    center = pick(which)
     return center + sigma * jax.random.normal(noise, center.shape)
 
 

@@ -1,7 +1,6 @@
-"""What a reader of examples is: random access to images as they are stored, in NumPy, on the host.
+"""What a reader of images is: random access to them as they are stored; and what makes them one shape.
 
-`gan_jax.data.folder`, `arrays` and `tfds` read what the world keeps images in; `transform.fit` makes them one shape.
-None of these modules uses JAX. They are read from several threads at once.
+NumPy and Pillow, on the host, from several threads at once. None of the readers uses JAX.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,22 +30,38 @@ END = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "WEBP": b""}
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
 
 
-class Records(Protocol):
-    """A data set by index. An instance is read from several threads at once."""
+class BadExampleError(Exception):
+    """One example is damaged; the message is one line: which file and position, and what is wrong with it."""
 
-    classes: tuple[str, ...]  # what the labels 0, 1, ... mean; () where the set has no labels
 
-    @property
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of what tells the content apart: names, sizes and times of the files. Nothing is read for it."""
+class Records:
+    """A set of images by index, as they are stored; it has a length. It is read from several threads at once."""
 
-    def __len__(self) -> int: ...
+    classes: tuple[str, ...] = ()  # what the labels 0, 1, ... mean; () where the set has no labels
+    folder: Path | None = None  # or the file, in which it lies; None: it is bundled
+    not_images: tuple[str, ...] = ()  # the names of other files in the folder
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """{"image": uint8 [h, w, c], "label": int}: c is 1 or 3; "label" only where there are classes.
 
         Raises BadExampleError where this one cannot be read, and IndexError outside 0 <= i < len.
         """
+        i = operator.index(i)
+        if not 0 <= i < len(self):
+            raise IndexError(f"no example {i}: there are {len(self)}")
+        try:
+            return self.read(i)
+        except InputError:  # of the whole set
+            raise
+        except Exception as error:  # whatever the libraries of the reader raise
+            raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
+
+    def read(self, i: int) -> dict[str, Any]:
+        """What `self[i]` is, for 0 <= i < len; whatever it raises means that this example is damaged."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what tells the content apart: names, sizes and times of the files. Nothing is read for it."""
 
     def labels(self) -> np.ndarray | None:
         """The label of every example where there are classes, int [n], -1 where it has none; no image is decoded.
@@ -56,18 +71,11 @@ class Records(Protocol):
 
     def where(self, i: int) -> str:
         """The file and the position of example i, counted from 0, for messages: "PATH (example 17 of 200)"."""
+        return f"{one_line(self.file(i))} (example {i} of {len(self)})"
 
-
-class BadExampleError(Exception):
-    """One example is damaged; the message is one line: which file and position, and what is wrong with it."""
-
-
-def index(i, count: int) -> int:
-    """`i` as an int, if it is one of 0, ..., count - 1; else an IndexError."""
-    i = operator.index(i)
-    if not 0 <= i < count:
-        raise IndexError(f"no example {i}: there are {count}")
-    return i
+    def file(self, i: int) -> object:
+        """The path in which example i lies, for messages."""
+        return self.folder
 
 
 def one_line(text: object, limit: int = 300) -> str:
@@ -105,7 +113,7 @@ def decode(data: bytes, upright: bool) -> np.ndarray:
     is laid over white, as on a page: dropping the alpha instead would show whatever colour an editor left under it.
     """
     try:
-        with _reader(data)(io.BytesIO(data)) as image:
+        with _opener(data)(io.BytesIO(data)) as image:
             _refuse_bomb(*image.size)
             image.load()
             if END[image.format] not in data:
@@ -117,7 +125,7 @@ def decode(data: bytes, upright: bool) -> np.ndarray:
         raise ValueError(reason(error)) from error
 
 
-def _reader(data: bytes):
+def _opener(data: bytes):
     # Image.open would find it, too, but it warns of large images, and a filter for warnings is not safe among threads.
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return PngImageFile
@@ -141,7 +149,36 @@ def _pixels(image: Image.Image) -> np.ndarray:
     grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    mode = "L" if grey else "RGB"
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels[:, :, None] if grey else pixels
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return to_array(image.convert("L" if grey else "RGB"))
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """uint8 [h, w, 1 or 3] as an image of Pillow's."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def to_array(picture: Image.Image) -> np.ndarray:
+    """The inverse of `to_picture`."""
+    pixels = np.asarray(picture)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """The largest centre square of `image` uint8 [h, w, 1 or 3], resized: uint8 [size, size, channels].
+
+    Lanczos with antialiasing, by Pillow: what StyleGAN2-ADA and StyleGAN3 prepare their sets with (`dataset_tool.py
+    --transform=center-crop`), and no filter of a framework that skips pixels when it shrinks (arXiv:2104.11222).
+    RGB to grey is the luma of ITU-R 601, grey to RGB repeats it. Size 0 leaves height and width as they are. What
+    already is of that shape comes back bit for bit. `channels` is 1 or 3.
+    """
+    if size:
+        height, width = image.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
+    if image.shape[2] > channels:
+        image = to_array(to_picture(image).convert("L"))  # before the resize, which then has a third of the work
+    if size and image.shape[0] != size:
+        image = to_array(to_picture(image).resize((size, size), Image.Resampling.LANCZOS))
+    return np.repeat(image, channels, axis=2) if image.shape[2] < channels else image

@@ -20,6 +20,7 @@ from gan_jax.runtime import cache_folder
 
 CHUNK = 1024  # examples decoded before they are written
 ABANDONED = 24 * 3600  # seconds after which what was begun is not being written any more
+DTYPES = {"image": np.uint8, "label": np.int32}
 
 
 class Loaded(NamedTuple):
@@ -74,11 +75,11 @@ def _read(folder: Path) -> Loaded | None:
 
 def _write(reader: Reader, workers: int, folder: Path) -> None:
     """Writes the arrays chunk by chunk. Not through a mapping: where the disk is full, that would end the process."""
-    names, good = _arrays(reader), 0
+    shapes, good = _shapes(reader), 0
     with ExitStack() as stack:
-        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in names}
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in shapes}
         for name, file in files.items():
-            _write_header(file, *names[name], len(reader))
+            _write_header(file, name, (len(reader), *shapes[name]))
         for chunk in _chunks(reader, workers):
             for name, file in files.items():
                 file.write(chunk[name].tobytes())
@@ -86,37 +87,37 @@ def _write(reader: Reader, workers: int, folder: Path) -> None:
             os.utime(folder)  # it is not abandoned
         for name, file in files.items():
             file.seek(0)
-            _write_header(file, *names[name], good)
-    about = {"arrays": list(names), "skipped": len(reader) - good, "std": reader.std}
+            _write_header(file, name, (good, *shapes[name]))
+    about = {"arrays": list(shapes), "skipped": len(reader) - good, "std": reader.std}
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _write_header(file, shape: tuple[int, ...], dtype, count: int) -> None:
+def _write_header(file, name: str, shape: tuple[int, ...]) -> None:
     # NumPy leaves room in it for another count.
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (count, *shape)}
-    np.lib.format.write_array_header_1_0(file, header)
+    descr = np.lib.format.dtype_to_descr(np.dtype(DTYPES[name]))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
 def _in_memory(reader: Reader, workers: int) -> Loaded:
     chunks = list(_chunks(reader, workers))
-    data = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in _arrays(reader)}
+    data = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in _shapes(reader)}
     return Loaded(data, reader.std, len(reader) - len(data["image"]))
 
 
-def _arrays(reader: Reader) -> dict:
-    """Shape of an example and dtype, by name."""
-    return {"image": (reader.shape, np.uint8)} | ({"label": ((), np.int32)} if reader.classes else {})
+def _shapes(reader: Reader) -> dict[str, tuple[int, ...]]:
+    """Of one example, by name."""
+    return {"image": reader.shape} | ({"label": ()} if reader.classes else {})
 
 
 def _chunks(reader: Reader, workers: int) -> Iterator[dict[str, np.ndarray]]:
     """The good examples in order, some at a time, with a progress bar."""
-    arrays = _arrays(reader)
+    names = list(_shapes(reader))
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(reader), unit="image", desc="decoding") as bar:
         for start in range(0, len(reader), CHUNK):
             indices = range(start, min(start + CHUNK, len(reader)))
             examples = [example for example in pool.map(reader.example, indices) if example is not None]
             if examples:
-                yield {name: np.array([each[name] for each in examples], dtype) for name, (_, dtype) in arrays.items()}
+                yield {name: np.array([example[name] for example in examples], DTYPES[name]) for name in names}
             bar.update(len(indices))
 
 

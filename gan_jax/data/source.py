@@ -31,7 +31,7 @@ class Source(NamedTuple):
     data: Any = ()  # a pytree of arrays, given to `draw`; empty where examples are generated or streamed
     size: int = 0  # examples, each met once an epoch; 0: endless
     classes: tuple[str, ...] = ()  # names of the labels; without any, batches have no "label"
-    identity: str = ""  # of the files that a set was read from, and of what was done to them
+    identity: str = ""  # a hash of the files that a set was read from, and of what was done to them
     rows: Callable | None = None  # indices [n], NumPy -> the data of these examples, in the place of `data`
     density: Callable | None = None  # points [n, d] -> probability density [n], where it is known
     modes: Modes | None = None  # where the data is such a mixture
@@ -65,14 +65,18 @@ def _rows(source: Source, indices: np.ndarray):
 
 def content(source: Source) -> dict[str, Any]:
     """What tells one set from another on any machine: its form, how it is met, and a hash of HASHED of its examples."""
-    told = {"shape": source.shape, "size": source.size, "classes": len(source.classes), "streamed": source.streamed}
-    if source.size:
-        digest = hashlib.sha256("\0".join(source.classes).encode())
-        rows = _rows(source, np.unique(np.linspace(0, source.size - 1, HASHED).astype(np.int64)))
-        for leaf in jax.tree.leaves(rows):
-            digest.update(np.ascontiguousarray(leaf))
-        told["hash"] = digest.hexdigest()[:16]
-    return told
+    form = {"shape": source.shape, "size": source.size, "classes": len(source.classes), "streamed": source.streamed}
+    if not source.size:
+        return form
+    digest = hashlib.sha256("\0".join(source.classes).encode())
+    for leaf in jax.tree.leaves(_rows(source, evenly_spaced(source.size, HASHED))):
+        digest.update(np.ascontiguousarray(leaf))
+    return form | {"hash": digest.hexdigest()[:16]}
+
+
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """At most `most` of the indices 0 ... count - 1, the first and the last among them: int64, rising."""
+    return np.linspace(0, count - 1, min(most, count), dtype=np.int64)
 
 
 def _choose(keys, size: int):

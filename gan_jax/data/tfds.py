@@ -9,11 +9,13 @@ import json
 import os
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gan_jax.data.records import BadExampleError, decode, fingerprint, index, one_line, reason
+from gan_jax.data.records import Records, decode, fingerprint, one_line, reason
+from gan_jax.data.stored import Images, Split
 from gan_jax.errors import InputError
 
 FORMAT = "array_record"
@@ -24,8 +26,19 @@ MOST_BYTES = 10**9  # of a split that is read for its labels: beside each of the
 _OPENING = threading.Lock()
 
 
-class Tfds:
-    """One split of a prepared set: `name` is SET[/CONFIG][:VERSION], the newest version if none; see `Records`.
+@dataclass(frozen=True, kw_only=True)
+class TfdsImages(Images):
+    """The data sets `tfds:NAME`."""
+
+    split: Split = "train"
+
+    def records(self) -> Records:
+        """The images of the split."""
+        return Tfds(self.name.removeprefix("tfds:"), self.split, self.dir)
+
+
+class Tfds(Records):
+    """One split of a prepared set: `name` is SET[/CONFIG][:VERSION], the newest version if none.
 
     `directory` "" is $TFDS_DATA_DIR, or ~/tensorflow_datasets. An image is what was stored: like tfds, it ignores EXIF.
     A label is -1 where the set keeps it back, as the test splits of some do.
@@ -48,13 +61,18 @@ class Tfds:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, i: int) -> dict:
-        i = index(i, len(self))
+    def read(self, i: int) -> dict:
         source, features, decoders = self._open()
-        try:
-            return self._example(features.deserialize_example_np(source[i], decoders=decoders))
-        except Exception as error:  # whatever array_record, protobuf and tfds raise
-            raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
+        stored = features.deserialize_example_np(source[i], decoders=decoders)
+        missing = [name for name, value in stored.items() if value is None]
+        if missing:  # all are where a file was cut off
+            raise ValueError(f"the record has no {' and no '.join(missing)}; is its file complete?")
+        example = {"image": decode(stored["image"], upright=False)}
+        if self.classes:
+            example["label"] = stored["label"]
+            if not -1 <= example["label"] < len(self.classes):
+                raise ValueError(f"label {example['label']}, of {len(self.classes)} classes")
+        return example
 
     def labels(self) -> np.ndarray | None:
         import tensorflow_datasets as tfds
@@ -65,19 +83,8 @@ class Tfds:
             return None
         return np.array([_label_of(source, label, i) for i in range(len(self))])
 
-    def where(self, i: int) -> str:
-        return f"{one_line(self.folder)}, {self.split} (example {i} of {len(self)})"
-
-    def _example(self, stored: dict) -> dict:
-        missing = [name for name, value in stored.items() if value is None]
-        if missing:  # all are where a file was cut off
-            raise ValueError(f"the record has no {' and no '.join(missing)}; is its file complete?")
-        example = {"image": decode(stored["image"], upright=False)}
-        if self.classes:
-            example["label"] = stored["label"]
-            if not -1 <= example["label"] < len(self.classes):
-                raise ValueError(f"label {example['label']}, of {len(self.classes)} classes")
-        return example
+    def file(self, i: int) -> str:
+        return f"{self.folder}, {self.split}"
 
     def _open(self) -> tuple:
         """The records as bytes, by index and safe among threads; their features; how not to decode the image."""
@@ -127,7 +134,7 @@ def _root(directory: str | os.PathLike) -> Path:
     return Path(os.path.expanduser(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
-def _parts(name: str) -> re.Match:
+def _parse(name: str) -> re.Match:
     match = NAME.fullmatch(name)
     if match is None:
         raise InputError(f"{one_line(name)!r} names no TFDS set: it is to be SET, SET/CONFIG, or either with :1.2.3")
@@ -141,19 +148,19 @@ def _advice(name: str) -> str:
 
 def _folder(name: str, root: Path) -> Path:
     """root/SET[/CONFIG]/VERSION, which exists."""
-    parts = _parts(name)
+    parsed = _parse(name)
     if not root.is_dir():
         raise InputError(f"no folder {one_line(root)} of TFDS sets to find {name} in; {_advice(name)}")
-    folder = root / parts["set"] / (parts["config"] or "")
+    folder = root / parsed["set"] / (parsed["config"] or "")
     if not folder.is_dir():
         parent = folder.parent if folder.parent.is_dir() else root
         raise InputError(f"no {name}: no folder {one_line(folder)}; in {_contents(parent)}; {_advice(name)}")
     versions = [version for version in _subfolders(folder) if VERSION.fullmatch(version)]
-    version = parts["version"] or max(versions, key=lambda text: [*map(int, text.split("."))], default=None)
+    version = parsed["version"] or max(versions, key=lambda text: [*map(int, text.split("."))], default="")
     if version not in versions:
-        wanted = f"version {version}" if version else "version"
         hint = "" if versions or not _subfolders(folder) else ", which may be configs: name one as SET/CONFIG"
-        raise InputError(f"no {wanted} of {name}: in {_contents(folder)}{hint}; {_advice(name)}")
+        what = f"version {version}".strip()
+        raise InputError(f"no {what} of {name}: in {_contents(folder)}{hint}; {_advice(name)}")
     return folder / version
 
 
@@ -230,12 +237,12 @@ def prepare(name: str, directory: str | os.PathLike) -> Path:
 
     Needs TensorFlow and the network. What has been prepared before is left as it is.
     """
-    parts, root = _parts(name), _root(directory)
+    parsed, root = _parse(name), _root(directory)
     try:
         import tensorflow  # noqa: F401  most sets encode their images with it
         import tensorflow_datasets as tfds
     except ImportError as error:
-        folder = root / parts["set"] / (parts["config"] or "") / (parts["version"] or "VERSION")
+        folder = root / parsed["set"] / (parsed["config"] or "") / (parsed["version"] or "VERSION")
         raise InputError(
             f"preparing {name} needs TensorFlow ({reason(error)}): pip install -e '.[prepare]'; or copy its folder, "
             f"prepared elsewhere with file_format='array_record', to {one_line(folder)}"

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from tqdm import trange
 
-from gan_jax.data import Spec, make_source
+from gan_jax.data import SOURCES, entry, make_source
 from gan_jax.evaluation.classifier import forward, network
+from gan_jax.keys import keys_of
 
 CHUNK = 500  # examples classified or converted together
 
@@ -60,18 +61,10 @@ class State(NamedTuple):
 
 def read_examples(training: Training, split: str, directory: str) -> Examples:
     """The split `train` or `test`, in 8 bits whatever its levels. Raises InputError where it is not there."""
-    spec = Spec(
-        name=training.data,
-        split=split,
-        dir=directory,
-        image_size=0,
-        channels=0,
-        flip=False,
-        corrupt="stop",
-        placement=training.placement,
-        workers=os.cpu_count() or 1,
-    )
-    source = make_source(spec)
+    values = {"name": training.data, "split": split, "dir": directory, "placement": training.placement}
+    if "workers" in keys_of(SOURCES[entry(training.data)]):
+        values["workers"] = os.cpu_count() or 1
+    source = make_source(values)
     images, labels = [], []
     for start in range(0, source.size, CHUNK):
         rows = jax.tree.map(lambda x, start=start: x[start : start + CHUNK], source.data)

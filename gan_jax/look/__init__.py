@@ -1,47 +1,88 @@
-"""A look at a data set before one trains on it: what it holds, by a sample, and a picture. Nothing is kept of it."""
+"""What a data set holds, before one trains on it: lines about a sample of it, and a picture. Nothing is kept of it."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
-from gan_jax.data import Source, Spec, checked, independent
-from gan_jax.data.digits import TOP
+from gan_jax.data import Source, Stored, independent, open_set
+from gan_jax.data.digits import STACKED, StackedMnist, stacked
 from gan_jax.data.folder import Folder
-from gan_jax.data.reading import Reader
-from gan_jax.data.records import BadExampleError, one_line
-from gan_jax.data.source import draw_stored
-from gan_jax.data.stacked import DIGITS, stacked
-from gan_jax.data.transform import fit
+from gan_jax.data.reading import Reader, size_text
+from gan_jax.data.records import BadExampleError, Records, fit, one_line, to_array, to_picture
+from gan_jax.data.source import draw_stored, evenly_spaced
+from gan_jax.data.stored import Images
 from gan_jax.devices import room_for_data
 from gan_jax.errors import InputError
 from gan_jax.images import grid, write_png
-from gan_jax.look.labels import Bundled, counts, level_hint, place
 
-LOOKED_AT = 500  # examples decoded, evenly spaced; as many draws where they are generated
+SAMPLE = 500  # examples decoded, evenly spaced; as many draws where they are generated
 COLUMNS, ROWS = 10, 10  # of a picture of a set without classes
 MOST_CLASSES = 20  # that are counted one by one, and have a row each in the picture
 CUT = 128  # pixels: images of differing shapes, for the picture
 LARGEST_TILE = 256  # pixels: larger images are shrunk by a whole factor in the picture
+SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")  # names of no class
 
 
-class Stored(NamedTuple):
-    """A finite set, opened."""
+def inspect(values: Mapping[str, Any], out: Path) -> Iterator[str]:
+    """The lines about what the group `data` of a config names, each once it is known.
 
-    spec: Spec
-    reader: Reader  # skips what cannot be read: it is to be counted
-    draw: Callable  # as in Source
-    top: int  # the brightest level of its images
+    The picture is written to `out`, and no other file. Raises InputError where the data does not exist, or nothing of
+    it can be read.
+    """
+    opened = open_set(values)
+    if isinstance(opened, Source) and not opened.size:
+        return _endless(values["name"], opened)
+    inspection = _Inspection(values, opened)
+    # The picture would be an image of the set from then on.
+    if isinstance(inspection.records, Folder) and out.resolve().is_relative_to(inspection.records.folder.resolve()):
+        raise InputError(f"--out={out} would lie in the folder of images {one_line(values['dir'])}; name another place")
+    return inspection.lines(out)
 
 
-class Seen(NamedTuple):
+def _line(name: str, text: str) -> str:
+    return f"{name:10} {text}"
+
+
+def _range(low: float, high: float, mean: float) -> str:
+    return f"{low:.3g} to {high:.3g}, mean {mean:.3g}"
+
+
+def _endless(name: str, source: Source) -> Iterator[str]:
+    points = np.asarray(independent(source, jax.random.split(jax.random.key(0), SAMPLE))["image"])
+    yield _line("data", f"{name}, split train")
+    yield _line("examples", "endless: each is a fresh draw")
+    yield _line("trained", f"points of {source.shape[0]} numbers")
+    yield _line("values", f"{_range(points.min(), points.max(), points.mean())}, unscaled, of {SAMPLE} draws")
+    if source.modes is not None:
+        yield _line("modes", f"{len(source.modes.centers)} Gaussians, sigma {source.modes.sigma:g}")
+    yield _line("picture", "none: it is of images, and these are points")
+
+
+class _Bundled(Records):
+    """The images of a source that holds them, as records."""
+
+    def __init__(self, source: Source):
+        self.classes, self._data = source.classes, source.data
+
+    def __len__(self) -> int:
+        return len(self._data["image"])
+
+    def read(self, i: int) -> dict:
+        return {"image": self._data["image"][i], "label": int(self._data["label"][i])}
+
+    def labels(self) -> np.ndarray:
+        return np.asarray(self._data["label"])
+
+
+class _Example(NamedTuple):
     """One example that was decoded, without its pixels: a sample of large images would not fit in the memory."""
 
     stored: tuple[int, int, int]  # its shape in the file
@@ -52,223 +93,181 @@ class Seen(NamedTuple):
     label: int  # -1: none
 
 
-def look(spec: Spec, out: Path) -> Iterator[str]:
-    """The lines that say what `spec` names, each once it is known; the picture is written to `out`, and no other file.
+class _Inspection:
+    """Of a finite set."""
 
-    Raises InputError where the data does not exist, or nothing of it can be read.
-    """
-    entry = checked(spec)
-    if entry.reader is not None:
-        reader = entry.reader(spec._replace(corrupt="skip"))
-        _refuse_to_join(spec, out)
-        return _look_at_stored(Stored(spec, reader, partial(draw_stored, top=255, flip=spec.flip), 255), out)
-    source = entry.make(spec)
-    if not source.size:
-        return _look_at_endless(spec, source)
-    return _look_at_stored(Stored(spec, Reader(Bundled(source), 0, 0, "skip"), source.draw, TOP), out)
-
-
-def _refuse_to_join(spec: Spec, out: Path) -> None:
-    # The picture would be an image of the set from then on.
-    if spec.name == "folder" and out.resolve().is_relative_to(Path(spec.dir).resolve()):
-        raise InputError(f"--out={out} would lie in the folder of images {one_line(spec.dir)}; name another place")
-
-
-def _line(name: str, text: str) -> str:
-    return f"{name:10} {text}"
-
-
-def _look_at_endless(spec: Spec, source: Source) -> Iterator[str]:
-    values = np.asarray(independent(source, jax.random.split(jax.random.key(0), LOOKED_AT))["image"])
-    yield _line("data", f"{spec.name}, split {spec.split}")
-    yield _line("examples", "endless: each is a fresh draw")
-    yield _line("trained", f"points of {source.shape[0]} numbers")
-    yield _line("values", f"{_range(values.min(), values.max(), values.mean())}, unscaled, of {LOOKED_AT} draws")
-    if source.modes is not None:
-        yield _line("modes", f"{len(source.modes.centers)} Gaussians, sigma {source.modes.sigma:g}")
-    yield _line("picture", "none: it is of images, and these are points")
-
-
-def _look_at_stored(stored: Stored, out: Path) -> Iterator[str]:
-    spec, reader = stored.spec, stored.reader
-    stacks, n = spec.name == "stacked_mnist", len(reader)
-    where = place(reader.records)
-    yield _line("data", ", ".join(filter(None, (spec.name, f"split {spec.split}", where and one_line(where)))))
-    yield _line("examples", f"endless: each a stack of {DIGITS} of {n:,} digits" if stacks else f"{n:,}")
-    indices = _evenly(np.arange(n), LOOKED_AT)
-    seen, bad = _sample(stored, indices)
-    looked = f"of the {len(indices):,} looked at" if len(indices) < n else "of all examples"
-    yield from _shapes(stored, seen, looked, stacks)
-    yield from _pixels(stored, seen, looked)
-    yield from _faults(stored, bad, looked)
-    labels = reader.records.labels() if reader.records.classes else np.full(n, -1)
-    known = np.arange(n)
-    if labels is None:
-        labels, known = np.array([example.label for example in seen.values()]), np.array(list(seen))
-    yield from _classes(stored, labels, len(known) == n, looked, stacks)
-    if len({example.trained for example in seen.values()}) > 1:
-        yield _line("decoded", f"unknown until data.image_size is set; the picture has them cut to {CUT}x{CUT}")
-        stored = stored._replace(spec=spec._replace(image_size=CUT))
-    else:
-        yield from _decoded(stored)
-    yield from _picture_of_stacks(stored, list(seen), out) if stacks else _picture(stored, labels, known, out)
-
-
-def _evenly(values: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of them, evenly spaced, the first and the last among them."""
-    return values[np.linspace(0, len(values) - 1, min(most, len(values)), dtype=np.int64)]
-
-
-def _sample(stored: Stored, indices: np.ndarray) -> tuple[dict[int, Seen], list[BadExampleError]]:
-    """What the examples at these indices are, by index, and what is wrong with those that cannot be read."""
-    _refuse_unreadable(stored.reader, indices)
-    channels = stored.reader.shape[2]
-    with ThreadPoolExecutor(stored.spec.workers) as pool:
-        found = dict(zip(indices.tolist(), pool.map(partial(_seen, stored, channels), indices), strict=True))
-    seen = {i: each for i, each in found.items() if isinstance(each, Seen)}
-    return seen, [each for each in found.values() if isinstance(each, BadExampleError)]
-
-
-def _refuse_unreadable(reader: Reader, indices: np.ndarray) -> None:
-    # Before the reader is asked for its shape, for which it would go through a whole set of which nothing can be read.
-    first = None
-    for i in indices:
-        try:
-            reader.records[i]
-        except BadExampleError as error:
-            first = first or error
+    def __init__(self, values: Mapping[str, Any], opened: Source | Stored):
+        self._values, self._opened = values, opened
+        self._image_size = values.get("image_size", 0)
+        if isinstance(opened, Source):
+            self._reader, self._draw = Reader(_Bundled(opened), 0, 0, "skip"), opened.draw
         else:
-            return
-    raise InputError(f"none of the {len(indices):,} examples looked at can be read; the first: {first}")
+            self._reader = dataclasses.replace(opened, corrupt="skip").reader()  # what cannot be read is counted
+            self._draw = partial(draw_stored, top=255, flip=values.get("flip", False))
+        self.records, self._count = self._reader.records, len(self._reader)
+        self._stacks = isinstance(opened, StackedMnist)
+
+    def lines(self, out: Path) -> Iterator[str]:
+        """See `inspect`."""
+        place = self.records.folder
+        split = f"split {self._values.get('split', 'train')}"
+        yield _line("data", ", ".join([self._values["name"], split, *([one_line(place)] if place else [])]))
+        of_stacks = f"endless: each a stack of {STACKED} of {self._count:,} digits"
+        yield _line("examples", of_stacks if self._stacks else f"{self._count:,}")
+        indices = evenly_spaced(self._count, SAMPLE)
+        sample, bad = self._sample(indices)
+        of = f"of the {len(indices):,} looked at" if len(indices) < self._count else "of all examples"
+        yield from self._shapes(sample.values(), of)
+        yield _line("pixels", f"{_range(*self._pixels(sample.values()))}, scaled to [-1, 1], {of}")
+        yield from self._faults(bad, of)
+        labels = self.records.labels() if self.records.classes else np.full(self._count, -1)
+        labelled = np.arange(self._count)
+        if labels is None:
+            labels, labelled = np.array([example.label for example in sample.values()]), np.array(list(sample))
+            of += ": the set is too large to read every label for this"
+        else:
+            of = "of all examples"
+        yield from self._classes(labels, of)
+        if len({example.trained for example in sample.values()}) > 1:
+            yield _line("decoded", f"unknown until data.image_size is set; the picture has them cut to {CUT}x{CUT}")
+            self._image_size = CUT
+        else:
+            yield self._decoded()
+        if self._stacks:
+            source = stacked(self._reader.rows(np.array(list(sample))))
+            images = independent(source, jax.random.split(jax.random.key(0), ROWS * COLUMNS))["image"]
+            write_png(out, grid(np.asarray(images), COLUMNS))
+            yield _line("picture", f"{one_line(out)}: stacks of the digits looked at")
+        else:
+            yield self._picture(labels, labelled, out)
+
+    def _sample(self, indices: np.ndarray) -> tuple[dict[int, _Example], list[BadExampleError]]:
+        """The examples at these indices, by index, and what is wrong with those that cannot be read."""
+        with ThreadPoolExecutor() as pool:
+            outcomes = dict(zip(indices.tolist(), pool.map(self._example, indices), strict=True))
+        sample = {i: outcome for i, outcome in outcomes.items() if isinstance(outcome, _Example)}
+        bad = [outcome for outcome in outcomes.values() if isinstance(outcome, BadExampleError)]
+        if not sample:
+            raise InputError(f"none of the {len(indices):,} examples looked at can be read; the first: {bad[0]}")
+        return sample, bad
+
+    def _example(self, i: int) -> _Example | BadExampleError:
+        try:
+            example = self.records[i]
+        except BadExampleError as error:
+            return error
+        image = self._fit(example["image"])
+        pixels = int(image.min()), int(image.max()), float(image.mean())
+        return _Example(example["image"].shape, image.shape, *pixels, example.get("label", -1))
+
+    def _fit(self, image: np.ndarray) -> np.ndarray:
+        return fit(image, self._image_size, self._reader.shape[2])
+
+    def _shapes(self, sample, of: str) -> Iterator[str]:
+        sizes = sorted({example.stored for example in sample}, key=math.prod)
+        smallest, largest = size_text(sizes[0]), size_text(sizes[-1])
+        yield _line("stored", (f"{len(sizes)} sizes, {smallest} to {largest}" if sizes[1:] else smallest) + f", {of}")
+        (shape, *others) = {example.trained for example in sample}
+        if others:
+            yield _line("trained", f"none: the images are of {1 + len(others)} shapes")
+            hint = "training stops at the first of another shape; set data.image_size, to cut and resize them"
+            yield _line("hint", hint)
+        else:
+            shape = (*shape[:2], STACKED) if self._stacks else shape
+            yield _line("trained", f"{size_text(shape)}, height x width x channels")
+
+    def _pixels(self, sample) -> list[float]:
+        """The smallest and the largest of the scaled pixels, and their mean."""
+        levels = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
+        zero, one = np.ravel(self._draw({"image": levels}, None, jax.random.split(jax.random.key(0), 2))["image"])
+        low, high = min(example.low for example in sample), max(example.high for example in sample)
+        sizes = [math.prod(example.trained) for example in sample]
+        mean = np.average([example.mean for example in sample], weights=sizes)
+        return [zero + value * (one - zero) for value in (low, high, mean)]
+
+    def _faults(self, bad: list[BadExampleError], of: str) -> Iterator[str]:
+        yield _line("unreadable", f"{len(bad):,} {of}" + (f"; the first: {bad[0]}" if bad else ""))
+        others = self.records.not_images
+        if isinstance(self.records, Folder):
+            names = ": " + one_line(", ".join(others[:3])) + (", ..." if others[3:] else "") if others else ""
+            yield _line("other", f"{len(others):,} files that are no images{names}")
+        if (bad or others) and self._opened.corrupt == "stop":
+            yield _line("hint", "training stops at them: mend or remove them, or set data.corrupt to skip")
+
+    def _classes(self, labels: np.ndarray, of: str) -> Iterator[str]:
+        names, is_folder = [one_line(name, 60) for name in self.records.classes], isinstance(self.records, Folder)
+        if names:
+            of_stacks = f"{10**STACKED:,} of stacks, 000 to 999; {len(names)} of digits"
+            yield _line("classes", f"{of_stacks if self._stacks else f'{len(names):,}'}; counts {of}")
+            yield from _counts(names, labels)
+        else:
+            why = "all images lie in the folder itself" if is_folder else "the set has no labels"
+            yield _line("classes", f"none: {why}")
+        if names and is_folder and (hint := _level_hint(self.records)):
+            yield _line("hint", hint)
+
+    def _decoded(self) -> str:
+        needed, room = self._count * math.prod(self._reader.shape), room_for_data()
+        is_chosen = isinstance(self._opened, Images)
+        fate = "is streamed" if is_chosen and needed > room else "lies on the device"
+        why = f", which has room for {room / 1e6:,.0f} MB (data.placement=auto)" if is_chosen else ""
+        return _line("decoded", f"{needed / 1e6:,.1f} MB: {fate}{why}")
+
+    def _picture(self, labels: np.ndarray, labelled: np.ndarray, out: Path) -> str:
+        """Draws one class a row, or examples of all the set; `labels` are of the examples `labelled`."""
+        classes = len(self.records.classes)
+        if classes:
+            members = [labelled[labels == label] for label in range(min(classes, MOST_CLASSES))]
+            rows = [indices[evenly_spaced(len(indices), COLUMNS)] for indices in members]
+            what = f"one class a row, {'in order' if classes <= MOST_CLASSES else f'the first {MOST_CLASSES}'}"
+        else:
+            chosen = evenly_spaced(self._count, ROWS * COLUMNS)
+            rows = [chosen[start : start + COLUMNS] for start in range(0, len(chosen), COLUMNS)]
+            what = "examples, evenly spaced"
+        images = {}  # by the place in the picture
+        for row, indices in enumerate(rows):
+            for column, i in enumerate(indices):
+                with suppress(BadExampleError):
+                    images[row * COLUMNS + column] = self._fit(self.records[i]["image"])
+        shapes = {image.shape for image in images.values()}
+        if len(shapes) != 1:  # all damaged, or of a shape that the sample did not meet
+            return _line("picture", f"none: the images for it are of {len(shapes)} shapes")
+        factor = math.ceil(max(shapes.pop()) / LARGEST_TILE)
+        small = np.stack([to_array(to_picture(image).reduce(factor)) for image in images.values()])
+        drawn = self._draw({"image": small}, None, jax.random.split(jax.random.key(0), len(small)))["image"]
+        tiles = np.full((len(rows) * COLUMNS, *drawn.shape[1:]), -1, np.float32)  # black
+        tiles[list(images)] = drawn
+        write_png(out, grid(tiles, COLUMNS))
+        notes = {f", shrunk {factor} times": factor > 1, ", mirrored at random": self._values.get("flip", False)}
+        return _line("picture", f"{one_line(out)}: {what}" + "".join(note for note, holds in notes.items() if holds))
 
 
-def _seen(stored: Stored, channels: int, i: int) -> Seen | BadExampleError:
-    try:
-        example = stored.reader.records[i]
-    except BadExampleError as error:
-        return error
-    image = fit(example["image"], stored.spec.image_size, channels)
-    pixels = int(image.min()), int(image.max()), float(image.mean())
-    return Seen(example["image"].shape, image.shape, *pixels, example.get("label", -1))
+def _counts(names: list[str], labels: np.ndarray) -> Iterator[str]:
+    """Lines: each class with its count and share; of more than MOST_CLASSES, the smallest and the largest."""
+    number = np.bincount(labels[labels >= 0], minlength=len(names))
+    listed = dict.fromkeys(range(len(names)), "")
+    if len(names) > MOST_CLASSES:
+        listed = {int(number.argmin()): "  (the smallest)"}
+        listed.setdefault(int(number.argmax()), "  (the largest)")
+    width = max(len(names[label]) for label in listed)
+    for label, which in listed.items():
+        yield f"  {names[label]:{width}}  {number[label]:>9,}  {number[label] / max(1, len(labels)):6.1%}{which}"
+    if without := int(np.sum(labels < 0)):
+        yield f"  {without:,} without a label"
 
 
-def _shapes(stored: Stored, seen: dict[int, Seen], looked: str, stacks: bool) -> Iterator[str]:
-    sizes = sorted({example.stored for example in seen.values()}, key=math.prod)
-    differing = f"{len(sizes)} sizes, {_size(sizes[0])} to {_size(sizes[-1])}, {looked}" if sizes[1:] else ""
-    yield _line("stored", differing or f"{_size(sizes[0])}, {looked}")
-    trained = {example.trained for example in seen.values()}
-    if len(trained) > 1:
-        yield _line("trained", f"none: the images are of {len(trained)} shapes")
-        yield _line("hint", "training stops at the first of another shape; set data.image_size, to cut and resize them")
-        return
-    height, width, channels = trained.pop()
-    yield _line("trained", f"{_size((height, width, DIGITS if stacks else channels))}, height x width x channels")
-
-
-def _pixels(stored: Stored, seen: dict[int, Seen], looked: str) -> Iterator[str]:
-    sizes = [math.prod(example.trained) for example in seen.values()]
-    low, high = min(example.low for example in seen.values()), max(example.high for example in seen.values())
-    mean = np.average([example.mean for example in seen.values()], weights=sizes)
-    scaled = [value / (stored.top / 2) - 1 for value in (low, high, mean)]
-    yield _line("pixels", f"{_range(*scaled)}, scaled to [-1, 1], {looked}")
-
-
-def _faults(stored: Stored, bad: list[BadExampleError], looked: str) -> Iterator[str]:
-    yield _line("unreadable", f"{len(bad):,} {looked}" + (f"; the first: {bad[0]}" if bad else ""))
-    records = stored.reader.records
-    others = records.not_images if isinstance(records, Folder) else ()
-    if stored.spec.name == "folder":
-        yield _line("other", f"{len(others):,} files that are no images" + (f": {_named(others)}" if others else ""))
-    if (bad or others) and stored.spec.corrupt == "stop":
-        yield _line("hint", "training stops at them: mend or remove them, or set data.corrupt to skip")
-
-
-def _classes(stored: Stored, labels: np.ndarray, whole: bool, looked: str, stacks: bool) -> Iterator[str]:
-    names = [one_line(name, 60) for name in stored.reader.records.classes]
-    if not names:
-        why = "all images lie in the folder itself" if stored.spec.name == "folder" else "the set has no labels"
-        yield _line("classes", f"none: {why}")
-    else:
-        number = f"{10**DIGITS:,} of stacks, 000 to 999; {len(names)} of digits" if stacks else f"{len(names):,}"
-        among = "of all examples" if whole else f"{looked}: the set is too large to read every label for this"
-        yield _line("classes", f"{number}; counts {among}")
-        yield from counts(names, labels, MOST_CLASSES)
-    hint = level_hint(stored.reader.records)
-    if hint:
-        yield _line("hint", hint)
-
-
-def _decoded(stored: Stored) -> Iterator[str]:
-    needed, room = len(stored.reader) * math.prod(stored.reader.shape), room_for_data()
-    chosen = "placement" in checked(stored.spec).uses
-    fate = "is streamed" if chosen and needed > room else "lies on the device"
-    why = f", which has room for {room / 1e6:,.0f} MB (data.placement=auto)" if chosen else ""
-    yield _line("decoded", f"{needed / 1e6:,.1f} MB: {fate}{why}")
-
-
-def _picture(stored: Stored, labels: np.ndarray, known: np.ndarray, out: Path) -> Iterator[str]:
-    """Draws one class a row, the first ones, or examples of all the set; `labels` are those of the examples `known`."""
-    number = len(stored.reader.records.classes)
-    if number:
-        rows = [_evenly(known[labels == label], COLUMNS) for label in range(min(number, MOST_CLASSES))]
-        what = f"one class a row, {'in order' if number <= MOST_CLASSES else f'the first {MOST_CLASSES}'}"
-    else:
-        chosen = _evenly(np.arange(len(stored.reader)), ROWS * COLUMNS)
-        rows = [chosen[start : start + COLUMNS] for start in range(0, len(chosen), COLUMNS)]
-        what = "examples, evenly spaced"
-    images = _images(stored, rows)
-    shapes = {image.shape for image in images.values()}
-    if len(shapes) != 1:  # all damaged, or of a shape that the sample did not meet
-        yield _line("picture", f"none: the images for it are of {len(shapes)} shapes")
-        return
-    factor = math.ceil(max(shapes.pop()) / LARGEST_TILE)
-    write_png(out, grid(_tiles(stored, images, len(rows), factor), COLUMNS))
-    notes = {f", shrunk {factor} times": factor > 1, ", mirrored at random": stored.spec.flip}
-    yield _line("picture", f"{one_line(out)}: {what}" + "".join(note for note, holds in notes.items() if holds))
-
-
-def _images(stored: Stored, rows: list[np.ndarray]) -> dict[int, np.ndarray]:
-    """By its place in the picture, each image of `rows` of indices, as one trains on it; those that can be read."""
-    images, channels = {}, stored.reader.shape[2]
-    for row, indices in enumerate(rows):
-        for column, i in enumerate(indices):
-            with suppress(BadExampleError):
-                image = stored.reader.records[i]["image"]
-                images[row * COLUMNS + column] = fit(image, stored.spec.image_size, channels)
-    return images
-
-
-def _tiles(stored: Stored, images: dict[int, np.ndarray], rows: int, factor: int) -> np.ndarray:
-    """The images at their places, `factor` times smaller: [rows * COLUMNS, h, w, c] in [-1, 1], elsewhere black."""
-    small = np.stack([_shrunk(image, factor) for image in images.values()])
-    drawn = stored.draw({"image": small}, None, jax.random.split(jax.random.key(0), len(small)))["image"]
-    tiles = np.full((rows * COLUMNS, *drawn.shape[1:]), -1, np.float32)
-    tiles[list(images)] = drawn
-    return tiles
-
-
-def _picture_of_stacks(stored: Stored, indices: list[int], out: Path) -> Iterator[str]:
-    source = stacked(stored.reader.rows(np.array(indices)))
-    images = independent(source, jax.random.split(jax.random.key(0), ROWS * COLUMNS))["image"]
-    write_png(out, grid(np.asarray(images), COLUMNS))
-    yield _line("picture", f"{one_line(out)}: stacks of the digits looked at")
-
-
-def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
-    """uint8 [h, w, c], each pixel the mean of `factor`^2."""
-    if factor == 1:
-        return image
-    small = np.asarray(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).reduce(factor))
-    return small.reshape(*small.shape[:2], image.shape[2])
-
-
-def _named(names: tuple[str, ...]) -> str:
-    return one_line(", ".join(names[:3])) + (", ..." if names[3:] else "")
-
-
-def _range(low: float, high: float, mean: float) -> str:
-    return f"{low:.3g} to {high:.3g}, mean {mean:.3g}"
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+def _level_hint(records: Folder) -> str:
+    """What to say where the subfolders look like something else than classes; "" where they do not."""
+    classes, question = records.classes, ""
+    inner = sorted({name.rpartition("/")[0] for name in records.names if name.count("/") > 1})
+    if all(name.lower() in SPLIT_NAMES for name in classes):
+        question = next((name for name in classes if name.lower().startswith("train")), classes[0])
+        fact = f"its classes are named {', '.join(classes)}"
+    elif len(classes) == 1:
+        fact, question = f"its only class is {one_line(classes[0])}", classes[0]
+    elif len(inner) > len(classes):
+        fact = (
+            f"its images lie in {len(inner):,} subfolders of its {len(classes):,} classes, such as {one_line(inner[0])}"
+        )
+        question = inner[0].partition("/")[0]
+    return f"{fact}: did you mean {one_line(records.folder / question)}?" if question else ""

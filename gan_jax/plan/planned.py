@@ -9,10 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gan_jax import data, recipe, schema, step
-from gan_jax.data import Source, Spec
+from gan_jax.data import Source
 from gan_jax.devices import LAYOUTS, room_of
 from gan_jax.errors import InputError
-from gan_jax.feed import call_shapes
+from gan_jax.keys import keys_of
+from gan_jax.loader import call_shapes
 from gan_jax.plan.chips import CHIPS, Machine
 from gan_jax.plan.prediction import Work
 from gan_jax.profiling import hlo, step_flops
@@ -57,7 +58,10 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     plain = ConfigDict(config.to_dict() | {"convolution": "plain", "steps_per_call": 1}).lock()
     devices = LAYOUTS[config.parallel](jax.devices()[: machine.count])
     setup = recipe.build(plain, devices, _source(config, CHIPS[machine.chip].memory), runs=False)
-    state, rows = recipe.abstract_state(setup), call_shapes(setup, 1)
+    state, rows = (
+        recipe.abstract_state(setup),
+        call_shapes(setup.source, setup.devices, 1, config.discriminator.steps, config.batch_size),
+    )
     compiled = _compile(setup, state, rows)
     program, flops = hlo.parse(compiled.as_text()), step_flops(setup)
     return Planned(
@@ -72,15 +76,15 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
 
 def _source(config: ConfigDict, memory: float) -> Source:
     """The data that the config names; of a set that lies on a disk its shapes alone, as they would lie on the chip."""
-    spec = Spec(**config.data.to_dict())
-    if not _may_be_streamed(spec):
-        return data.make_source(spec)
-    source = data.make_source(spec._replace(placement="stream"))  # which decodes no more than it must
+    values = config.data.to_dict()
+    if not _may_be_streamed(config):
+        return data.make_source(values)
+    source = data.make_source(values | {"placement": "stream"})  # which decodes no more than it must
     whole = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((source.size, *x.shape[1:]), x.dtype), source.rows(np.zeros(1, np.int64))
     )
     fits = _bytes(whole) <= room_of(int(memory))
-    if spec.placement == "stream" or not (fits or spec.placement == "device"):
+    if config.data.placement == "stream" or not (fits or config.data.placement == "device"):
         return source
     return source._replace(rows=None, data=whole)
 
@@ -96,13 +100,13 @@ def _memory(setup: Setup, program, state: int, held: int, steps_per_call: int) -
     """Of a device, from the bytes of the state and of one step's data."""
     if setup.source.streamed:
         held = 2 * steps_per_call * held // setup.devices.count  # a call's minibatches, and those of the next
-    streamable = not setup.source.streamed and _may_be_streamed(Spec(**setup.config.data.to_dict()))
+    streamable = not setup.source.streamed and _may_be_streamed(setup.config)
     results = program.output_size_in_bytes - program.alias_size_in_bytes
     return Memory(state, held, streamable, program.temp_size_in_bytes + results)
 
 
-def _may_be_streamed(spec: Spec) -> bool:
-    return "placement" in data.checked(spec).uses
+def _may_be_streamed(config: ConfigDict) -> bool:
+    return "placement" in keys_of(data.SOURCES[data.entry(config.data.name)])
 
 
 def _count(tree) -> int:

@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 
 from gan_jax import recipe, step
 from gan_jax.devices import mesh
-from gan_jax.feed import call_shapes, feed
 from gan_jax.files import write_atomically
+from gan_jax.loader import call_shapes
 from gan_jax.profiling import ceilings, flops, hlo, page
 from gan_jax.profiling.device_time import busy_seconds
 from gan_jax.profiling.page import Measured, Memory, Traced
 from gan_jax.recipe import Setup
-from gan_jax.train import compiled_call, next_boundary
+from gan_jax.train import compiled_call, next_boundary, open_loader
 
 FEWEST_CALLS, SHORTEST = 5, 1.0  # seconds: what is timed without the tracer
 
@@ -33,7 +33,7 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     a_call = next_boundary(setup.config, 0)
     calls = -(-steps // a_call)
     state = recipe.initial_state(setup)
-    with closing(feed(setup, state, None)) as first:
+    with closing(open_loader(setup, state, None)) as first:
         data = first.call(0, a_call)  # what is profiled is the call: all of them get the first one's data
     advance, compile_seconds = _compile(setup, a_call, state, data)
     compiled = advance.compiled
@@ -105,7 +105,8 @@ def step_flops(setup: Setup) -> int:
     def one_step(state, data):
         return step.train_steps(alone.recipe, alone.devices, alone.source, 1, state, data)
 
-    return flops.count(one_step, recipe.abstract_state(alone), call_shapes(alone, 1))
+    shapes = call_shapes(alone.source, alone.devices, 1, config.discriminator.steps, config.batch_size)
+    return flops.count(one_step, recipe.abstract_state(alone), shapes)
 
 
 def _peak() -> tuple[int, str]:

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gan_jax import command_line, runtime, workdirs
-from gan_jax.data import Spec, make_source
+from gan_jax.data import make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
 from gan_jax.files import read_json, write_atomically
@@ -121,7 +121,7 @@ def _train(groups: list[list[Member]], workdir: Path, stop_requested: Callable) 
 
 def _report(found: list[Member], workdir: Path) -> None:
     results = collect(found, workdir)
-    config, source = found[0].config, make_source(Spec(**found[0].config.data.to_dict()))
+    config, source = found[0].config, make_source(found[0].config.data.to_dict())
     write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
     title = f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}"
     command = shlex.join(["python", "-m", "gan_jax.sweep", *sys.argv[1:]])

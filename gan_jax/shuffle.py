@@ -53,16 +53,19 @@ def _keys(words, epoch) -> list:
 
 def _walk(keys, place, size: int):
     """A permutation of 0 ... size - 1: that of a slightly larger grid, walked until it is back inside."""
-    place = _permute(keys, place, size)
+    outside = place < size  # all: each is to take a first step
     if isinstance(place, np.ndarray):
-        while np.any(place >= size):
-            place = np.where(place >= size, _permute(keys, place, size), place)
+        while np.any(outside):
+            place = np.where(outside, _permute(keys, place, size), place)
+            outside = place >= size
         return place
-    return jax.lax.while_loop(
-        lambda place: jnp.any(place >= size),
-        lambda place: jnp.where(place >= size, _permute(keys, place, size), place),
-        place,
-    )
+
+    def step(walk):
+        place, outside = walk
+        place = jnp.where(outside, _permute(keys, place, size), place)
+        return place, place >= size
+
+    return jax.lax.while_loop(lambda walk: jnp.any(walk[1]), step, (place, outside))[0]
 
 
 def _permute(keys, place, size: int):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gan_jax import order
-from gan_jax.feed import process_slots
+from gan_jax import shuffle
+from gan_jax.loader import process_slots
 
 WORDS = np.array([123, 456], np.uint32)
 SIZES = [1, 2, 3, 4, 5, 7, 16, 97, 100, 1797, 65_537]
@@ -19,7 +19,7 @@ SIZES = [1, 2, 3, 4, 5, 7, 16, 97, 100, 1797, 65_537]
 
 def first(size, count, words=WORDS):
     """The first `count` examples that are met."""
-    return order.examples(words, size, count, 0, np.arange(count, dtype=np.uint32))
+    return shuffle.examples(words, size, count, 0, np.arange(count, dtype=np.uint32))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -37,7 +37,7 @@ def test_minibatches_run_through_epochs_without_a_gap_in_any_number_of_processes
     minibatches = math.ceil(3 * size / batch_size)
     met = np.concatenate(
         [
-            order.examples(WORDS, size, batch_size, minibatch, process_slots(batch_size, process, processes))
+            shuffle.examples(WORDS, size, batch_size, minibatch, process_slots(batch_size, process, processes))
             for minibatch in range(minibatches)
             for process in range(processes)
         ]
@@ -56,9 +56,9 @@ def test_processes_share_a_batch_that_they_do_not_divide(batch_size):
 @pytest.mark.parametrize("size", SIZES)
 def test_jax_gives_numpy_s_order(size):
     slots = np.arange(48, dtype=np.uint32)
-    traced = jax.jit(partial(order.examples, size=size, batch_size=48))
+    traced = jax.jit(partial(shuffle.examples, size=size, batch_size=48))
     for minibatch in (0, 1, 1234):
-        expected = order.examples(WORDS, size, 48, minibatch, slots)
+        expected = shuffle.examples(WORDS, size, 48, minibatch, slots)
         actual = traced(jnp.array(WORDS), minibatch=jnp.int32(minibatch), slots=jnp.array(slots))
         np.testing.assert_array_equal(actual, expected)
         assert actual.dtype == expected.dtype == np.int32
@@ -96,5 +96,5 @@ def test_runs_have_orders_of_their_own():
 
 def test_a_start_is_divmod_where_the_product_overflows():
     for minibatch, batch_size, size in [(4_000_000_000, 2048, 14_000_000), (3_999, 65_536, 7), (0, 64, 60_000)]:
-        start = order._start(minibatch, batch_size, size, np.zeros(1, np.uint32))
+        start = shuffle._start(minibatch, batch_size, size, np.zeros(1, np.uint32))
         assert tuple(int(each[0]) for each in start) == divmod(minibatch * batch_size, size)

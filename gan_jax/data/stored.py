@@ -1,0 +1,83 @@
+"""Data sets of images on a disk: the config keys that they share, and how they are opened."""
+
+import math
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+from gan_jax.data import resident
+from gan_jax.data.reading import Reader
+from gan_jax.data.records import Records
+from gan_jax.data.source import Source, draw_stored
+from gan_jax.devices import room_for_data
+from gan_jax.errors import InputError
+from gan_jax.keys import COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of
+
+PLACEMENT = one_of(("auto", "device", "stream"))
+CHANNELS = Rule(int, lambda value: value in (0, 1, 3), "0, 1 or 3")
+Split = Annotated[str, TEXT, "`train`; `digits` also has `test` and `all`, TFDS sets what they have"]
+Dir = Annotated[str, TEXT, "the folder of images, the file of arrays, or the folder of TFDS sets (empty: TFDS's own)"]
+ImageSize = Annotated[int, COUNT, "side of the largest centre square of each image, resized; 0: images as they are"]
+Channels = Annotated[int, CHANNELS, "1: grey, 3: RGB; 0: as they are, of a folder RGB"]
+Flip = Annotated[bool, FLAG, "mirrors each image left to right with probability 1/2, anew each time"]
+Corrupt = Annotated[str, one_of(("stop", "skip")), "at an image that cannot be read: `stop`, or `skip` it and count"]
+Placement = Annotated[str, PLACEMENT, "`device`: all of it there; `stream`: read as one trains; `auto`: what fits"]
+Workers = Annotated[int, POSITIVE_INT, "threads that decode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A set of images on a disk, before anything of it is read."""
+
+    name: str  # as the config has it
+    dir: Dir = ""
+    image_size: ImageSize = 0
+    corrupt: Corrupt = "stop"
+    workers: Workers = 2
+
+    def records(self) -> Records:
+        """The images as they are stored. Raises InputError, one line, where they are not there."""
+
+    def reader(self) -> Reader:
+        """What reads them as examples of one shape; none is decoded yet."""
+        return Reader(self.records(), self.image_size, self.channels, self.corrupt)
+
+    def source(self) -> Source:
+        """What one trains on."""
+
+    def required_dir(self, what: str) -> str:
+        """`dir`. Raises InputError, which says what it is, where the config leaves it empty."""
+        if not self.dir:
+            raise InputError(f"config key data.dir is missing; for data.name={self.name} it is {what}")
+        return self.dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Stored):
+    """A set whose images one trains on as they are."""
+
+    channels: Channels = 0
+    flip: Flip = False
+    placement: Placement = "auto"
+
+    def source(self) -> Source:
+        """On the device where the set fits there, else streamed; or as `placement` says."""
+        reader = self.reader()
+        if others := reader.records.not_images:
+            print(f"skipped {len(others):,} files that are no images, the first {others[0]}", file=sys.stderr)
+        common = {"draw": partial(draw_stored, top=255, flip=self.flip), "classes": reader.classes}
+        common["identity"] = reader.identity
+        if self._streams(reader):
+            return Source(reader.shape, std=reader.std, size=len(reader), rows=reader.rows, **common)
+        loaded = resident.load(reader, self.workers)
+        return Source(reader.shape, std=loaded.std, size=len(loaded.data["image"]), data=loaded.data, **common)
+
+    def _streams(self, reader: Reader) -> bool:
+        needed, room = len(reader) * math.prod(reader.shape), room_for_data()
+        if self.placement == "device" and needed > room:
+            raise InputError(
+                f"{self.name} needs {needed / 1e9:,.2f} GB on the device, which has room for {room / 1e9:,.2f} GB of "
+                "data; set data.placement to stream, or a smaller data.image_size"
+            )
+        return self.placement == "stream" or needed > room
