@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gan_jax.objectives import UNCENTRED
-from gan_jax.remedies import COLLAPSED, DIVERGING, SATURATED, advice
+from gan_jax.remedies import COLLAPSED, DIVERGING, SATURATED, advice, objective_is
 
 SPAN = 500  # steps for which something must last
 LEAST = 3  # points in them, or more steps are looked at
@@ -127,12 +126,12 @@ def _of(curves: Curves, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Watch:
-    """Looks at a run's metrics as they come, and says what begins to be wrong, and what is over, each once."""
+    """Follows a run's metrics: each condition is reported once when it begins and once when it is over."""
 
     def __init__(
         self, config: Mapping[str, Any], past: Iterable[tuple[int, Mapping[str, float]]] = (), devices: int = 1
     ):
-        """Goes on after `past`, lines of the metrics [(step, values)], of which nothing is said again.
+        """Goes on after `past`, lines of the metrics [(step, values)], for which nothing is reported again.
 
         Args:
           config: of the run, flat: what would help depends on what it has.
@@ -140,24 +139,23 @@ class Watch:
         """
         self._config, self._devices, self._curves, self._present = config, devices, _Curves(), set()
         # Logits without a zero make accuracy meaningless.
-        unseen = {SATURATED} if config["objective.name"] in UNCENTRED else set()
-        self._conditions = {name: CONDITIONS[name] for name in CONDITIONS if name not in unseen}
+        self._watched = [name for name in CONDITIONS if name != SATURATED or objective_is(config, "centred")]
         for step, values in past:
             self.see(step, values)
 
     @property
     def present(self) -> list[str]:
-        """Which of CONDITIONS there are now."""
+        """Those of CONDITIONS that there are now."""
         return [name for name in CONDITIONS if name in self._present]
 
     def see(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """What is to be said of these metrics of a step, a line each; the steps ascend."""
+        """Adds the metrics of a step; returns a line for each condition that begins or ends. The steps ascend."""
         self._curves.add(step, values)
-        told = (self._changed(name, condition, step) for name, condition in self._conditions.items())
-        return [line for line in told if line]
+        lines = (self._changed(name, step) for name in self._watched)
+        return [line for line in lines if line]
 
-    def _changed(self, name: str, condition: Condition, step: int) -> str | None:
-        present = name in self._present
+    def _changed(self, name: str, step: int) -> str | None:
+        condition, present = CONDITIONS[name], name in self._present
         evidence = condition.detect(self._curves, present)
         if (evidence is not None) == present:
             return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gan_jax.networks.minibatch import Minibatch, needed_at_once
-from gan_jax.objectives import EXPONENTIAL, LOGISTIC
+from gan_jax.objectives import EXPONENTIAL, LOGISTIC, NAMED, UNCENTRED
 
 COLLAPSED, SATURATED, DIVERGING = "collapsed", "saturated", "diverging"
 SAID = 3  # remedies, the first ones that there are
@@ -17,16 +17,22 @@ Config = Mapping[str, Any]
 Changes = dict[str, Any]
 
 
+def objective_is(config: Config, fact: str) -> bool:
+    """Whether the objective is `logistic`, `centred` or `overflows`, as `Objective` has it."""
+    centred = tuple(name for name in NAMED if name not in UNCENTRED)
+    return config["objective.name"] in {"logistic": LOGISTIC, "centred": centred, "overflows": EXPONENTIAL}[fact]
+
+
 def remedies(condition: str, config: Config, devices: int = 1) -> list[Changes]:
     """What may help a run of this flat config on so many devices against the condition, the first choice first."""
-    found = (remedy(config) for remedy in REMEDIES[condition])
-    return [changes for changes in found if changes and _whole_groups({**config, **changes}, devices)][:SAID]
+    proposed = (remedy(config) for remedy in REMEDIES[condition])
+    return [changes for changes in proposed if changes and _whole_groups({**config, **changes}, devices)][:SAID]
 
 
 def advice(condition: str, config: Config, devices: int) -> str:
     """The same as the end of a sentence, empty where nothing helps."""
-    found = remedies(condition, config, devices)
-    return f". What may help: {', or '.join(map(in_words, found))}" if found else ""
+    helps = remedies(condition, config, devices)
+    return f". What may help: {', or '.join(map(in_words, helps))}" if helps else ""
 
 
 def in_words(changes: Changes) -> str:
@@ -65,8 +71,8 @@ def _minibatch_stddev(config: Config) -> Changes:
 
 def _whole_groups(config: Config, devices: int) -> bool:
     """Whether each device's micro-batches are whole packs and groups, as `combinations.check_batch` asks for."""
-    wanted = Minibatch(*(config[f"discriminator.minibatch_{key}"] for key in ("stddev", "discrimination", "group")))
-    at_once = needed_at_once(config["discriminator.packing"], wanted)
+    compared = Minibatch(*(config[f"discriminator.minibatch_{key}"] for key in ("stddev", "discrimination", "group")))
+    at_once = needed_at_once(config["discriminator.packing"], compared)
     return config["batch_size"] % (devices * config["accumulate"] * at_once) == 0
 
 
@@ -84,11 +90,11 @@ def _non_saturating(config: Config) -> Changes:
 
 
 def _finite_loss(config: Config) -> Changes:
-    return {"objective.name": "non_saturating"} if config["objective.name"] in EXPONENTIAL else {}
+    return {"objective.name": "non_saturating"} if objective_is(config, "overflows") else {}
 
 
 def _label_smoothing(config: Config) -> Changes:
-    able = config["objective.name"] in LOGISTIC and not config["objective.label_smoothing"]
+    able = objective_is(config, "logistic") and not config["objective.label_smoothing"]
     return {"objective.label_smoothing": 0.1} if able else {}
 
 

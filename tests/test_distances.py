@@ -10,9 +10,8 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from gan_jax.errors import InputError
 from gan_jax.evaluation import arrays
 from gan_jax.evaluation.bootstrap import frechet_interval, interval
-from gan_jax.evaluation.frechet import Gaussian, frechet_distance, gaussian
-from gan_jax.evaluation.inception_score import inception_score
-from gan_jax.evaluation.kernel import kernel_distance
+from gan_jax.evaluation.frechet import Gaussian, frechet_distance, gaussian, kernel_distance
+from gan_jax.evaluation.modes import inception_score
 from gan_jax.evaluation.neighbours import density_coverage, nearest, neighbour_distances, precision_recall
 
 KNOWN = 10**9  # the count of a Gaussian that is no estimate
