@@ -1,9 +1,9 @@
 """Whether a run is healthy, by what its metrics have been so far: collapse, a saturated discriminator, divergence.
 
 A detector is a pure function (curves, present) -> evidence, a sentence's end, or None. Curves are those of
-`metrics.jsonl`: {name: [points, 2], step and value}, up to the step in question. A condition that is `present` stays so
-until it is clearly over: its thresholds are then wider, so that what lies between is said neither twice nor taken back
-at once. Where a metric is not there, or not for long enough, nothing is found.
+`metrics.jsonl`: {name: [points, 2], step and value}, up to the step in question. A condition that is `present` ends only
+when it is clearly over: its thresholds are then wider, so that a value between them neither begins nor ends it. Where a
+metric is missing, or too short, there is no evidence.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -166,25 +166,15 @@ class Watch:
         return f"step {step:,}: {condition.title}: {evidence}{helps} (docs/health.md)"
 
 
-class _Curves(Mapping):
-    """Curves that grow: a view of the points so far of each, [points, 2]."""
-
-    def __init__(self):
-        self._arrays, self._counts = {}, {}  # [2, room]: NumPy would copy steps that are not contiguous to search them
+class _Curves(dict):
+    """The points so far of each metric, [points, 2]: views of arrays [2, room] that are replaced when they are full."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            count, array = self._counts.get(name, 0), self._arrays.get(name, np.empty((2, 16)))
-            if count == array.shape[1]:
+            curve = self.get(name, np.empty((2, 16))[:, :0].T)
+            points, array = len(curve), curve.base
+            if points == array.shape[1]:
                 array = np.concatenate([array, np.empty_like(array)], axis=1)
-            array[:, count] = step, value
-            self._arrays[name], self._counts[name] = array, count + 1
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name][:, : self._counts[name]].T
-
-    def __iter__(self):
-        return iter(self._counts)
-
-    def __len__(self) -> int:
-        return len(self._counts)
+            array[:, points] = step, value
+            # NumPy would copy steps that are not contiguous to search them: an array has them in one row.
+            self[name] = array[:, : points + 1].T

@@ -232,9 +232,12 @@ def _lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_best_of_a_run_outlives_its_process(shrunk, tmp_path):
-    state = recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
+@pytest.fixture(scope="module")
+def state(shrunk):
+    return recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
 
+
+def test_the_best_of_a_run_outlives_its_process(state, tmp_path):
     def kept():
         return sorted(path.name for path in (tmp_path / "best").iterdir() if path.name.isdigit())
 
@@ -260,8 +263,7 @@ def test_the_best_of_a_run_outlives_its_process(shrunk, tmp_path):
         Best(tmp_path, "fid", LOWER, {"num_samples": 60})
 
 
-def test_higher_is_better_where_it_is(shrunk, tmp_path):
-    state = recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
+def test_higher_is_better_where_it_is(state, tmp_path):
     best = Best(tmp_path, "recall", HIGHER, {})
     for i, value in enumerate((0.1, 0.3, 0.2, np.nan, np.inf)):
         best.see(state.replace(step=np.int32(i)), value)

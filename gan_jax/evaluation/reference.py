@@ -31,8 +31,8 @@ class Reference(NamedTuple):
 def load_reference(source: Source, name: str, split: str, extractor: Extractor, devices: Devices, num_real: int):
     """The `Reference` of num_real examples of a source (0: all of a finite one), from the cache if it is there.
 
-    Of a finite source no example is taken twice. `name` and `split` are what a config calls the data; its content is
-    told by a hash.
+    Of a finite source no example is taken twice. `name` and `split` are what a config calls the data; a hash
+    identifies its content.
     """
     count = min(num_real or source.size, source.size) if source.size else num_real
     if count < LEAST:
