@@ -1,9 +1,9 @@
 """Whether a run is healthy, by what its metrics have been so far: collapse, a saturated discriminator, divergence.
 
 A detector is a pure function (curves, present) -> evidence, a sentence's end, or None. Curves are those of
-`metrics.jsonl`: {name: [points, 2], step and value}, up to the step in question. A condition that is `present` ends only
-when it is clearly over: its thresholds are then wider, so that a value between them neither begins nor ends it. Where a
-metric is missing, or too short, there is no evidence.
+`metrics.jsonl`: {name: [points, 2], step and value}, up to the step in question. A condition that is `present` ends
+only when it is clearly over: its thresholds are then wider, so that a value between them neither begins nor ends it.
+Where a metric is missing, or too short, there is no evidence.
 """
 
 from collections.abc import Callable, Iterable, Mapping
