@@ -179,8 +179,6 @@ def _check_evaluation(config, source: Source) -> None:
             f"evaluation.extractor is {wanted.extractor}, which sees images, but {config.data.name} is points; set it "
             f"to {NONE}"
         )
-    if wanted.weights and wanted.extractor in (NONE, "pixels"):
-        raise InputError(f"evaluation.weights is {wanted.weights!r}, of which {wanted.extractor} makes no use")
     if wanted.extractor != NONE:
         _check_counts(wanted, source)
     if not wanted.best:

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from gan_jax.evaluation.comparison import name_with
 from gan_jax.files import write_atomically
 from gan_jax.generate import Generate
 from gan_jax.images import write_png
@@ -28,10 +27,9 @@ def evaluate_run(
     samples = scoring.samples(state.ema, num_samples or setup.config.evaluation.num_samples)
     resamples = setup.config.evaluation.resamples
     scores = scoring.scores(samples, resamples)
-    found = scoring.memorised(samples, resamples)
-    if found is not None:
-        authenticity, picture = found
-        scores[name_with(setup.config.evaluation.extractor, "authenticity")] = authenticity
+    if (memorised := scoring.memorised(samples, resamples)) is not None:
+        of_copies, picture = memorised
+        scores |= of_copies
         write_png(workdir / PICTURE, picture)
     written = {"step": int(state.step), "num_samples": len(samples)}
     written |= {name: score.value for name, score in scores.items()}

@@ -1,9 +1,9 @@
 """Whether a run is healthy, by what its metrics have been so far: collapse, a saturated discriminator, divergence.
 
 A detector is a pure function (curves, present) -> evidence, a sentence's end, or None. Curves are those of
-`metrics.jsonl`: {name: [points, 2], step and value}, up to the step in question. A condition that is `present` stays so
-until it is clearly over: its thresholds are then wider, so that what lies between is said neither twice nor taken back
-at once. Where a metric is not there, or not for long enough, nothing is found.
+`metrics.jsonl`: {name: [points, 2], step and value}, up to the step in question. A condition that is `present` ends
+only when it is clearly over: its thresholds are then wider, so that a value between them neither begins nor ends it.
+Where a metric is missing, or too short, there is no evidence.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gan_jax.objectives import NAMED
-from gan_jax.remedies import COLLAPSED, DIVERGING, SATURATED, advice
+from gan_jax.remedies import COLLAPSED, DIVERGING, SATURATED, advice, objective_is
 
 SPAN = 500  # steps for which something must last
 LEAST = 3  # points in them, or more steps are looked at
@@ -127,12 +126,12 @@ def _of(curves: Curves, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Watch:
-    """Looks at a run's metrics as they come, and says what begins to be wrong, and what is over, each once."""
+    """Follows a run's metrics: each condition is reported once when it begins and once when it is over."""
 
     def __init__(
         self, config: Mapping[str, Any], past: Iterable[tuple[int, Mapping[str, float]]] = (), devices: int = 1
     ):
-        """Goes on after `past`, lines of the metrics [(step, values)], of which nothing is said again.
+        """Goes on after `past`, lines of the metrics [(step, values)], for which nothing is reported again.
 
         Args:
           config: of the run, flat: what would help depends on what it has.
@@ -140,24 +139,23 @@ class Watch:
         """
         self._config, self._devices, self._curves, self._present = config, devices, _Curves(), set()
         # Logits without a zero make accuracy meaningless.
-        unseen = set() if NAMED[config["objective.name"]].centred else {SATURATED}
-        self._conditions = {name: CONDITIONS[name] for name in CONDITIONS if name not in unseen}
+        self._watched = [name for name in CONDITIONS if name != SATURATED or objective_is(config, "centred")]
         for step, values in past:
             self.see(step, values)
 
     @property
     def present(self) -> list[str]:
-        """Which of CONDITIONS there are now."""
+        """Those of CONDITIONS that there are now."""
         return [name for name in CONDITIONS if name in self._present]
 
     def see(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """What is to be said of these metrics of a step, a line each; the steps ascend."""
+        """Adds the metrics of a step; returns a line for each condition that begins or ends. The steps ascend."""
         self._curves.add(step, values)
-        told = (self._changed(name, condition, step) for name, condition in self._conditions.items())
-        return [line for line in told if line]
+        lines = (self._changed(name, step) for name in self._watched)
+        return [line for line in lines if line]
 
-    def _changed(self, name: str, condition: Condition, step: int) -> str | None:
-        present = name in self._present
+    def _changed(self, name: str, step: int) -> str | None:
+        condition, present = CONDITIONS[name], name in self._present
         evidence = condition.detect(self._curves, present)
         if (evidence is not None) == present:
             return None
@@ -168,25 +166,15 @@ class Watch:
         return f"step {step:,}: {condition.title}: {evidence}{helps} (docs/health.md)"
 
 
-class _Curves(Mapping):
-    """Curves that grow: a view of the points so far of each, [points, 2]."""
-
-    def __init__(self):
-        self._arrays, self._counts = {}, {}  # [2, room]: NumPy would copy steps that are not contiguous to search them
+class _Curves(dict):
+    """The points so far of each metric, [points, 2]: views of arrays [2, room] that are replaced when they are full."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            count, array = self._counts.get(name, 0), self._arrays.get(name, np.empty((2, 16)))
-            if count == array.shape[1]:
+            curve = self.get(name, np.empty((2, 16))[:, :0].T)
+            points, array = len(curve), curve.base
+            if points == array.shape[1]:
                 array = np.concatenate([array, np.empty_like(array)], axis=1)
-            array[:, count] = step, value
-            self._arrays[name], self._counts[name] = array, count + 1
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name][:, : self._counts[name]].T
-
-    def __iter__(self):
-        return iter(self._counts)
-
-    def __len__(self) -> int:
-        return len(self._counts)
+            array[:, points] = step, value
+            # NumPy would copy steps that are not contiguous to search them: an array has them in one row.
+            self[name] = array[:, : points + 1].T

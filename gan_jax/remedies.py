@@ -17,16 +17,21 @@ Config = Mapping[str, Any]
 Changes = dict[str, Any]
 
 
+def objective_is(config: Config, fact: str) -> bool:
+    """Whether the objective is `logistic`, `centred` or `overflows`, as `Objective` has it."""
+    return getattr(NAMED[config["objective.name"]], fact)
+
+
 def remedies(condition: str, config: Config, devices: int = 1) -> list[Changes]:
     """What may help a run of this flat config on so many devices against the condition, the first choice first."""
-    found = (remedy(config) for remedy in REMEDIES[condition])
-    return [changes for changes in found if changes and _whole_groups({**config, **changes}, devices)][:SAID]
+    proposed = (remedy(config) for remedy in REMEDIES[condition])
+    return [changes for changes in proposed if changes and _whole_groups({**config, **changes}, devices)][:SAID]
 
 
 def advice(condition: str, config: Config, devices: int) -> str:
     """The same as the end of a sentence, empty where nothing helps."""
-    found = remedies(condition, config, devices)
-    return f". What may help: {', or '.join(map(in_words, found))}" if found else ""
+    helps = remedies(condition, config, devices)
+    return f". What may help: {', or '.join(map(in_words, helps))}" if helps else ""
 
 
 def in_words(changes: Changes) -> str:
@@ -65,8 +70,8 @@ def _minibatch_stddev(config: Config) -> Changes:
 
 def _whole_groups(config: Config, devices: int) -> bool:
     """Whether each device's micro-batches are whole packs and groups, as `combinations.check_batch` asks for."""
-    at_once = Minibatch(*(config[f"discriminator.{key}"] for key in Minibatch._fields)).group_size
-    return config["batch_size"] % (devices * config["accumulate"] * at_once) == 0
+    minibatch = Minibatch(*(config[f"discriminator.{key}"] for key in Minibatch._fields))
+    return config["batch_size"] % (devices * config["accumulate"] * minibatch.group_size) == 0
 
 
 def _feature_matching(config: Config) -> Changes:
@@ -83,11 +88,11 @@ def _non_saturating(config: Config) -> Changes:
 
 
 def _finite_loss(config: Config) -> Changes:
-    return {"objective.name": "non_saturating"} if NAMED[config["objective.name"]].overflows else {}
+    return {"objective.name": "non_saturating"} if objective_is(config, "overflows") else {}
 
 
 def _label_smoothing(config: Config) -> Changes:
-    able = NAMED[config["objective.name"]].logistic and not config["objective.label_smoothing"]
+    able = objective_is(config, "logistic") and not config["objective.label_smoothing"]
     return {"objective.label_smoothing": 0.1} if able else {}
 
 

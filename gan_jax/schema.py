@@ -122,7 +122,7 @@ def groups() -> list[Group]:
     generators = {name: family.generator for name, family in FAMILIES.items()}
     discriminators = {name: family.discriminator for name, family in FAMILIES.items()}
     optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser")
-    extractors = {NONE: _no_keys} | EXTRACTORS
+    extractors = {NONE: _no_keys} | {name: extractor.make for name, extractor in EXTRACTORS.items()}
     return [
         Group(
             "", (RunKeys,), (Choice("moves", dict.fromkeys(moves, _no_keys), "alternating", "how the players move"),)

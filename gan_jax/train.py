@@ -210,7 +210,7 @@ class _Loop:
         if is_due(self._config, "health_every", now):
             self._look()
             if self._health is not None:  # of several processes, the first one's
-                self._report(now, self._health.vitals.signs(state))
+                self._report(now, self._health.vitals.measure(state))
         if is_due(self._config, "checkpoint_every", now):
             self._look()
             self._writers.flush()

@@ -17,9 +17,9 @@ from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.evaluation import reference
-from gan_jax.evaluation.comparison import HIGHER, LOWER, better, compare
-from gan_jax.evaluation.extractors import BATCH, Features, counts_modes, eight_bits, extract, make_extractor
-from gan_jax.evaluation.memorisation import memorisation
+from gan_jax.evaluation.comparison import HIGHER, LOWER, SCORES, Examples, Need, better, compare, needs_met
+from gan_jax.evaluation.extractors import BATCH, EXTRACTORS, Features, eight_bits, extract, make_extractor
+from gan_jax.evaluation.neighbours import memorisation
 from gan_jax.evaluation.reference import load_reference
 from gan_jax.generate import Generate
 from gan_jax.scoring import Scoring
@@ -125,28 +125,32 @@ def _draw(data, indices, keys):
 # Comparisons.
 
 
+def by_features(real, fake, resamples, needs=(Need.FEATURES,)):
+    return compare(Examples(real=Features(*real), fake=Features(*fake)), set(needs), resamples, "x")
+
+
 def test_real_features_against_themselves():
-    x = Features(np.random.default_rng(0).standard_normal((200, 5)), None)
-    scores = compare(x, x, by_modes=False, resamples=20)
-    assert scores["fid"].value == pytest.approx(0, abs=1e-9)
-    assert scores["precision"].value == scores["recall"].value == scores["coverage"].value == 1
-    assert scores.keys() == {"fid", "kid", "precision", "recall", "density", "coverage"}
+    x = np.random.default_rng(0).standard_normal((200, 5)), None
+    scores = by_features(x, x, 20)
+    assert scores["fid_x"].value == pytest.approx(0, abs=1e-9)
+    assert scores["precision_x"].value == scores["recall_x"].value == scores["coverage_x"].value == 1
+    assert scores.keys() == {"fid_x", "kid_x", "precision_x", "recall_x", "density_x", "coverage_x"}
 
 
 def test_intervals_hold_their_scores_and_shrink_with_the_samples():
-    rng = np.random.default_rng(0)
-    real = Features(rng.standard_normal((400, 4)), None)
-    widths = {}
+    rng, names = np.random.default_rng(0), ("kid_x", "precision_x", "density_x")
+    real, widths = rng.standard_normal((400, 4)), {}
     for n in (100, 1600):
-        fake = Features(0.3 + rng.standard_normal((n, 4)), None)
-        scores = compare(real, fake, by_modes=False, resamples=100)
-        for name in ("kid", "precision", "density"):
+        fake = 0.3 + rng.standard_normal((n, 4))
+        scores = by_features((real, None), (fake, None), 100)
+        for name in names:
             low, high = scores[name].interval
             assert low <= scores[name].value <= high, name
             widths[name, n] = high - low
-    for name in ("kid", "precision", "density"):
+    for name in names:
         assert widths[name, 1600] < widths[name, 100]
-    assert all(score.interval is None for name, score in compare(real, fake, False, 0).items() if name != "kid")
+    without = by_features((real, None), (fake, None), 0)
+    assert all(score.interval is None for name, score in without.items() if name != "kid_x")
 
 
 def test_modes_are_counted_by_the_labels_of_all_channels():
@@ -154,11 +158,18 @@ def test_modes_are_counted_by_the_labels_of_all_channels():
     logits = 5.0 * np.eye(2)[labels]  # [n, channels, classes]
     x = np.random.default_rng(0).standard_normal((20, 3))
     known = 5.0 * np.eye(2)[np.array([[0, 0], [1, 1]] * 10)]
-    scores = compare(Features(x, known), Features(x[:4], logits), by_modes=True, resamples=0)
-    assert scores["reverse_kl_real"].value == pytest.approx(np.log(2))
-    assert (scores["modes"].value, scores["modes_total"].value) == (3, 4)
-    assert scores["reverse_kl"].value == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(1))  # shares 1/2, 1/4, 1/4
-    assert "inception_score" not in scores  # which is of one label an image
+    scores = by_features((x, known), (x[:4], logits), 0, [Need.MODES])
+    assert scores["reverse_kl_real_x"].value == pytest.approx(np.log(2))
+    assert (scores["modes_x"].value, scores["modes_total_x"].value) == (3, 4)
+    assert scores["reverse_kl_x"].value == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(1))  # shares 1/2, 1/4, 1/4
+
+
+def test_a_new_score_is_one_entry(monkeypatch):
+    monkeypatch.setitem(SCORES, "mean_{}", SCORES["fid_{}"]._replace(measure=lambda x: x.fake.values[:, 0]))
+    x = np.ones((20, 2)), None
+    assert by_features(x, x, 0)["mean_x"].value == 1
+    assert better("digits", DIGITS)["mean_digits"] == LOWER
+    assert "mean_none" not in better("none", DIGITS)
 
 
 # A run's scores.
@@ -221,9 +232,12 @@ def _lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_best_of_a_run_outlives_its_process(shrunk, tmp_path):
-    state = recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
+@pytest.fixture(scope="module")
+def state(shrunk):
+    return recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
 
+
+def test_the_best_of_a_run_outlives_its_process(state, tmp_path):
     def kept():
         return sorted(path.name for path in (tmp_path / "best").iterdir() if path.name.isdigit())
 
@@ -249,8 +263,7 @@ def test_the_best_of_a_run_outlives_its_process(shrunk, tmp_path):
         Best(tmp_path, "fid", LOWER, {"num_samples": 60})
 
 
-def test_higher_is_better_where_it_is(shrunk, tmp_path):
-    state = recipe.initial_state(recipe.build(shrunk("mixture", "ring8")))
+def test_higher_is_better_where_it_is(state, tmp_path):
     best = Best(tmp_path, "recall", HIGHER, {})
     for i, value in enumerate((0.1, 0.3, 0.2, np.nan, np.inf)):
         best.see(state.replace(step=np.int32(i)), value)
@@ -291,6 +304,10 @@ def test_the_scores_that_can_be_best():
     assert better("none", ring8)["high_quality"] == HIGHER
 
 
+def test_extractors_say_whether_they_take_weights():
+    assert [name for name, kind in EXTRACTORS.items() if not kind.takes_weights] == ["pixels"]
+
+
 @pytest.mark.parametrize(
     ("name", "channels", "classes", "expected"),
     [("mnist", 1, 10, True), ("mnist", 3, 1000, True), ("mnist", 3, 10, False), ("mnist", 1, 0, False),
@@ -298,7 +315,11 @@ def test_the_scores_that_can_be_best():
 )  # fmt: skip
 def test_modes_are_counted_where_the_classes_are_those_of_the_data(name, channels, classes, expected):
     source = Source((28, 28, channels), draw=None, std=1.0, classes=tuple(map(str, range(classes))))
-    assert counts_modes(name, source) == expected
+    met = needs_met(name, source)
+    assert (Need.MODES in met) == expected
+    assert (Need.LABELS in met) == (
+        (name, channels) in [("mnist", 1), ("cifar10", 3), ("inception", 3)]
+    )  # a label an image
 
 
 def test_a_split_that_is_too_small_or_missing_is_known_before_one_trains(shrunk, tmp_path):

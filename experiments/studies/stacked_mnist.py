@@ -20,9 +20,8 @@ from experiments.studies import report, runs
 from gan_jax import recipe
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import mesh
-from gan_jax.evaluation.comparison import class_labels
 from gan_jax.evaluation.extractors import extract, make_extractor
-from gan_jax.evaluation.modes import label_scores
+from gan_jax.evaluation.modes import class_labels, label_scores
 from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import COLUMNS, Generate
 from gan_jax.images import grid

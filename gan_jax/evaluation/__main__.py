@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -21,14 +21,6 @@ PROGRAM = "python -m gan_jax.evaluation"
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # what decides on the bits of a training
 
 
-class Command(NamedTuple):
-    """A subcommand."""
-
-    help: str
-    add_arguments: Callable  # its argparse parser -> None
-    run: Callable  # the parsed arguments -> None
-
-
 def main(argv: list[str]) -> int:
     """Runs the command that `argv` names; returns the exit status, 2 after a mistake in one line."""
     # Lines on data speak of config keys, which here are flags.
@@ -37,29 +29,27 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
-    COMMANDS[arguments.command].run(arguments)
+    arguments.run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog=PROGRAM, description="Makes what the scores of images need.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
-    for name, command in COMMANDS.items():
-        command.add_arguments(
-            commands.add_parser(name, allow_abbrev=False, help=command.help, description=command.help)
-        )
+    commands = parser.add_subparsers(required=True, metavar="{train,convert}")
+    train = _command(commands, "train", "train a classifier and write its weights", _train)
+    train.add_argument("name", metavar="NAME", choices=training.TRAININGS, help=", ".join(training.TRAININGS))
+    train.add_argument("--dir", default="", help="where TFDS sets lie ($TFDS_DATA_DIR, or ~/tensorflow_datasets)")
+    train.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="the weights, in float16")
+    train.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the weights and of the order (0)")
+    convert = _command(commands, "convert", "write the weights of a PyTorch file as arrays for this code", _convert)
+    convert.add_argument("file", type=Path, metavar="FILE.pth", help=inception.SOURCE)
+    convert.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="where to write")
     return parser
 
 
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE.pth", help=inception.SOURCE)
-    parser.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="where to write")
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", choices=training.TRAININGS, help=", ".join(training.TRAININGS))
-    parser.add_argument("--dir", default="", help="where TFDS sets lie ($TFDS_DATA_DIR, or ~/tensorflow_datasets)")
-    parser.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="the weights, in float16")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the weights and of the order (0)")
+def _command(commands, name: str, text: str, run: Callable) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, allow_abbrev=False, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
 
 
 def _npz(text: str) -> Path:
@@ -105,12 +95,6 @@ def _about(arguments: argparse.Namespace, how: training.Training, accuracy: floa
         "device": jax.devices()[0].device_kind,
         "versions": versions | {"python": platform.python_version()},
     }
-
-
-COMMANDS = {
-    "train": Command("train a classifier and write its weights", _add_train, _train),
-    "convert": Command("write the weights of a PyTorch file as arrays for this code", _add_convert, _convert),
-}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the distances ask of the arrays that they are given."""
+"""What the distances require of their arrays."""
 
 from collections.abc import Iterator
 

@@ -25,13 +25,13 @@ def interval(
 
     Raises InputError for arrays of different lengths, no examples or resamples, and a level outside (0, 1).
     """
-    lengths = {len(each) for each in examples}
+    lengths = {len(array) for array in examples}
     if len(lengths) != 1 or lengths == {0}:
         raise InputError(f"examples of lengths {sorted(lengths)}: they should be equally many, and at least one")
     _check(resamples, level)
     rng, n = np.random.default_rng(seed), lengths.pop()
     rows = (rng.integers(n, size=n) for _ in progress(range(resamples), "resamples"))
-    return _central([statistic(*(each[drawn] for each in examples)) for drawn in rows], level)
+    return _central([statistic(*(array[drawn] for array in examples)) for drawn in rows], level)
 
 
 def frechet_interval(

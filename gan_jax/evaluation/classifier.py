@@ -6,7 +6,7 @@ made and the accuracy that was measured on the test set.
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,18 +76,22 @@ class Residual(nn.Module):
         )
 
 
-# The architecture of images of a shape; a file of weights belongs to the one of its shape.
-NETWORKS = {
-    (8, 8, 1): Plain(widths=(32, 64), features=64, classes=CLASSES),
-    (28, 28, 1): Plain(widths=(24, 48), features=96, classes=CLASSES),
-    (32, 32, 3): Residual(blocks=("down", "down", "keep", "keep"), width=64, classes=CLASSES),
-}
+class Classifier(NamedTuple):
+    """A network that the package has weights for."""
 
-SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}  # of the images, by classifier
+    shape: tuple[int, int, int]  # of its images [h, w, c]
+    network: nn.Module
+
+
+CLASSIFIERS = {
+    "digits": Classifier((8, 8, 1), Plain(widths=(32, 64), features=64, classes=CLASSES)),
+    "mnist": Classifier((28, 28, 1), Plain(widths=(24, 48), features=96, classes=CLASSES)),
+    "cifar10": Classifier((32, 32, 3), Residual(blocks=("down", "down", "keep", "keep"), width=64, classes=CLASSES)),
+}
 
 
 def load(name: str, path: Path | None = None) -> tuple[Any, str]:
-    """The weights of a classifier in SHAPES, and their hash: of the file that `train` wrote, or that of the package.
+    """The weights of one of CLASSIFIERS, and their hash: of the file that `train` wrote, or that of the package.
 
     Returns:
       params: a nested dict of float32 arrays; they are stored as float16.
@@ -95,29 +99,26 @@ def load(name: str, path: Path | None = None) -> tuple[Any, str]:
     Raises:
       InputError: there is none of that name, or its file is missing, damaged, or another classifier's.
     """
-    if name not in SHAPES:
-        raise InputError(f"there is no classifier {name!r}; valid: {', '.join(SHAPES)}")
+    if name not in CLASSIFIERS:
+        raise InputError(f"there is no classifier {name!r}; valid: {', '.join(CLASSIFIERS)}")
     makes = f"python -m gan_jax.evaluation train {name} --out=FILE.npz makes such a file"
     remedy = "install gan-jax again" if path is None else makes
     arrays, about = weight_files.read(path or WEIGHTS / f"{name}.npz", remedy)
     variables = weight_files.unpack(arrays)
-    if jax.tree.map(jnp.shape, variables) != _shapes(SHAPES[name]):
+    image = jax.ShapeDtypeStruct((1, *CLASSIFIERS[name].shape), jnp.float32)
+    expected = jax.eval_shape(partial(CLASSIFIERS[name].network.init, train=True), jax.random.key(0), image)
+    if jax.tree.map(jnp.shape, variables) != jax.tree.map(jnp.shape, expected):
         raise InputError(f"{one_line(path)} holds the weights of another network than {name}'s; {makes}")
     return variables, about["sha256"]
 
 
-def _shapes(shape: tuple[int, ...]) -> Any:
-    image = jnp.zeros((1, *shape))
-    variables = jax.eval_shape(partial(network(shape).init, train=True), jax.random.key(0), image)
-    return jax.tree.map(jnp.shape, variables)
-
-
 def network(shape: tuple[int, ...]) -> nn.Module:
     """The classifier of images [h, w, c] of this shape. Raises InputError where there is none."""
-    if shape not in NETWORKS:
-        valid = ", ".join("x".join(map(str, each)) for each in NETWORKS)
+    networks = {known.shape: known.network for known in CLASSIFIERS.values()}
+    if shape not in networks:
+        valid = ", ".join("x".join(map(str, known)) for known in networks)
         raise InputError(f"there is no classifier for images {'x'.join(map(str, shape))}; valid: {valid}")
-    return NETWORKS[shape]
+    return networks[shape]
 
 
 def forward(params, images):
@@ -125,7 +126,7 @@ def forward(params, images):
 
     Args:
       params: as `load` returns them, of the classifier for images of this shape.
-      images: float32 [n, h, w, c] in [-1, 1], of a shape in NETWORKS, which decides on the architecture. Trained and
+      images: float32 [n, h, w, c] in [-1, 1], of a shape in CLASSIFIERS, which decides on the network. Trained and
         measured on 8-bit levels, k / 127.5 - 1.
     Returns:
       features: float32 [n, d], not negative: the input of the last layer.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,13 @@ from gan_jax.data import Source
 from gan_jax.devices import Devices
 from gan_jax.errors import InputError, NotFiniteError
 from gan_jax.evaluation import classifier, inception
+from gan_jax.keys import TEXT, arguments, keys_of
+from gan_jax.networks.inception import CLASSES
 from gan_jax.progress import progress
 
 BATCH = 256  # images in one call
 NONE = "none"
+Weights = Annotated[str, TEXT, "a file of its weights; empty: those of the package"]
 
 
 class Features(NamedTuple):
@@ -36,6 +39,19 @@ class Extractor(NamedTuple):
     params: Any
 
 
+class Kind(NamedTuple):
+    """How an extractor is made, and what is known before it is."""
+
+    make: Callable  # (name, its config keys) -> Extractor
+    sees: tuple[int, int, int] | None = None  # the images of its network, where these are of one shape
+    classes: int = 0  # of its logits; 0: without
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether a file of weights can be named."""
+        return "weights" in keys_of(self.make)
+
+
 def eight_bits(images: np.ndarray) -> np.ndarray:
     """Images in [-1, 1] as uint8, as a file would hold them: what is scored is what can be published."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
@@ -50,14 +66,19 @@ def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Featu
         raise NotFiniteError("the images are not finite: a generator that gives NaN or infinity cannot be scored")
     images = images if images.dtype == np.uint8 else eight_bits(images)
     size = -(-BATCH // devices.count) * devices.count
-    found = []
+    batches = []
     for start in progress(range(0, len(images), size), f"features, {extractor.name}"):
         batch = images[start : start + size]
         padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
-        found.append(jax.device_get(_sharded(extractor.apply, devices, extractor.params, padded)))
-    n = len(images)
-    values, logits = zip(*found, strict=True)
-    return Features(np.concatenate(values)[:n], None if logits[0] is None else np.concatenate(logits)[:n])
+        batches.append(Features(*jax.device_get(_sharded(extractor.apply, devices, extractor.params, padded))))
+    joined = join(batches)
+    return Features(*(None if x is None else x[: len(images)] for x in joined))
+
+
+def join(batches: list[Features]) -> Features:
+    """The features of all batches, one after another."""
+    values, logits = zip(*batches, strict=True)
+    return Features(np.concatenate(values), None if logits[0] is None else np.concatenate(logits))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -83,33 +104,31 @@ def _classified(shape: tuple[int, int, int], params, images):
     return features.reshape(n, -1), logits.reshape(n, channels, -1)
 
 
-def _make_pixels(weights: str) -> Extractor:
-    return Extractor("pixels", "", "none", _pixels, ())
+def _make_pixels(name: str) -> Extractor:
+    return Extractor(name, "", "none", _pixels, ())
 
 
-def _make_classifier(name: str, weights: str) -> Extractor:
+def _make_classifier(name: str, weights: Weights = "") -> Extractor:
     params, digest = classifier.load(name, Path(weights) if weights else None)
-    shape = classifier.SHAPES[name]
+    shape = classifier.CLASSIFIERS[name].shape
     resize = f"linear, antialiased, to {shape[0]}x{shape[1]}"
     return Extractor(name, digest, resize, partial(_classified, shape), params)
 
 
-def _make_inception(weights: str) -> Extractor:
+def _make_inception(name: str, weights: Weights = "") -> Extractor:
     if not weights:
         raise InputError(
             f"config key evaluation.weights is missing: the file of Inception's weights, which {inception.COMMAND} "
             f"makes of {inception.SOURCE}"
         )
     params = inception.load(Path(weights))
-    resize = "as TensorFlow 1, to 299x299"
-    return Extractor("inception", inception.weights_hash(params), resize, inception.forward, params)
+    return Extractor(name, inception.weights_hash(params), "as TensorFlow 1, to 299x299", inception.forward, params)
 
 
-# name -> (weights' file) -> Extractor
 EXTRACTORS = {
-    "pixels": _make_pixels,
-    **{name: partial(_make_classifier, name) for name in classifier.SHAPES},
-    "inception": _make_inception,
+    "pixels": Kind(_make_pixels),
+    **{name: Kind(_make_classifier, known.shape, classifier.CLASSES) for name, known in classifier.CLASSIFIERS.items()},
+    "inception": Kind(_make_inception, classes=CLASSES),
 }
 
 
@@ -118,13 +137,21 @@ def make_extractor(name: str, weights: str) -> Extractor:
 
     Raises InputError where the file is missing, or needed and not named.
     """
-    extractor = EXTRACTORS[name](weights)
+    make = EXTRACTORS[name].make
+    extractor = make(name, **arguments(make, {"weights": weights}))
     return extractor._replace(params=jax.device_put(extractor.params))
 
 
-def counts_modes(name: str, source: Source) -> bool:
-    """Whether the classes that this extractor tells apart are those of the data, for all channels together."""
-    if name not in classifier.SHAPES or len(source.shape) != 3:
+def labels_images(name: str, source: Source) -> bool:
+    """Whether this extractor, or NONE, gives each image of the source one class."""
+    if name == NONE or not EXTRACTORS[name].classes:
         return False
-    seen, channels = classifier.SHAPES[name][2], source.shape[2]
-    return len(source.classes) == classifier.CLASSES ** (1 if channels == seen else channels)
+    return EXTRACTORS[name].sees is None or EXTRACTORS[name].sees[2] == source.shape[-1]
+
+
+def counts_modes(name: str, source: Source) -> bool:
+    """Whether the classes that this extractor, or NONE, tells apart are those of the data, of all channels together."""
+    if name == NONE or EXTRACTORS[name].sees is None or len(source.shape) != 3:
+        return False
+    kind, channels = EXTRACTORS[name], source.shape[2]
+    return len(source.classes) == kind.classes ** (1 if channels == kind.sees[2] else channels)

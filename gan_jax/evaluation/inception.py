@@ -6,8 +6,6 @@ PyTorch. Images are resized as that graph does it, so that scores agree with tho
 """
 
 import functools
-import hashlib
-import io
 from pathlib import Path
 
 import jax
@@ -18,8 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gan_jax.data.arrays import DAMAGE
 from gan_jax.data.records import one_line, reason
 from gan_jax.errors import InputError
+from gan_jax.evaluation import weight_files
 from gan_jax.evaluation.torch_file import read_state_dict
-from gan_jax.files import write_atomically
 from gan_jax.networks import products
 from gan_jax.networks.inception import SIDE, Inception
 
@@ -76,21 +74,20 @@ def convert(path: Path) -> dict:
     """
     if not path.is_file():
         raise InputError(f"no file {one_line(path)}; the weights are {SOURCE}")
-    found = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
-    wanted = {name: shape for layer, shape in _shapes().items() for name, shape in _torch_shapes(layer, shape).items()}
-    _check_shapes(found, wanted, f"{one_line(path)} does not hold the weights for FID", f"they are {SOURCE}")
-    flat = {"fc/kernel": found["fc.weight"].T}
+    arrays = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
+    shapes = {name: shape for layer, own in _shapes().items() for name, shape in _torch_shapes(layer, own).items()}
+    _check_shapes(arrays, shapes, f"{one_line(path)} does not hold the weights for FID", f"they are {SOURCE}")
+    flat = {"fc/kernel": arrays["fc.weight"].T}
     for layer in {name.rpartition("/")[0] for name in _shapes()} - {"fc"}:
-        flat[f"{layer}/kernel"], flat[f"{layer}/bias"] = _folded(found, layer.replace("/", "."))
+        flat[f"{layer}/kernel"], flat[f"{layer}/bias"] = _folded(arrays, layer.replace("/", "."))
     flat = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
-    if not all(np.isfinite(array).all() for array in flat.values()):
-        raise InputError(f"{one_line(path)} holds weights that are not finite; fetch it again: {SOURCE}")
+    _check_finite(flat, path, f"fetch it again: {SOURCE}")
     return unflatten_dict(flat, sep="/")
 
 
-def _folded(found: dict[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
+def _folded(arrays: dict[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
     """A convolution and its normalisation as kernel [h, w, in, out] and bias [out]."""
-    mean, variance, shift, scale, kernel = (found[layer + end].astype(np.float64) for end in _NORMALISED)
+    mean, variance, shift, scale, kernel = (arrays[layer + end].astype(np.float64) for end in _NORMALISED)
     with np.errstate(invalid="ignore"):  # the result is checked
         scale = scale / np.sqrt(variance + EPSILON)
     return kernel.transpose(2, 3, 1, 0) * scale, shift - mean * scale
@@ -101,9 +98,7 @@ _NORMALISED = (".bn.running_mean", ".bn.running_var", ".bn.bias", ".bn.weight", 
 
 def save(path: Path, params: dict) -> None:
     """Writes the parameters as an .npz file, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()})
-    write_atomically(path, buffer.getvalue())
+    weight_files.write_npz(path, _flat(params))
 
 
 def load(path: Path) -> dict:
@@ -116,22 +111,21 @@ def load(path: Path) -> dict:
         raise InputError(f"no file {one_line(path)} of Inception weights; {remedy}")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            found = {name: np.asarray(archive[name]) for name in archive.files}
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except DAMAGE as error:
         raise InputError(f"{one_line(path)} is no complete .npz file ({reason(error)}); {remedy}") from error
-    _check_shapes(found, _shapes(), f"{one_line(path)} does not hold converted Inception weights", remedy)
-    if not all(np.isfinite(array).all() for array in found.values()):
-        raise InputError(f"{one_line(path)} holds weights that are not finite; {remedy}")
-    return jax.device_put(unflatten_dict({name: array.astype(np.float32) for name, array in found.items()}, sep="/"))
+    _check_shapes(arrays, _shapes(), f"{one_line(path)} does not hold converted Inception weights", remedy)
+    _check_finite(arrays, path, remedy)
+    return jax.device_put(unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, sep="/"))
 
 
 def weights_hash(params: dict) -> str:
-    """16 hex digits that tell weights apart: the start of SHA-256 over names, shapes and little-endian values."""
-    digest = hashlib.sha256()
-    for name, array in sorted(flatten_dict(params, sep="/").items()):
-        array = np.ascontiguousarray(array, "<f4")
-        digest.update(f"{name} {array.shape} ".encode() + array.tobytes())
-    return digest.hexdigest()[:16]
+    """`weight_files.digest` of the parameters in float32, which tells weights apart."""
+    return weight_files.digest(_flat(params))
+
+
+def _flat(params: dict) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array, "<f4") for name, array in flatten_dict(params, sep="/").items()}
 
 
 @functools.cache
@@ -153,13 +147,18 @@ def _torch_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...
     return {layer + end: shape for end in _NORMALISED if ".bn." in end}
 
 
-def _check_shapes(found: dict[str, np.ndarray], wanted: dict[str, tuple[int, ...]], what: str, remedy: str) -> None:
-    """Raises InputError unless these are floats of the shapes wanted, no more and no less."""
-    for names, verb in ((wanted.keys() - found.keys(), "lacks"), (found.keys() - wanted.keys(), "has besides")):
+def _check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], what: str, remedy: str) -> None:
+    """Raises InputError unless these are floats of these shapes, no more and no less."""
+    for names, verb in ((shapes.keys() - arrays.keys(), "lacks"), (arrays.keys() - shapes.keys(), "has besides")):
         if names:
             raise InputError(f"{what}: it {verb} {len(names)} arrays, such as {one_line(min(names))}; {remedy}")
-    for name, shape in wanted.items():
-        array = found[name]
+    for name, shape in shapes.items():
+        array = arrays[name]
         if array.shape != shape or array.dtype.kind != "f":
-            given = f"{array.dtype} {list(array.shape)}"
-            raise InputError(f"{what}: {name} is {given} and must be floats {list(shape)}; {remedy}")
+            form = f"{array.dtype} {list(array.shape)}"
+            raise InputError(f"{what}: {name} is {form} and must be floats {list(shape)}; {remedy}")
+
+
+def _check_finite(arrays: dict[str, np.ndarray], path: Path, remedy: str) -> None:
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise InputError(f"{one_line(path)} holds weights that are not finite; {remedy}")

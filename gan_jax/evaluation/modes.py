@@ -1,4 +1,4 @@
-"""Mode coverage of a Gaussian mixture, by the protocol of VEEGAN and PacGAN (arXiv:1705.07761, arXiv:1712.04086)."""
+"""Scores of modes and classes: which of them samples are in, how evenly, and the Inception score."""
 
 import numpy as np
 import scipy  # by itself it loads none of its parts until they are used, and training uses none
@@ -21,13 +21,12 @@ def mode_scores(samples: np.ndarray, modes: Modes) -> dict[str, float]:
     nearest, close = distances.argmin(axis=1), distances.min(axis=1) < 3 * modes.sigma
     total = len(modes.centers)
     shares = np.bincount(nearest, minlength=total) / len(samples)
-    found = shares[shares > 0]
     return {
         "modes": len(np.unique(nearest[close])),
         "modes_total": total,
         "high_quality": float(close.mean()),
         "high_quality_ceiling": float(scipy.special.gammainc(modes.centers.shape[1] / 2, 9 / 2)),
-        "reverse_kl": float(np.sum(found * np.log(found * total))),
+        "reverse_kl": float(_divergence(shares, total).sum()),
         "reverse_kl_floor": (total - 1) / (2 * len(samples)),
     }
 
@@ -61,6 +60,44 @@ def label_scores(labels: np.ndarray, classes: int) -> dict[str, float]:
     }
 
 
+def class_labels(logits: np.ndarray) -> tuple[np.ndarray, int]:
+    """The likeliest classes, int [n], of logits [n, classes] or [n, channels, classes]; how many there are.
+
+    Those of the channels are the digits of one number, the first channel's first.
+    """
+    channels = logits if logits.ndim == 3 else logits[:, None]
+    _, count, classes = channels.shape
+    return channels.argmax(axis=-1) @ classes ** np.arange(count)[::-1], classes**count
+
+
 def _divergence(shares: np.ndarray, total: int) -> np.ndarray:
     """What each share adds to the KL to uniform over `total`, in nats."""
     return scipy.special.rel_entr(shares, 1 / total)
+
+
+def inception_score(probabilities: np.ndarray, splits: int) -> tuple[float, float]:
+    """exp E_x KL(p(y|x) || p(y)) of a classifier's probabilities [n, c], rows that sum to 1 (arXiv:1606.03498).
+
+    Returns: mean and standard deviation over `splits` parts of consecutive examples; 10 of 5,000 in the paper, so the
+      order should be random. Between 1 and min(c, n / splits); smaller parts score lower (arXiv:1801.01973).
+
+    Raises InputError for rows that are no probabilities and for parts without examples.
+    """
+    if probabilities.ndim != 2 or not 1 <= splits <= len(probabilities):
+        raise InputError(
+            f"{splits} splits of probabilities of shape {probabilities.shape}: [examples, classes] are needed, and"
+            f" from 1 to as many splits as examples"
+        )
+    p = probabilities.astype(np.float64)
+    # Negated, so that NaN fails too.
+    if not ((p >= 0).all() and np.allclose(p.sum(axis=1), 1, rtol=0, atol=1e-3)):
+        raise InputError("an example's probabilities are negative or do not sum to 1: logits need a softmax first")
+    ends = np.arange(1, splits) * len(p) // splits
+    scores = [_exp_information(part) for part in np.split(p, ends)]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _exp_information(p: np.ndarray) -> float:
+    # The mean KL is the mutual information of label and example.
+    entropy = scipy.special.entr
+    return np.exp(entropy(p.mean(axis=0)).sum() - entropy(p).sum(axis=1).mean())

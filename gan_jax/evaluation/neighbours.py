@@ -42,8 +42,8 @@ def neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
         raise InputError(f"k is {k}, of {len(features)} examples: it should be at least 1 and below their number")
     x = features.astype(np.float64)
     x -= x.mean(axis=0)  # the smaller the norms, the smaller the rounding
-    found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x).kneighbors(return_distance=False)
-    distances = [np.linalg.norm(x - x[column], axis=1) for column in found.T]
+    neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x).kneighbors(return_distance=False)
+    distances = [np.linalg.norm(x - x[column], axis=1) for column in neighbours.T]
     return np.sort(np.stack(distances, axis=1), axis=1)
 
 
@@ -126,3 +126,47 @@ def _blocks(fake: np.ndarray, real: np.ndarray) -> Iterator[tuple[slice, np.ndar
         squared -= rounding
         yield slice(start, start + len(squared)), squared
         start += len(squared)
+
+
+class Memorisation(NamedTuple):
+    """Per sample, its nearest training example."""
+
+    index: np.ndarray  # int [n], of that example
+    distance: np.ndarray  # float64 [n], to it
+    spacing: np.ndarray  # float64 [n], from that example to its own nearest other one
+
+    @property
+    def authentic(self) -> np.ndarray:
+        """bool [n]: whether it is further from the example than another example is; its mean is the authenticity.
+
+        arXiv:2102.08921, section 3. Near 0 for copies; for fresh draws of the same distribution about 1/2.
+        """
+        return self.distance > self.spacing
+
+    def or_nearer(self, other: "Memorisation") -> "Memorisation":
+        """For each sample the nearer of two findings."""
+        nearer = other.distance < self.distance
+        return Memorisation(*(np.where(nearer, b, a) for a, b in zip(self, other, strict=True)))
+
+    def closest(self, count: int) -> np.ndarray:
+        """The `count` samples that are most like copies, int [count]: nearest in units of the spacing there."""
+        spacing = np.maximum(self.spacing, np.finfo(np.float64).tiny)  # 0 where the training set repeats itself
+        return np.argsort(self.distance / spacing, kind="stable")[:count]
+
+
+def memorisation(real: np.ndarray, fake: np.ndarray) -> Memorisation:
+    """The nearest of the training examples' features real [m, d], m > 1, for each of the features fake [n, d].
+
+    Raises InputError for other shapes, different dimensions, NaN or infinity.
+    """
+    from sklearn.neighbors import NearestNeighbors  # a second, which training can do without
+
+    check_features(2, real=real)
+    distance, index = nearest(fake, real)
+    originals, places = np.unique(index, return_inverse=True)
+    x = real - real.mean(axis=0, dtype=np.float64)  # the smaller the norms, the smaller the rounding
+    pairs = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(x).kneighbors(x[originals], return_distance=False)
+    # Where examples are equal, the first of a pair may be another.
+    other = np.where(pairs[:, 0] == originals, pairs[:, 1], pairs[:, 0])
+    spacing = np.linalg.norm(x[originals] - x[other], axis=1)
+    return Memorisation(index, distance, spacing[places])

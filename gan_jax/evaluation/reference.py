@@ -1,7 +1,6 @@
 """The real examples that samples are compared with: their features, extracted once and kept."""
 
 import hashlib
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +12,8 @@ from gan_jax.data.source import pick
 from gan_jax.devices import Devices
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import LEAST
-from gan_jax.evaluation.extractors import BATCH, Extractor, Features, eight_bits, extract
-from gan_jax.files import write_atomically
+from gan_jax.evaluation.extractors import BATCH, Extractor, Features, eight_bits, extract, join
+from gan_jax.evaluation.weight_files import write_npz
 from gan_jax.runtime import cache_folder
 
 FORMAT = 1  # of what is kept; another number makes all of it stale
@@ -32,8 +31,8 @@ class Reference(NamedTuple):
 def load_reference(source: Source, name: str, split: str, extractor: Extractor, devices: Devices, num_real: int):
     """The `Reference` of num_real examples of a source (0: all of a finite one), from the cache if it is there.
 
-    Of a finite source no example is taken twice. `name` and `split` are what a config calls the data; its content is
-    told by a hash.
+    Of a finite source no example is taken twice. `name` and `split` are what a config calls the data; a hash
+    identifies its content.
     """
     count = min(num_real or source.size, source.size) if source.size else num_real
     if count < LEAST:
@@ -61,14 +60,12 @@ def load_reference(source: Source, name: str, split: str, extractor: Extractor, 
 
 def _extract(source: Source, count: int, extractor: Extractor, devices: Devices) -> tuple[Features, str]:
     """The features, and 16 hex digits that tell the 8-bit images, wherever they were read from."""
-    parts, digest = [], hashlib.sha256()
+    batches, digest = [], hashlib.sha256()
     for start in range(0, count, HELD):
         images = eight_bits(_real(source, count, start, min(start + HELD, count)))
         digest.update(images)
-        parts.append(extract(extractor, devices, images))
-    values, logits = zip(*parts, strict=True)
-    features = Features(np.concatenate(values), None if logits[0] is None else np.concatenate(logits))
-    return features, digest.hexdigest()[:16]
+        batches.append(extract(extractor, devices, images))
+    return join(batches), digest.hexdigest()[:16]
 
 
 def _real(source: Source, count: int, start: int, end: int) -> np.ndarray:
@@ -99,11 +96,9 @@ def _read(path: Path) -> tuple[Features, str] | None:
 
 
 def _keep(path: Path, features: Features, images_hash: str) -> None:
-    buffer = io.BytesIO()
     arrays = {name: array for name, array in features._asdict().items() if array is not None}
-    np.savez(buffer, images_hash=np.array(images_hash), **arrays)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
+        write_npz(path, arrays | {"images_hash": np.array(images_hash)})
     except OSError:
         return  # it is extracted again the next time

@@ -138,8 +138,8 @@ def _read_zip(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]
         with archive.open(pickles[0]) as entry:
             unpickler = _Unpickler(entry)
             named = _checked(unpickler.load())
-        contents = ((each, archive.read(f"{folder}data/{each.key}")) for each in unpickler.storages.values())
-        return named, {each.key: _values(each, content) for each, content in contents}
+        storages = unpickler.storages.items()
+        return named, {key: _values(storage, archive.read(f"{folder}data/{key}")) for key, storage in storages}
 
 
 def _read_legacy(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,13 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 def write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     """Writes the file, whole or not at all; `sha256`, the digest, joins what is said `about` the arrays."""
     text = np.array(json.dumps(about | {"sha256": digest(arrays)}))
+    write_npz(path, arrays | {ABOUT: text}, np.savez_compressed)
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray], save: Callable = np.savez) -> None:
+    """Writes an .npz file by `save`, whole or not at all."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays, **{ABOUT: text})
+    save(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 

@@ -71,15 +71,16 @@ def _chain(steps: tuple[Callable, ...], x):
     return x
 
 
+def _branch(name: str, *layers: tuple) -> tuple[Layer, ...]:
+    """Layers NAME_1, NAME_2, ... of the fields after the name."""
+    return tuple(Layer(f"{name}_{i}", *fields) for i, fields in enumerate(layers, 1))
+
+
 def _block_a(pooled: int):
     return (
         (Layer("branch1x1", 64),),
-        (Layer("branch5x5_1", 48), Layer("branch5x5_2", 64, (5, 5))),
-        (
-            Layer("branch3x3dbl_1", 64),
-            Layer("branch3x3dbl_2", 96, (3, 3)),
-            Layer("branch3x3dbl_3", 96, (3, 3)),
-        ),
+        _branch("branch5x5", (48,), (64, (5, 5))),
+        _branch("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3))),
         (mean_of_neighbours, Layer("branch_pool", pooled)),
     )
 
@@ -87,43 +88,25 @@ def _block_a(pooled: int):
 def _block_b():
     return (
         (Layer("branch3x3", 384, (3, 3), 2, "VALID"),),
-        (
-            Layer("branch3x3dbl_1", 64),
-            Layer("branch3x3dbl_2", 96, (3, 3)),
-            Layer("branch3x3dbl_3", 96, (3, 3), 2, "VALID"),
-        ),
+        _branch("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3), 2, "VALID")),
         (halve,),
     )
 
 
 def _block_c(width: int):
+    across, down = (1, 7), (7, 1)
     return (
         (Layer("branch1x1", 192),),
-        (
-            Layer("branch7x7_1", width),
-            Layer("branch7x7_2", width, (1, 7)),
-            Layer("branch7x7_3", 192, (7, 1)),
-        ),
-        (
-            Layer("branch7x7dbl_1", width),
-            Layer("branch7x7dbl_2", width, (7, 1)),
-            Layer("branch7x7dbl_3", width, (1, 7)),
-            Layer("branch7x7dbl_4", width, (7, 1)),
-            Layer("branch7x7dbl_5", 192, (1, 7)),
-        ),
+        _branch("branch7x7", (width,), (width, across), (192, down)),
+        _branch("branch7x7dbl", (width,), (width, down), (width, across), (width, down), (192, across)),
         (mean_of_neighbours, Layer("branch_pool", 192)),
     )
 
 
 def _block_d():
     return (
-        (Layer("branch3x3_1", 192), Layer("branch3x3_2", 320, (3, 3), 2, "VALID")),
-        (
-            Layer("branch7x7x3_1", 192),
-            Layer("branch7x7x3_2", 192, (1, 7)),
-            Layer("branch7x7x3_3", 192, (7, 1)),
-            Layer("branch7x7x3_4", 192, (3, 3), 2, "VALID"),
-        ),
+        _branch("branch3x3", (192,), (320, (3, 3), 2, "VALID")),
+        _branch("branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2, "VALID")),
         (halve,),
     )
 
@@ -131,17 +114,14 @@ def _block_d():
 def _block_e(pool: Callable):
     return (
         (Layer("branch1x1", 320),),
-        (
-            Layer("branch3x3_1", 384),
-            Fork((Layer("branch3x3_2a", 384, (1, 3)), Layer("branch3x3_2b", 384, (3, 1)))),
-        ),
-        (
-            Layer("branch3x3dbl_1", 448),
-            Layer("branch3x3dbl_2", 384, (3, 3)),
-            Fork((Layer("branch3x3dbl_3a", 384, (1, 3)), Layer("branch3x3dbl_3b", 384, (3, 1)))),
-        ),
+        (Layer("branch3x3_1", 384), _fork("branch3x3_2")),
+        (*_branch("branch3x3dbl", (448,), (384, (3, 3))), _fork("branch3x3dbl_3")),
         (pool, Layer("branch_pool", 192)),
     )
+
+
+def _fork(name: str) -> Fork:
+    return Fork((Layer(f"{name}a", 384, (1, 3)), Layer(f"{name}b", 384, (3, 1))))
 
 
 STEM = (

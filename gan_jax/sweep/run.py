@@ -149,7 +149,7 @@ class _Together:
             for i, state in self._living(crew):
                 self._score(i, state, now)
         if is_due(config, "health_every", now):
-            self._log(now, {i: self._vitals[i].signs(state) for i, state in self._living(crew)})
+            self._log(now, {i: self._vitals[i].measure(state) for i, state in self._living(crew)})
         if is_due(config, "checkpoint_every", now):
             self._save(crew)
 
