@@ -25,9 +25,9 @@ class Command:
 
     def __init__(self, module: str, *arguments):
         self._arguments = [str(argument) for argument in arguments]
-        self._files = [tempfile.NamedTemporaryFile() for _ in range(2)]  # stdout, stderr
-        paths = [file.name for file in self._files]
-        self._process = _context.Process(target=_run, args=(module, self._arguments, paths))
+        self._folder = tempfile.TemporaryDirectory(prefix="gan_jax-tests-")
+        self._paths = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        self._process = _context.Process(target=_run, args=(module, self._arguments, self._paths))
         self._process.start()
 
     @property
@@ -45,7 +45,7 @@ class Command:
         if self.running:
             self._process.kill()
             raise TimeoutError(f"{self._arguments} took more than {timeout} s")
-        output, errors = (Path(file.name).read_text() for file in self._files)
+        output, errors = (path.read_text() for path in self._paths)
         return CompletedProcess(self._arguments, self._process.exitcode, output, errors)
 
 
@@ -54,9 +54,9 @@ def run(module: str, *arguments) -> CompletedProcess:
     return Command(module, *arguments).wait()
 
 
-def _run(module: str, arguments: list[str], paths: list[str]) -> None:
+def _run(module: str, arguments: list[str], paths: list[Path]) -> None:
     os.chdir(ROOT)
     for number, path in enumerate(paths, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

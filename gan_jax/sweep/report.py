@@ -91,7 +91,7 @@ def write_report(results: list[Result], workdir: Path, title: str) -> None:
         same=escape(same_for_all(results)),
         across=_across(results),
         maps=_maps(groups),
-        curves="\n".join(_curve(groups, name) for name in _drawn(results)),
+        curves=_curves(results, groups),
         animations=_animations(groups, workdir),
         members=_members(results, workdir),
     )
@@ -104,9 +104,8 @@ def write_summary(results: list[Result], workdir: Path, title: str, command: str
     parts = [f"# {title}", f"Made by `{command}`.", _ended(results).capitalize() + ".", summary(results)]
     (workdir / MAPS).unlink(missing_ok=True)
     if figure is not None:
-        picture, buffer = figures.drawn(figure).quantize(128, dither=Image.Dither.NONE), io.BytesIO()
-        picture.save(buffer, "png", optimize=True)
-        write_atomically(workdir / MAPS, buffer.getvalue())
+        picture = figures.drawn(figure).quantize(128, dither=Image.Dither.NONE)
+        write_atomically(workdir / MAPS, _saved(picture.save, format="png", optimize=True))
         parts.append(f"![means across seeds; white: no seed finished, or no such members]({MAPS})")
     write_atomically(workdir / SUMMARY, ("\n\n".join(parts) + "\n").encode())
 
@@ -115,17 +114,17 @@ def summary(results: list[Result]) -> str:
     """Markdown: a row for each condition, its scores across seeds with their intervals."""
     names = score_names(results)
     lines = [["", "finished", *names], ["---"] * (2 + len(names))]
-    for label, finished, spreads in _by_condition(results, names):
-        lines.append([label, finished, *(spread.text if spread else "" for spread in spreads)])
+    for group, spreads in _by_condition(results, names):
+        lines.append([group.label, group.ended, *(spread.text if spread else "" for spread in spreads)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     about = f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them."
     return f"{about}{same_for_all(results)}\n\n{table}"
 
 
-def _by_condition(results: list[Result], names: list[str]) -> Iterator[tuple[str, str, list[Spread | None]]]:
-    """Of each condition: its label, how many members finished, and the spread of each score that some have."""
+def _by_condition(results: list[Result], names: list[str]) -> Iterator[tuple[Condition, list[Spread | None]]]:
+    """Each condition, with the spread of each score where some member has it."""
     for group in conditions(results):
-        yield group.label, f"{len(group.finished)} of {len(group.results)}", list(map(across_seeds(group).get, names))
+        yield group, list(map(across_seeds(group).get, names))
 
 
 def _ended(results: list[Result]) -> str:
@@ -137,29 +136,27 @@ def _ended(results: list[Result]) -> str:
 
 def _across(results: list[Result]) -> str:
     names, rows = score_names(results), []
-    for label, finished, spreads in _by_condition(results, names):
+    for group, spreads in _by_condition(results, names):
         cells = [_cell(spread.text, spread.mean) if spread else _cell("") for spread in spreads]
-        rows.append([_cell(label, text=True), _cell(finished), *cells])
+        rows.append([_cell(group.label), _cell(group.ended, len(group.finished)), *cells])
     return _table(["", "finished", *names], rows)
 
 
 def _members(results: list[Result], workdir: Path) -> str:
     keys, names, rows = override_keys(results), score_names(results), []
     for result in results:
-        cells = [_cell(str(result.member.number)), f"<td>{_picture(result, workdir)}</td>"]
         words = [result.member.overrides.get(key, "") for key in keys]
-        cells += [_cell(str(word), text=True) for word in (*words, result.status, ", ".join(result.health))]
-        rows.append(cells + [_number(value) for value in (result.seconds, *map(result.scores.get, names))])
+        cells = [_cell(str(word)) for word in (*words, result.status, ", ".join(result.health))]
+        numbers = [result.seconds, *map(result.scores.get, names)]
+        cells += [_cell("" if number is None else f"{number:.4g}", number) for number in numbers]
+        rows.append([_cell(str(result.member.number)), f"<td>{_picture(result, workdir)}</td>", *cells])
     return _table(["member", "samples", *keys, "status", "health", "seconds", *names], rows)
 
 
-def _number(value: float | None) -> str:
-    return _cell("") if value is None else _cell(f"{value:.4g}", value)
-
-
-def _cell(content: str, value: float | None = None, text: bool = False) -> str:
-    attributes = ("" if value is None else f' data-value="{value!r}"') + (' class="text"' if text else "")
-    return f"<td{attributes}>{escape(content)}</td>"
+def _cell(content: str, value: float | None = None) -> str:
+    """A cell that sorts by its value where it has one, else by its text."""
+    attribute = 'class="text"' if value is None else f'data-value="{value!r}"'
+    return f"<td {attribute}>{escape(content)}</td>"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -174,27 +171,24 @@ def _picture(result: Result, workdir: Path) -> str:
         return ""
     image = Image.open(path)
     image.thumbnail((THUMBNAIL, 10 * THUMBNAIL))
-    return _embedded(lambda file: image.quantize(64).save(file, "png", optimize=True), "image/png", "samples")
+    return _embedded("image/png", "samples", image.quantize(64).save, format="png", optimize=True)
 
 
 def _maps(groups: list[Condition]) -> str:
     figure = figures.maps(groups)
     if figure is None:
         return ""
-    picture = _embedded(lambda file: figure.savefig(file, format="png"), "image/png", "means across seeds")
+    picture = _embedded("image/png", "means across seeds", figure.savefig, format="png")
     about = "<p>Means across seeds; white: no seed finished, or no such members.</p>"
     return f"<h2>Maps</h2>\n{about}\n<figure>{picture}</figure>"
 
 
-def _drawn(results: list[Result]) -> list[str]:
-    """The metrics of which there are curves."""
-    scores, names = score_names(results), dict.fromkeys(name for result in results for name in result.curves)
-    return [name for name in names if name in DRAWN or name in scores]
-
-
-def _curve(groups: list[Condition], name: str) -> str:
-    figure = figures.curve(groups, name)
-    return f"<figure>{_embedded(lambda file: figure.savefig(file, format='svg'), 'image/svg+xml', name)}</figure>"
+def _curves(results: list[Result], groups: list[Condition]) -> str:
+    shown = {*DRAWN, *score_names(results)}
+    names = [name for name in dict.fromkeys(name for result in results for name in result.curves) if name in shown]
+    saves = {name: figures.curve(groups, name).savefig for name in names}
+    pictures = [_embedded("image/svg+xml", name, save, format="svg") for name, save in saves.items()]
+    return "\n".join(f"<figure>{picture}</figure>" for picture in pictures)
 
 
 def _animations(groups: list[Condition], workdir: Path) -> str:
@@ -203,19 +197,20 @@ def _animations(groups: list[Condition], workdir: Path) -> str:
     for group in groups[:MOVED]:
         folders = [member_folder(workdir, result.member) / POINTS for result in group.finished]
         if paths := sorted(folders[0].glob("*.npy")) if folders else []:
-            caption = f"<figcaption>{escape(group.label)}</figcaption>"
-            shown.append(f"<figure>{_animation(paths)}{caption}</figure>")
+            first, *others = figures.frames(paths)
+            options = {"format": "gif", "save_all": True, "append_images": others, "duration": 300, "loop": 0}
+            picture = _embedded("image/gif", "samples over training", first.save, **options)
+            shown.append(f"<figure>{picture}<figcaption>{escape(group.label)}</figcaption></figure>")
     return "\n".join(["<h2>Samples over training</h2>", *shown]) if shown else ""
 
 
-def _animation(paths: list[Path]) -> str:
-    first, *others = figures.frames(paths)
-    options = {"save_all": True, "append_images": others, "duration": 300, "loop": 0}
-    return _embedded(lambda file: first.save(file, "gif", **options), "image/gif", "samples over training")
-
-
-def _embedded(save: Callable, kind: str, alt: str) -> str:
-    buffer = io.BytesIO()
-    save(buffer)
-    data = base64.b64encode(buffer.getvalue()).decode()
+def _embedded(kind: str, alt: str, save: Callable, **options) -> str:
+    data = base64.b64encode(_saved(save, **options)).decode()
     return f'<img alt="{escape(alt)}" src="data:{kind};base64,{data}">'
+
+
+def _saved(save: Callable, **options) -> bytes:
+    """What `save` writes into a file."""
+    buffer = io.BytesIO()
+    save(buffer, **options)
+    return buffer.getvalue()

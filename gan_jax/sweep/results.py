@@ -121,6 +121,11 @@ class Condition(NamedTuple):
         return [result for result in self.results if result.status == FINISHED]
 
     @property
+    def ended(self) -> str:
+        """How many finished, in words."""
+        return f"{len(self.finished)} of {len(self.results)}"
+
+    @property
     def scores(self) -> dict[str, np.ndarray]:
         """Each score of the members that have it: [members]."""
         by_member = [result.scores for result in self.results]
