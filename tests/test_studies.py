@@ -96,7 +96,8 @@ def test_metric_is_below_the_truth_at_any_other_discriminator():
 def test_trained_discriminator_approaches_the_optimal_one():
     case = optimal_discriminator.cases()["plane"]
     early, late = (
-        optimal_discriminator.score(case, logits) for logits in optimal_discriminator.trained(case, (20, 600), {})
+        optimal_discriminator.score(case, logits)
+        for logits in optimal_discriminator.trained(case, (20, 600), {"batch_size": 256})
     )
     assert -1e-4 < late.gap < 0.02
     assert late.distance < 0.05
@@ -120,10 +121,11 @@ def test_grid_integrates_densities_to_one():
 
 
 @optimized
-def test_critic_under_a_gradient_penalty_estimates_w1():
+def test_critic_under_a_gradient_penalty_estimates_w1(monkeypatch):
+    monkeypatch.setitem(wasserstein_critic.CHANGES, "batch_size", 256)
     case = wasserstein_critic.CASES["mixtures"]
     method = wasserstein_critic.METHODS["wgan_gp_one_sided, weight 10"]
-    outcome = wasserstein_critic.trained(case, method, 0, updates=1_800)
+    outcome = wasserstein_critic.trained(case, method, 0, updates=900)
     assert_allclose(outcome.estimate, outcome.exact, rtol=0.05)
     assert_allclose(outcome.estimate, outcome.predicted, rtol=0.03)
 
@@ -149,7 +151,9 @@ def test_excess_of_two_narrow_distributions():
 
 
 @optimized
-def test_gradient_vanishes_for_the_value_function_and_mle_and_not_for_the_others():
+def test_gradient_vanishes_for_the_value_function_and_mle_and_not_for_the_others(monkeypatch):
+    monkeypatch.setitem(vanishing_gradient.CHANGES, "batch_size", 64)
+    monkeypatch.setattr(vanishing_gradient, "EXAMPLES", 20_000)
     last = {}
     for method in ("minimax", "mle", "non_saturating"):
         setup, state = vanishing_gradient.fixed(vanishing_gradient.METHODS[method], vanishing_gradient.REAL)

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from string import Template
@@ -14,10 +14,11 @@ from gan_jax.files import write_atomically
 from gan_jax.sweep import figures
 from gan_jax.sweep.folders import PICTURE, POINTS, member_folder
 from gan_jax.sweep.results import (
+    FINISHED,
     LEVEL,
+    NOT_FINISHED,
     Condition,
     Result,
-    Spread,
     across_seeds,
     conditions,
     override_keys,
@@ -114,30 +115,25 @@ def summary(results: list[Result]) -> str:
     """Markdown: a row for each condition, its scores across seeds with their intervals."""
     names = score_names(results)
     lines = [["", "finished", *names], ["---"] * (2 + len(names))]
-    for group, spreads in _by_condition(results, names):
-        lines.append([group.label, group.ended, *(spread.text if spread else "" for spread in spreads)])
+    for group in conditions(results):
+        spreads = across_seeds(group)
+        lines.append([group.label, group.ended, *(spreads[name].text if name in spreads else "" for name in names)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     about = f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them."
     return f"{about}{same_for_all(results)}\n\n{table}"
 
 
-def _by_condition(results: list[Result], names: list[str]) -> Iterator[tuple[Condition, list[Spread | None]]]:
-    """Each condition, with the spread of each score where some member has it."""
-    for group in conditions(results):
-        yield group, list(map(across_seeds(group).get, names))
-
-
 def _ended(results: list[Result]) -> str:
     """How many members finished, diverged and have not finished, in words."""
     count = Counter(result.status.partition(",")[0] for result in results)
-    words = ("finished", "diverged", "not finished")
-    return ", ".join(f"{count[word]} {word}" for word in words if count[word])
+    return ", ".join(f"{count[word]} {word}" for word in (FINISHED, "diverged", NOT_FINISHED) if count[word])
 
 
 def _across(results: list[Result]) -> str:
     names, rows = score_names(results), []
-    for group, spreads in _by_condition(results, names):
-        cells = [_cell(spread.text, spread.mean) if spread else _cell("") for spread in spreads]
+    for group in conditions(results):
+        spreads = across_seeds(group)
+        cells = [_cell(spreads[name].text, spreads[name].mean) if name in spreads else _cell("") for name in names]
         rows.append([_cell(group.label), _cell(group.ended, len(group.finished)), *cells])
     return _table(["", "finished", *names], rows)
 

@@ -153,7 +153,7 @@ class Spread(NamedTuple):
     """A score across seeds."""
 
     mean: float
-    low: float  # of the bootstrap interval of the mean, at LEVEL
+    low: float  # of the bootstrap interval of the mean, at LEVEL; NaN of one run
     high: float
     count: int  # of runs that have it
 
@@ -170,10 +170,9 @@ def across_seeds(condition: Condition) -> dict[str, Spread]:
 
 @cache  # the summary and the report ask for the same ones
 def _spread(scores: tuple[float, ...]) -> Spread:
-    values, low, high = np.array(scores), np.nan, np.nan
-    if len(values) > 1:
-        low, high = interval(np.mean, (values,), RESAMPLES, LEVEL, 0)
-    return Spread(float(values.mean()), low, high, len(values))
+    several = len(scores) > 1
+    bounds = interval(np.mean, (np.array(scores),), RESAMPLES, LEVEL, 0) if several else (np.nan, np.nan)
+    return Spread(float(np.mean(scores)), *bounds, len(scores))
 
 
 def references(results: list[Result]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gan_jax import images, recipe, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data import Source
-from gan_jax.devices import EACH, Layout, population
+from gan_jax.devices import EACH, Devices, Layout, population
 from gan_jax.errors import InputError, NotFiniteError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.files import read_json, write_atomically
@@ -47,19 +47,18 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
 
     Raises InputError, naming the member, where a config makes no sense or is not for a sweep.
     """
-    setups, source, devices = [], None, devices_of_a_member(per_member)
+    setups, devices = [], devices_of_a_member(per_member)
     for member in members:
         try:
-            setups.append(_setup(member, devices, source))
+            setups.append(_setup(member, devices, setups[0].source if setups else None))
         except InputError as error:
             raise InputError(f"member {member.number} {member.overrides}: {error}") from error
-        source = setups[0].source
     if how != AUTO and rule(setups[0]) == UNROLL:
         raise InputError(f"--how={how} is not for networks that convolve on a CPU, where their steps are written out")
     return [setup._replace(reference=setups[0].reference) for setup in setups]
 
 
-def _setup(member: Member, devices, source: Source | None) -> Setup:
+def _setup(member: Member, devices: Devices, source: Source | None) -> Setup:
     if member.config.evaluation.best:
         raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
     setup = recipe.build(member.config, devices, source)
