@@ -200,7 +200,8 @@ def test_lowest_of_two_rest_points(name, end):
 
 
 @optimized
-def test_estimate_along_a_run_follows_the_truth():
+def test_estimate_along_a_run_follows_the_truth(monkeypatch):
+    monkeypatch.setitem(estimated_divergence.CHANGES, "batch_size", 256)
     values = estimated_divergence.run("fgan_hellinger", steps=400)[5:]
     estimate, truth = values[values[:, 1] > 0.05].T
     assert len(truth) > 10
