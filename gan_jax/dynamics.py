@@ -31,7 +31,7 @@ HEIGHTS = {"LM": np.abs, "LR": np.real, "LI": lambda values: np.abs(np.imag(valu
 
 
 class Eigenvalues(NamedTuple):
-    """What Arnoldi's method found at one end of a spectrum, the outermost first."""
+    """The eigenvalues at one end of a spectrum, the outermost first."""
 
     values: np.ndarray  # [c] complex; fewer than asked for where the rest did not converge
     residuals: np.ndarray  # [c]: |J^T u - lambda u| of the unit vector u, in the eigenvalues' own units
@@ -64,26 +64,27 @@ def _field(recipe, devices, state, batches, keys, players):
         discriminator=state.discriminator.replace(params=discriminator),
     )
 
-    def add(total, batch_and_key):
+    def descend(total, batch_and_key):
         return jax.tree.map(jnp.subtract, total, _gradients(recipe, devices, state, *batch_and_key)), None
 
     total = jax.tree.map(jnp.zeros_like, players)
     if recipe.unroll:
         for i in range(len(keys)):
-            total, _ = add(total, jax.tree.map(lambda x: x[i], (batches, keys)))  # noqa: B023
+            total, _ = descend(total, jax.tree.map(lambda x, i=i: x[i], (batches, keys)))
     else:
-        total, _ = jax.lax.scan(add, total, (batches, keys))
+        total, _ = jax.lax.scan(descend, total, (batches, keys))
     return jax.tree.map(lambda x: x / len(keys), total)
 
 
 def _gradients(recipe, devices, state, batch, key):
+    """(of the generator's loss, of the discriminator's), each in its own parameters."""
     latent_keys, penalty_keys = discriminator_keys(devices, key, len(batch["image"]))
     numbers = recipe.schedule(state.hyperparameters, state.step)
     loss = partial(generator_loss, recipe, devices, numbers, state)
-    of_generator, _ = jax.grad(loss, has_aux=True)(state.generator.params, batch, latent_keys)
+    generator, _ = jax.grad(loss, has_aux=True)(state.generator.params, batch, latent_keys)
     loss = partial(discriminator_loss, recipe, numbers, state)
-    of_discriminator, _ = jax.grad(loss, has_aux=True)(state.discriminator.params, batch, latent_keys, penalty_keys)
-    return devices.mean((of_generator, of_discriminator))
+    discriminator, _ = jax.grad(loss, has_aux=True)(state.discriminator.params, batch, latent_keys, penalty_keys)
+    return devices.mean((generator, discriminator))
 
 
 def linearise(field, players) -> Linearised:
@@ -94,23 +95,17 @@ def linearise(field, players) -> Linearised:
     """
     _, unravel = ravel_pytree(players)
     value, pullback = jax.jit(partial(jax.vjp, field))(players)
-    value = np.asarray(ravel_pytree(value)[0], np.float64)
     pull = jax.jit(lambda pullback, u: ravel_pytree(pullback(unravel(u))[0])[0])
-    product = partial(_product, pull, pullback)
-    _require_finite(value, "the vector field")
+    value = _finite(ravel_pytree(value)[0], "the vector field")
+    product = lambda u: _finite(pull(pullback, np.float32(u.ravel())), "the field's Jacobian")  # noqa: E731
     shape = len(value), len(value)
     return Linearised(value, scipy.sparse.linalg.LinearOperator(shape, matvec=product, dtype=np.float64))
 
 
-def _product(pull, pullback, u):
-    product = np.asarray(pull(pullback, np.float32(u.ravel())), np.float64)
-    _require_finite(product, "the field's Jacobian")
-    return product
-
-
-def _require_finite(array, name):
+def _finite(array, name: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise FloatingPointError(f"{name} is not finite")
+    return np.asarray(array, np.float64)
 
 
 def leading_eigenvalues(transposed: "scipy.sparse.linalg.LinearOperator", which: str, count: int) -> Eigenvalues:

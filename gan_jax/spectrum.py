@@ -42,93 +42,72 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
     tell from 0, which is min -2 Re(lambda) / |lambda|^2, or 0.0 where a real part is not negative. An end of the
     spectrum at which nothing converged leaves what it alone could tell at None.
     """
-    setup, n = _in_float32(setup), _examples_at_once(setup)
+    setup = _in_float32(setup)
+    n = setup.config.batch_size // setup.config.accumulate  # as in training: what batch normalisation averages over
     batches = -(-(num_samples or EXAMPLES) // n)
-    _check_program(setup, batches)
+    if setup.recipe.unroll and batches > MOST_UNROLLED:
+        raise InputError(
+            f"--num_samples makes {batches} minibatches of {n}, which for convolutional networks on a CPU are written "
+            f"out one by one and would compile for very long; ask for at most {MOST_UNROLLED * n}"
+        )
     players = state.generator.params, state.discriminator.params
     try:
         with jax.default_matmul_precision("float32"):  # some devices compute in less unless told
-            field, found = _eigenvalues(setup, state, players, batches)
+            field, ends = _eigenvalues(setup, state, players, batches, n)
     except (ArithmeticError, scipy.sparse.linalg.ArpackError) as error:
         raise InputError(f"{workdir} has no spectrum at step {int(state.step):,}: {error}") from None
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in players]
+    values = {which: end.values for which, end in ends.items()}
     scalars = {
         "step": int(state.step),
         "examples": batches * n,
         "generator_parameters": sizes[0],
         "discriminator_parameters": sizes[1],
         "field_norm": float(np.linalg.norm(field)),
+    } | summary(values)
+    written = {
+        which: {"eigenvalues": [[x.real, x.imag] for x in end.values.tolist()], "residuals": end.residuals.tolist()}
+        for which, end in ends.items()
     }
-    scalars |= summary({which: each.values for which, each in found.items()})
-    _write(workdir, scalars, found, f"{setup.title}, step {int(state.step):,}")
+    content = scalars | {"asked_of_each_end": COUNT, "ends": written}
+    write_atomically(workdir / "spectrum.json", (json.dumps(content, indent=2) + "\n").encode())
+    title = f"{setup.title}, step {int(state.step):,}"
+    images.write_png(workdir / "spectrum.png", images.spectrum(values, title))
     return scalars
 
 
-def summary(found: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """What the eigenvalues [c] of each end say in three numbers, None where the end that would tell has none.
+def summary(ends: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """Three numbers from the eigenvalues [c] of each end; None where the end that a number needs has none.
 
     `spectrum_of_run` says what the last one means: a bound from above, since the rest of the spectrum is not known.
     """
-    values = np.concatenate(list(found.values()))
+    values, right, turning = np.concatenate(list(ends.values())), ends["LR"].real, np.abs(ends["LI"].imag)
     moving = values[np.abs(values) > RESOLUTION * np.abs(values).max()]
     rates = -2 * moving.real / np.abs(moving) ** 2
-    known = len(found["LR"]) > 0 and len(moving) > 0
+    known = len(right) > 0 and len(moving) > 0
     return {
-        "largest_real_part": float(found["LR"].real.max()) if len(found["LR"]) else None,
-        "largest_imaginary_part": float(np.abs(found["LI"].imag).max()) if len(found["LI"]) else None,
+        "largest_real_part": float(right.max()) if len(right) else None,
+        "largest_imaginary_part": float(turning.max()) if len(turning) else None,
         "stable_learning_rate_at_most": max(0.0, float(rates.min())) if known else None,
     }
 
 
 def _in_float32(setup: Setup) -> Setup:
     """The same setup, or one with exact products: those in bfloat16 or TF32 are too coarse for eigenvalues."""
-    exact = {"precision": "float32", "matmul_precision": "highest"}
     config = setup.config.to_dict()
-    if config == config | exact:
-        return setup
-    return recipe.build(ConfigDict(config | exact), setup.devices, setup.source)
+    exact = config | {"precision": "float32", "matmul_precision": "highest"}
+    return setup if config == exact else recipe.build(ConfigDict(exact), setup.devices, setup.source)
 
 
-def _examples_at_once(setup: Setup) -> int:
-    """As in training: what batch normalisation averages over, and what fits in memory."""
-    return setup.config.batch_size // setup.config.accumulate
-
-
-def _check_program(setup: Setup, batches: int) -> None:
-    n = _examples_at_once(setup)
-    if setup.recipe.unroll and batches > MOST_UNROLLED:
-        raise InputError(
-            f"--num_samples makes {batches} minibatches of {n}, which for convolutional networks "
-            "on a CPU are written out one by one and would compile for very long; "
-            f"ask for at most {MOST_UNROLLED * n}"
-        )
-
-
-def _eigenvalues(setup, state, players, batches) -> tuple[np.ndarray, dict[str, Eigenvalues]]:
-    n = _examples_at_once(setup)
+def _eigenvalues(setup, state, players, batches: int, n: int) -> tuple[np.ndarray, dict[str, Eigenvalues]]:
+    """(the field, the eigenvalues at each end of its Jacobian's spectrum), over `batches` minibatches of n examples."""
     keys = example_keys(setup.devices, setup.keys.reference, batches * n)
-    real = independent(setup.source, keys)
-    real = jax.tree.map(lambda x: x.reshape(batches, n, *x.shape[1:]), real)
-    field = vector_field(setup.recipe, setup.devices, state, real, setup.keys.evaluation)
-    value, transposed = linearise(field, players)
-    found = {
-        which: leading_eigenvalues(transposed, which, COUNT)
-        for which in progress(tuple(HEIGHTS), "ends of the spectrum")
-    }
-    if not any(len(each.values) for each in found.values()):
+    real = jax.tree.map(lambda x: x.reshape(batches, n, *x.shape[1:]), independent(setup.source, keys))
+    value, transposed = linearise(
+        vector_field(setup.recipe, setup.devices, state, real, setup.keys.evaluation), players
+    )
+    names = progress(tuple(HEIGHTS), "ends of the spectrum")
+    ends = {which: leading_eigenvalues(transposed, which, COUNT) for which in names}
+    if not any(len(end.values) for end in ends.values()):
         raise ArithmeticError("no eigenvalue converged; another number of samples may help")
-    return value, found
-
-
-def _write(workdir: Path, scalars: dict, found: dict[str, Eigenvalues], title: str) -> None:
-    ends = {
-        which: {
-            "eigenvalues": [[value.real, value.imag] for value in each.values.tolist()],
-            "residuals": each.residuals.tolist(),
-        }
-        for which, each in found.items()
-    }
-    content = scalars | {"asked_of_each_end": COUNT, "ends": ends}
-    write_atomically(workdir / "spectrum.json", (json.dumps(content, indent=2) + "\n").encode())
-    values = {which: each.values for which, each in found.items()}
-    images.write_png(workdir / "spectrum.png", images.spectrum(values, title))
+    return value, ends

@@ -1,6 +1,7 @@
 """The Dirac-GAN: eigenvalues in closed form (arXiv:1801.04406), and what becomes of trajectories."""
 
-from functools import partial
+import itertools
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,13 @@ FREQUENCIES = {
 RATE = 0.1
 
 
+def in_order(values):
+    """Those of the larger imaginary part last."""
+    return sorted(np.asarray(values), key=lambda x: (x.imag, x.real))
+
+
 def eigenvalues(game):
-    """Of the vector field, those of the larger imaginary part last."""
-    return sorted(np.asarray(dirac.eigenvalues(partial(dirac.vector_field, game))), key=lambda x: (x.imag, x.real))
+    return in_order(dirac.eigenvalues(partial(dirac.vector_field, game)))
 
 
 def ends(game, update=dirac.alternating, start=(0.6, 0.6), steps=3_000):
@@ -46,19 +51,42 @@ def test_every_objective_has_its_frequency_here():
     assert set(FREQUENCIES) == set(OBJECTIVES)
 
 
+@cache
+def spectra():
+    """Of every unregularised game: the eigenvalues of its field, of a simultaneous and of an alternating update."""
+    return _eigenvalues_of(
+        {
+            (name, update.__name__): partial(update, Game(name), *([] if update is dirac.vector_field else [RATE]))
+            for name in OBJECTIVES
+            for update in (dirac.vector_field, dirac.simultaneous, dirac.alternating)
+        }
+    )
+
+
+@cache
+def damped():
+    """The eigenvalues of the fields with zero-centred penalties."""
+    games = itertools.product(("non_saturating", "wgan", "mle"), ("r1", "r2", "r1_r2"), (0.25, 2.0))
+    return _eigenvalues_of({game: partial(dirac.vector_field, Game(*game)) for game in games})
+
+
+def _eigenvalues_of(functions):
+    """By one compiled program."""
+    return jax.jit(lambda: {name: dirac.eigenvalues(function) for name, function in functions.items()})()
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_unregularised_players_only_turn(objective):
     omega = FREQUENCIES[objective]
-    assert_allclose(eigenvalues(Game(objective)), [-1j * omega, 1j * omega], atol=1e-6)
+    assert_allclose(in_order(spectra()[objective, "vector_field"]), [-1j * omega, 1j * omega], atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_simultaneous_steps_leave_and_alternating_ones_circle(objective):
     """Lemmas 2.3 and 2.4 of the paper: moduli sqrt(1 + h^2 omega^2), and 1 where h omega < 2."""
-    game, omega = Game(objective), FREQUENCIES[objective]
-    simultaneous = dirac.eigenvalues(partial(dirac.simultaneous, game, RATE))
-    assert_allclose(np.abs(simultaneous), np.sqrt(1 + (RATE * omega) ** 2), rtol=1e-6)
-    assert_allclose(np.abs(dirac.eigenvalues(partial(dirac.alternating, game, RATE))), 1, rtol=1e-6)
+    modulus = np.sqrt(1 + (RATE * FREQUENCIES[objective]) ** 2)
+    assert_allclose(np.abs(spectra()[objective, "simultaneous"]), modulus, rtol=1e-6)
+    assert_allclose(np.abs(spectra()[objective, "alternating"]), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.25, 2.0])
@@ -66,8 +94,8 @@ def test_simultaneous_steps_leave_and_alternating_ones_circle(objective):
 @pytest.mark.parametrize("objective", ["non_saturating", "wgan", "mle"])
 def test_zero_centred_penalties_damp(objective, penalty, times, weight):
     root = np.sqrt(complex((times * weight) ** 2 - FREQUENCIES[objective] ** 2))
-    expected = sorted([-times * weight - root, -times * weight + root], key=lambda x: (x.imag, x.real))
-    assert_allclose(eigenvalues(Game(objective, penalty, weight)), expected, atol=1e-5)
+    expected = in_order([-times * weight - root, -times * weight + root])
+    assert_allclose(in_order(damped()[objective, penalty, weight]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.0])

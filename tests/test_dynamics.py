@@ -1,6 +1,5 @@
 """The game's field and its spectrum: against dense Jacobians, closed forms, and the training step itself."""
 
-import dataclasses
 import json
 from functools import partial
 from typing import NamedTuple
@@ -13,16 +12,15 @@ from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose
 from PIL import Image
 from scipy.sparse.linalg import LinearOperator
+from toys import Fake, numbers, toy_recipe, toy_state
 
-from gan_jax import dynamics, objectives, penalties, recipe, schedules, spectrum, step
+from gan_jax import dynamics, penalties, recipe, spectrum, step
 from gan_jax.data import independent
 from gan_jax.devices import example_keys, mesh
 from gan_jax.errors import InputError
 from gan_jax.images import spectrum as draw_spectrum
-from gan_jax.networks import Network
-from gan_jax.optimizers import scale_by_decayed_rate
 from gan_jax.spectrum import spectrum_of_run, summary
-from gan_jax.state import Hyperparameters, Recipe, TrainState
+from gan_jax.state import TrainState
 from gan_jax.theory.dirac import Game as DiracGame
 from gan_jax.theory.dirac import vector_field as dirac_field
 
@@ -49,8 +47,31 @@ def game(config, m=M):
     return Game(setup, state, batches, field, (state.generator.params, state.discriminator.params))
 
 
+PLAYERS = "generator", "discriminator"
+SMALL = {f"{player}.depth": 1 for player in PLAYERS}  # few layers compile in a fraction of the time
+PLAIN = SMALL | {"penalty.name": "none", "penalty.weight": 0.0}
+
+
+@pytest.fixture(scope="module")
+def played(shrunk):
+    """A small game without a penalty, of as many parameters as Arnoldi's method needs."""
+    return game(shrunk("mixture", "ring8", PLAIN | {f"{player}.width": 16 for player in PLAYERS}))
+
+
+@pytest.fixture(scope="module")
+def written(played, tmp_path_factory):
+    """(the scalars of that game's spectrum, over 20 examples, and the folder with its files)."""
+    folder = tmp_path_factory.mktemp("spectrum")
+    return spectrum_of_run(played.setup, played.state, folder, 20), folder
+
+
+@pytest.fixture(scope="module")
+def convolutional(shrunk):
+    return game(shrunk("dcgan"))
+
+
 def activation(name):
-    return {f"{player}.activation": name for player in ("generator", "discriminator")}
+    return {f"{player}.activation": name for player in PLAYERS}
 
 
 def dense(field, players, differentiate):
@@ -72,17 +93,14 @@ def dense(field, players, differentiate):
 )
 def test_arnoldi_finds_the_ends_of_the_dense_spectrum(changes, shrunk):
     """In float32 a product is right to about 1e-6 of |J|, and an eigenvalue to that times its condition number."""
-    shape = {
-        f"{player}.{key}": n for player in ("generator", "discriminator") for key, n in (("width", 16), ("depth", 1))
-    }
-    played = game(shrunk("mixture", "ring8", shape | changes))  # few layers compile in a fraction of the time
+    played = game(shrunk("mixture", "ring8", SMALL | {f"{player}.width": 16 for player in PLAYERS} | changes))
     jacobian = dense(played.field, played.players, jax.jacfwd)  # the mode that the product does not use
     size = np.linalg.norm(jacobian, 2)
     if changes.get("penalty.name") == "r1":  # once is enough: it takes seconds to compile
         assert_allclose(dense(played.field, played.players, jax.jacrev), jacobian, atol=2e-6 * size)
     linearised = dynamics.linearise(played.field, played.players)
     assert len(jacobian) > dynamics.DENSE  # so that this is Arnoldi's method
-    assert_allclose(linearised.value, ravel_pytree(played.field(played.players))[0], atol=1e-5)
+    assert_allclose(linearised.value, ravel_pytree(jax.jit(played.field)(played.players))[0], atol=1e-5)
     everything = np.linalg.eigvals(jacobian)
     for which, height in dynamics.HEIGHTS.items():
         found = dynamics.leading_eigenvalues(linearised.transposed, which, 6)
@@ -120,17 +138,15 @@ def test_what_has_not_converged_is_left_out(monkeypatch):
     assert len(found.values) == len(found.residuals) < 6
 
 
-def test_a_convolutional_game(shrunk):
-    played = game(shrunk("dcgan"), m=2)
-    assert played.setup.recipe.unroll  # as on a CPU
-    linearised = dynamics.linearise(played.field, played.players)
+def test_a_convolutional_game(convolutional):
+    assert convolutional.setup.recipe.unroll  # as on a CPU
+    linearised = dynamics.linearise(convolutional.field, convolutional.players)
     found = dynamics.leading_eigenvalues(linearised.transposed, "LM", 4)
     assert len(found.values) == 4
     assert np.all(found.residuals < 2 * dynamics.TOLERANCE * np.abs(found.values))
 
 
-def test_written_out_or_scanned_the_field_is_the_same(shrunk):
-    played = game(shrunk("mixture", "ring8"))
+def test_written_out_or_scanned_the_field_is_the_same(played):
     unrolled = played.setup.recipe._replace(unroll=True)
     other = dynamics.vector_field(unrolled, played.setup.devices, played.state, played.batches, jax.random.key(5))
     first, second = (ravel_pytree(jax.jit(field)(played.players))[0] for field in (played.field, other))
@@ -142,44 +158,20 @@ def test_written_out_or_scanned_the_field_is_the_same(shrunk):
 
 def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
     """(field, players) of the Dirac-GAN (arXiv:1801.04406, section 2): G is a point, D(x) = psi x, data at 0."""
-    generator = Network(
-        init=lambda key, z: ({"theta": jnp.float32(theta)}, {}),
-        apply=lambda params, stats, z, train: (0 * z + params["theta"], stats),
-        convolves=False,
-    )
-    discriminator = Network(
-        init=lambda key, x: ({"psi": jnp.float32(psi)}, {}),
-        apply=lambda params, stats, x, train: (params["psi"] * x[:, 0], stats),
-        convolves=False,
-    )
-    still = lambda h: scale_by_decayed_rate(h.generator_learning_rate, 1, 1.0)  # noqa: E731
-    made = Recipe(
-        generator=generator,
-        discriminator=discriminator,
-        objective=lambda hyperparameters: objectives.OBJECTIVES[objective],
-        penalty=penalties.PENALTIES[penalty],
-        schedule=partial(schedules.at_step, 100, 4),
-        penalty_every=1,
-        generator_tx=still,
-        discriminator_tx=still,
+    made = toy_recipe(
+        objective,
+        penalties.PENALTIES[penalty],
+        generator=Fake(
+            init=lambda key, z: ({"theta": jnp.float32(theta)}, {}),
+            apply=lambda params, stats, z, train: (0 * z + params["theta"], stats),
+        ),
+        discriminator=Fake(
+            init=lambda key, x: ({"psi": jnp.float32(psi)}, {}),
+            apply=lambda params, stats, x, train: (params["psi"] * x[:, 0], stats),
+        ),
         prior=lambda keys: jnp.zeros((len(keys), 1)),
-        augment=lambda state, keys, x: x,
-        transform=lambda keys, x: x,
-        remember=None,
-        batch_size=4,
-        accumulate=1,
-        discriminator_steps=1,
-        packing=1,
-        together=1,
-        move=step.alternating,
-        one_pass=False,
-        conditional=False,
-        unroll=False,
     )
-    needed = [field.name for field in dataclasses.fields(Hyperparameters) if field.default is dataclasses.MISSING]
-    numbers = dict.fromkeys(needed, 0.0) | {"penalty_weight": weight}
-    hyperparameters = jax.tree.map(jnp.float32, Hyperparameters(**numbers))
-    state = step.init_state(made, hyperparameters, jax.random.key(0), (1,))
+    state = toy_state(made, numbers(penalty_weight=weight))
     batches = {"image": jnp.zeros((2, 4, 1))}
     field = dynamics.vector_field(made, mesh(jax.devices()[:1]), state, batches, jax.random.key(1))
     return field, (state.generator.params, state.discriminator.params)
@@ -219,7 +211,8 @@ def test_dirac_gan_at_rest_turns_at_half_the_speed_of_wgan():
 
 def test_players_of_a_zero_sum_game_pull_in_opposite_ways(shrunk):
     """On the same examples L_G = -L_D up to what G cannot move, so that J's two mixed blocks are -transposes."""
-    played = game(shrunk("mixture", "ring8", activation("tanh") | {"objective.name": "minimax", "penalty.name": "r1"}))
+    changes = SMALL | activation("tanh") | {"objective.name": "minimax", "penalty.name": "r1"}
+    played = game(shrunk("mixture", "ring8", changes))
     jacobian = dense(played.field, played.players, jax.jacrev)
     n = len(ravel_pytree(played.players[0])[0])
     assert np.abs(jacobian[:n, n:]).max() > 1e-3
@@ -266,10 +259,8 @@ def test_a_crowded_end_is_said_not_to_have_converged(shrunk, tmp_path):
 
 @pytest.mark.parametrize("penalty", ["none", "r1"])
 def test_the_field_is_a_step_of_gradient_descent(penalty, shrunk):
-    changes = {f"{player}.optimizer.name": "sgd" for player in ("generator", "discriminator")}
-    changes |= {f"{player}.optimizer.b1": 0.0 for player in ("generator", "discriminator")}
-    changes |= {f"{player}.optimizer.learning_rate": 1.0 for player in ("generator", "discriminator")}
-    changes |= {f"{player}.optimizer.decay_to": 1.0 for player in ("generator", "discriminator")}
+    descent = {"name": "sgd", "b1": 0.0, "learning_rate": 1.0, "decay_to": 1.0}
+    changes = SMALL | {f"{player}.optimizer.{key}": value for player in PLAYERS for key, value in descent.items()}
     changes |= {"penalty.name": penalty, "penalty.weight": 0.5 if penalty == "r1" else 0.0}
     played = game(shrunk("mixture", "ring8", changes), m=1)
     batch = {"image": played.batches["image"][0]}
@@ -279,20 +270,17 @@ def test_the_field_is_a_step_of_gradient_descent(penalty, shrunk):
     moved_g, _ = jax.jit(partial(step.generator_step, *arguments))(jax.random.split(key)[0])
     moved = moved_g.generator.params, moved_d.discriminator.params
     moves = ravel_pytree(jax.tree.map(jnp.subtract, moved, played.players))[0]
-    assert_allclose(ravel_pytree(played.field(played.players))[0], moves, atol=1e-6)  # a rounding of the parameters
+    field = jax.jit(played.field)(played.players)
+    assert_allclose(ravel_pytree(field)[0], moves, atol=1e-6)  # a rounding of the parameters
 
 
 # --- the verb
 
 
-def test_the_verb_writes_both_files_and_repeats_itself(shrunk, tmp_path):
-    played = game(shrunk("mixture", "ring8"))
-    folders = tmp_path / "a", tmp_path / "b"
-    scalars, again = (spectrum_of_run(played.setup, played.state, folder, 20) for folder in folders)
-    assert scalars == again
-    assert sorted(path.name for path in folders[0].iterdir()) == ["spectrum.json", "spectrum.png"]
-    written = json.loads((folders[0] / "spectrum.json").read_text())
-    assert (folders[1] / "spectrum.json").read_text() == (folders[0] / "spectrum.json").read_text()
+def test_the_verb_writes_both_files(played, written):
+    scalars, folder = written
+    assert sorted(path.name for path in folder.iterdir()) == ["spectrum.json", "spectrum.png"]
+    written = json.loads((folder / "spectrum.json").read_text())
     assert written.items() >= scalars.items()
     assert (written["step"], written["examples"]) == (0, 24)  # three minibatches of 8
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in played.players]
@@ -302,30 +290,30 @@ def test_the_verb_writes_both_files_and_repeats_itself(shrunk, tmp_path):
     assert written["largest_real_part"] == max(value.real for value in values)
     assert written["largest_imaginary_part"] == max(abs(value.imag) for value in values)
     assert all(len(end["residuals"]) == len(end["eigenvalues"]) for end in written["ends"].values())
-    with Image.open(folders[0] / "spectrum.png") as image:
+    with Image.open(folder / "spectrum.png") as image:
         assert np.asarray(image).std() > 0
 
 
+def test_the_verb_repeats_itself_with_its_default_number_of_examples(played, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(spectrum, "EXAMPLES", 17)
+    assert spectrum_of_run(played.setup, played.state, tmp_path, 0) == written[0]
+    assert (tmp_path / "spectrum.json").read_bytes() == (written[1] / "spectrum.json").read_bytes()
+
+
 def test_the_field_is_normalised_over_micro_batches_where_a_run_accumulates(shrunk, tmp_path):
-    played = game(shrunk("mixture", "ring8", {"accumulate": 4}))
+    played = game(shrunk("mixture", "ring8", PLAIN | {"accumulate": 4}))
     assert spectrum_of_run(played.setup, played.state, tmp_path, 5)["examples"] == 6  # three of 8 / 4
 
 
-def test_the_default_number_of_examples_is_of_whole_minibatches(shrunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(spectrum, "EXAMPLES", 9)
-    played = game(shrunk("mixture", "ring8"))
-    assert spectrum_of_run(played.setup, played.state, tmp_path, 0)["examples"] == 16
+def test_a_run_in_bfloat16_is_looked_at_in_float32(shrunk, played, written, tmp_path):
+    config = played.setup.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.precision = "bfloat16"
+    coarse = recipe.build(config, played.setup.devices)
+    assert spectrum_of_run(coarse, played.state, tmp_path, 20) == written[0]
 
 
-def test_a_run_in_bfloat16_is_looked_at_in_float32(shrunk, tmp_path):
-    played = game(shrunk("mixture", "ring8"))
-    coarse = recipe.build(shrunk("mixture", "ring8", {"precision": "bfloat16"}), played.setup.devices)
-    first, second = (spectrum_of_run(setup, played.state, tmp_path, 8) for setup in (played.setup, coarse))
-    assert first == second
-
-
-def test_a_field_that_is_not_finite_is_one_line(shrunk, tmp_path):
-    played = game(shrunk("mixture", "ring8"))
+def test_a_field_that_is_not_finite_is_one_line(played, tmp_path):
     broken = jax.tree.map(lambda x: x * np.nan, played.state.generator)
     with pytest.raises(InputError, match=r"has no spectrum at step 0: the vector field is not finite$") as raised:
         spectrum_of_run(played.setup, played.state.replace(generator=broken), tmp_path, 8)
@@ -333,10 +321,9 @@ def test_a_field_that_is_not_finite_is_one_line(shrunk, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_too_many_convolutions_to_write_out_are_one_line(shrunk, tmp_path):
-    played = game(shrunk("dcgan"), m=1)
+def test_too_many_convolutions_to_write_out_are_one_line(convolutional, tmp_path):
     with pytest.raises(InputError, match=r"--num_samples makes 33 minibatches of 8, .*; ask for at most 256$"):
-        spectrum_of_run(played.setup, played.state, tmp_path, 257)
+        spectrum_of_run(convolutional.setup, convolutional.state, tmp_path, 257)
 
 
 def test_the_picture_shows_where_eigenvalues_are():

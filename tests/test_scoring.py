@@ -275,7 +275,7 @@ def test_higher_is_better_where_it_is(state, tmp_path):
     ("name", "changes", "message"),
     [
         ("mixture", {"evaluation.extractor": "digits"}, "is points; set it to none"),
-        ("digits", {"evaluation.weights": "x.npz"}, "makes no use"),
+        ("digits", {"evaluation.weights": "x.npz"}, "none has no weights; set it to"),
         ("dcgan", {"evaluation.num_samples": 9}, "at least 10"),
         ("dcgan", {"evaluation.num_real": 9}, r"0 \(all\) or at least 10"),
         ("digits", {"evaluation.best": "sliced_wasserstein"}, "evaluate_every is 0"),

@@ -1,7 +1,7 @@
 """The studies' own computations on small budgets, and the shipped step's metric `divergence` on known densities."""
 
 import re
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -24,27 +24,44 @@ from gan_jax.data.mixture import mixture
 from gan_jax.networks import Network
 from gan_jax.theory.identities import OPTIMA
 
-pytestmark = pytest.mark.usefixtures("optimized")
+optimized = pytest.mark.usefixtures("optimized")  # where running is most of the time
 
 CENTERS, SIGMA = ((-0.35,), (0.35,)), (0.9, 0.9)  # of the data and of the generator
 EXAMPLES = 40_000
+CRITICS = {name: critic for name, (critic, *_) in OPTIMA.items() if name != "wgan"}
+CRITICS |= dict.fromkeys(("non_saturating", "mle"), theory.optimal_logit)
+CRITICS["wgan"] = lambda p, q: jnp.log(jnp.maximum(p, 1e-30))
 
 
-def known_metrics(name, critic):
-    """Metrics of one shipped discriminator step on known densities, with a D that is `critic(p, q)`."""
+@cache
+def shipped_step(name):
+    """The shipped discriminator step on known densities, as (parameters of D) -> metrics.
+
+    D is `scale` times the objective's optimal critic, plus `shift`: its parameters.
+    """
     real, fake = (mixture(np.array([[c]]), s) for (c,), s in zip(CENTERS, SIGMA, strict=True))
     setup = known.against(known.setup_on(real, {"objective.name": name, "batch_size": EXAMPLES}), fake)
 
     def logits(params, stats, x, train):
-        return critic(real.density(x), fake.density(x)), stats
+        return params["scale"] * CRITICS[name](real.density(x), fake.density(x)) + params["shift"], stats
 
-    network = Network(init=lambda key, x: ({}, {}), apply=logits, convolves=False)
+    optimum = {"scale": jnp.float32(1), "shift": jnp.float32(0)}
+    network = Network(init=lambda key, x: (optimum, {}), apply=logits, convolves=False)
     made = setup.recipe._replace(discriminator=network)
     state = step.init_state(made, setup.hyperparameters, jax.random.key(0), (1,))
-    keys = jax.random.split(jax.random.key(1), EXAMPLES)
-    batch = jax.jit(real.draw)((), None, keys)
-    _, metrics = jax.jit(partial(step.discriminator_step, made, setup.devices))(state, batch, jax.random.key(2))
+    batch = jax.jit(real.draw)((), None, jax.random.split(jax.random.key(1), EXAMPLES))
+
+    @jax.jit
+    def metrics(params):
+        start = state.replace(discriminator=state.discriminator.replace(params=params))
+        return step.discriminator_step(made, setup.devices, start, batch, jax.random.key(2))[1]
+
     return metrics
+
+
+def divergence(name, scale=1.0, shift=0.0):
+    """What the metric says of a D that is so far from the optimal one."""
+    return shipped_step(name)({"scale": jnp.float32(scale), "shift": jnp.float32(shift)})["divergence"]
 
 
 def truth(name):
@@ -57,30 +74,30 @@ def truth(name):
 @pytest.mark.parametrize("name", [name for name in OPTIMA if name != "wgan"])
 def test_metric_is_the_true_divergence_at_the_optimal_discriminator(name):
     """Within the error of a mean over 40,000 examples, 1 to 2 % of these divergences."""
-    assert_allclose(known_metrics(name, OPTIMA[name][0])["divergence"], truth(name), rtol=0.05)
+    assert_allclose(divergence(name), truth(name), rtol=0.05)
 
 
 @pytest.mark.parametrize("name", ["non_saturating", "mle"])
 def test_metric_of_the_logistic_family_is_js(name):
-    assert_allclose(known_metrics(name, theory.optimal_logit)["divergence"], truth("minimax"), rtol=0.04)
+    assert_allclose(divergence(name), truth("minimax"), rtol=0.04)
 
 
 def test_metric_of_wgan_is_the_difference_of_means_of_the_critic():
     """With f = log p, p = N(-0.35, 0.9^2) the data, q = N(0.35, 0.9^2): E_p f - E_q f = KL(q || p)."""
-    estimate = known_metrics("wgan", lambda p, q: jnp.log(jnp.maximum(p, 1e-30)))["divergence"]
-    assert_allclose(estimate, theory.gaussian_kl(0.35, 0.9, -0.35, 0.9), rtol=0.04)
+    assert_allclose(divergence("wgan"), theory.gaussian_kl(0.35, 0.9, -0.35, 0.9), rtol=0.04)
 
 
 def test_metric_is_below_the_truth_at_any_other_discriminator():
     for name in ("minimax", "rpgan", "lsgan", "fgan_kl", "hinge"):
-        other = known_metrics(name, lambda p, q, name=name: 0.5 * OPTIMA[name][0](p, q) + 0.2)["divergence"]
-        assert other < truth(name)
+        assert divergence(name, scale=0.5, shift=0.2) < truth(name)
 
 
+@optimized
 def test_trained_discriminator_approaches_the_optimal_one():
     case = optimal_discriminator.cases()["plane"]
     early, late = (
-        optimal_discriminator.score(case, logits) for logits in optimal_discriminator.trained(case, (20, 600), {})
+        optimal_discriminator.score(case, logits)
+        for logits in optimal_discriminator.trained(case, (20, 600), {"batch_size": 256})
     )
     assert -1e-4 < late.gap < 0.02
     assert late.distance < 0.05
@@ -103,10 +120,12 @@ def test_grid_integrates_densities_to_one():
             assert_allclose(np.sum(source.density(case.grid.points)) * case.grid.volume, 1, rtol=1e-3)
 
 
-def test_critic_under_a_gradient_penalty_estimates_w1():
+@optimized
+def test_critic_under_a_gradient_penalty_estimates_w1(monkeypatch):
+    monkeypatch.setitem(wasserstein_critic.CHANGES, "batch_size", 256)
     case = wasserstein_critic.CASES["mixtures"]
     method = wasserstein_critic.METHODS["wgan_gp_one_sided, weight 10"]
-    outcome = wasserstein_critic.trained(case, method, 0, updates=1_800)
+    outcome = wasserstein_critic.trained(case, method, 0, updates=900)
     assert_allclose(outcome.estimate, outcome.exact, rtol=0.05)
     assert_allclose(outcome.estimate, outcome.predicted, rtol=0.03)
 
@@ -131,7 +150,10 @@ def test_excess_of_two_narrow_distributions():
     assert_allclose(wasserstein_critic.excess(case), 8, rtol=0.01)
 
 
-def test_gradient_vanishes_for_the_value_function_and_mle_and_not_for_the_others():
+@optimized
+def test_gradient_vanishes_for_the_value_function_and_mle_and_not_for_the_others(monkeypatch):
+    monkeypatch.setitem(vanishing_gradient.CHANGES, "batch_size", 64)
+    monkeypatch.setattr(vanishing_gradient, "EXAMPLES", 20_000)
     last = {}
     for method in ("minimax", "mle", "non_saturating"):
         setup, state = vanishing_gradient.fixed(vanishing_gradient.METHODS[method], vanishing_gradient.REAL)
@@ -152,6 +174,7 @@ def test_gradient_vanishes_for_the_value_function_and_mle_and_not_for_the_others
 BOTH, ONE = (0.0, np.sqrt(4 + 0.25)), (2.0, 0.5)  # the moments of the data; one of its modes
 
 
+@optimized
 @pytest.mark.parametrize(
     ("name", "start", "end"),
     [
@@ -176,7 +199,9 @@ def test_lowest_of_two_rest_points(name, end):
         assert [mode_covering.modes_covered(*each) for each in (BOTH, ONE, (20.0, 0.5))] == [2, 1, 0]
 
 
-def test_estimate_along_a_run_follows_the_truth():
+@optimized
+def test_estimate_along_a_run_follows_the_truth(monkeypatch):
+    monkeypatch.setitem(estimated_divergence.CHANGES, "batch_size", 256)
     values = estimated_divergence.run("fgan_hellinger", steps=400)[5:]
     estimate, truth = values[values[:, 1] > 0.05].T
     assert len(truth) > 10

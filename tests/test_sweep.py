@@ -9,18 +9,19 @@ import subprocess
 import sys
 import time
 
+import commands
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 from numpy.testing import assert_allclose
 
-from gan_jax import recipe, workdirs
+from gan_jax import population, recipe, workdirs
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
-from gan_jax.sweep import folders, layout, maps, plan, report, results
+from gan_jax.sweep import figures, folders, plan, report, results
 from gan_jax.sweep.plan import Member
-from gan_jax.sweep.run import build
+from gan_jax.sweep.run import AUTO, HOW, build, layout_for
 
 SWEEP = """
 def sweep():
@@ -32,22 +33,21 @@ def sweep():
 """
 SHORT = (
     "--config=configs/mixture.py:ring8",
-    "--config.num_steps=40",
-    "--config.batch_size=16",
+    "--config.num_steps=20",
+    "--config.batch_size=8",
     "--config.steps_per_call=5",
-    "--config.log_every=10",
-    "--config.sample_every=20",
-    "--config.checkpoint_every=10",
-    "--config.evaluate_every=20",
+    "--config.log_every=5",
+    "--config.sample_every=10",
+    "--config.checkpoint_every=5",
+    "--config.evaluate_every=10",
     "--config.evaluation.num_samples=100",
-    "--config.generator.width=8",
-    "--config.discriminator.width=8",
-    "--how=vmap",
+    "--config.penalty.name=none",
+    "--config.penalty.weight=0",
+    *(f"--config.{player}.{key}" for player in ("generator", "discriminator") for key in ("width=8", "depth=1")),
 )
-CONVOLVES = [f"--config.{player}.network=dcgan" for player in ("generator", "discriminator")] + [
+CONVOLVES = [
     "--config.data.name=digits",
-    "--config.generator.depth=2",
-    "--config.discriminator.depth=2",
+    *(f"--config.{player}.network=dcgan" for player in ("generator", "discriminator")),
 ]
 
 
@@ -124,17 +124,18 @@ def test_a_shipped_sweep_makes_sense(shrunk, path):
 # From end to end.
 
 
-def run(*arguments, **kinds):
-    command = [sys.executable, "-m", "gan_jax.sweep", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **kinds)
+def run(*arguments):
+    return commands.run("gan_jax.sweep", *arguments)
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """(the sweep's file, its finished folder)."""
+    """(the sweep's file, its finished folder), by the command itself."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "sweep.py").write_text(SWEEP)
-    done = run(*SHORT, f"--sweep={folder / 'sweep.py'}", f"--workdir={folder / 'run'}")
+    arguments = [*SHORT, f"--sweep={folder / 'sweep.py'}", f"--workdir={folder / 'run'}"]
+    command = [sys.executable, "-m", "gan_jax.sweep", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "member 5 diverged" in done.stderr
     return folder / "sweep.py", folder / "run"
@@ -153,12 +154,12 @@ def test_each_member_leaves_what_a_run_leaves(swept):
     assert sorted(path.name for path in members.iterdir()) == [f"{i:04d}" for i in range(6)]
     for i in range(5):
         lines = [json.loads(line) for line in (members / f"{i:04d}" / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines if "d_loss" in line] == [10, 20, 30, 40]
-        assert [line["step"] for line in lines if "modes" in line] == [20, 40]
+        assert [line["step"] for line in lines if "d_loss" in line] == [5, 10, 15, 20]
+        assert [line["step"] for line in lines if "modes" in line] == [10, 20]
         evaluation = json.loads((members / f"{i:04d}" / "evaluation.json").read_text())
         scores = [line for line in lines if "modes" in line][-1]
         assert {name: evaluation[name] for name in scores} == scores
-        assert [line["step"] for line in lines if "clusters" in line] == [40]
+        assert [line["step"] for line in lines if "clusters" in line] == [20]
     assert (members / "0005" / "metrics.jsonl").read_text() == ""
     assert "diverged" in json.loads((members / "0005" / "member.json").read_text())["status"]
 
@@ -167,16 +168,10 @@ def test_a_member_can_be_read_as_a_run(swept, tmp_path):
     member = tmp_path / "member"
     shutil.copytree(swept[1] / "members" / "0002", member)
     expected = json.loads((member / "evaluation.json").read_text())
-    done = subprocess.run(
-        [sys.executable, "-m", "gan_jax.main", "--mode=evaluate", f"--workdir={member}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run("gan_jax.main", "--mode=evaluate", f"--workdir={member}")
     assert done.returncode == 0, done.stderr
     found = json.loads((member / "evaluation.json").read_text())
-    assert found["step"] == 40
+    assert found["step"] == 20
     for name in ("high_quality", "sliced_wasserstein"):
         assert_allclose(found[name], expected[name], rtol=1e-5)
 
@@ -193,16 +188,13 @@ def test_a_sweep_that_was_ended_goes_on_exactly(swept, tmp_path):
     """Ended by a kill once it has saved its first checkpoint, and asked to stop once it has saved a second."""
     file, finished = swept
     arguments = [*SHORT, f"--sweep={file}", f"--workdir={tmp_path}"]
-    for number, step, status in ((signal.SIGKILL, 10, -signal.SIGKILL), (signal.SIGTERM, 20, 0)):
-        command = [sys.executable, "-m", "gan_jax.sweep", *arguments]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + 300
-        while not list(tmp_path.glob(f"programs/*/checkpoints/{step}")) and process.poll() is None:
+    for number, step, status in ((signal.SIGKILL, 5, -signal.SIGKILL), (signal.SIGTERM, 10, 0)):
+        command, deadline = commands.Command("gan_jax.sweep", *arguments), time.monotonic() + 300
+        while not list(tmp_path.glob(f"programs/*/checkpoints/{step}")) and command.running:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(number)
-        process.communicate()
-        assert process.returncode == status
+        command.send(number)
+        assert command.wait().returncode == status
         assert not (tmp_path / "results.csv").exists()
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
@@ -220,14 +212,14 @@ def test_a_program_whose_member_another_one_has_trained_does_not_go_on(shrunk, t
         for member in members:
             folders.begin(tmp_path, member, folder.name, anew=True)
 
-    assert folders.waiting(tmp_path, found) == found
+    assert folders.unfinished(tmp_path, found) == found
     begin(found)
-    assert folders.waiting(tmp_path, found) == found
+    assert folders.unfinished(tmp_path, found) == found
     begin(found[2:])
-    assert folders.waiting(tmp_path, found) == found
-    (folders.member_folder(tmp_path, found[2]) / folders.ABOUT).write_text('{"status": "finished"}')
-    assert folders.waiting(tmp_path, found) == found[:2]
-    assert folders.waiting(tmp_path, found[2:]) == []
+    assert folders.unfinished(tmp_path, found) == found
+    (folders.member_folder(tmp_path, found[2]) / folders.END).write_text('{"status": "finished"}')
+    assert folders.unfinished(tmp_path, found) == found[:2]
+    assert folders.unfinished(tmp_path, found[2:]) == []
     folders.discard_stale(tmp_path, found)
     assert not whole.exists()
     folders.discard_stale(tmp_path, found[2:])
@@ -236,14 +228,11 @@ def test_a_program_whose_member_another_one_has_trained_does_not_go_on(shrunk, t
 
 def test_processes_share_a_sweep(swept, tmp_path):
     file, finished = swept
-    arguments = [sys.executable, "-m", "gan_jax.sweep", *SHORT, f"--sweep={file}", f"--workdir={tmp_path}"]
-    processes = [
-        subprocess.Popen([*arguments, "--num_processes=2", f"--process_id={i}"], cwd=ROOT, stdout=subprocess.PIPE)
-        for i in range(2)
-    ]
-    said = [process.communicate(timeout=600)[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert any("wrote" in each for each in said)
+    arguments = [*SHORT, f"--sweep={file}", f"--workdir={tmp_path}", "--num_processes=2"]
+    started = [commands.Command("gan_jax.sweep", *arguments, f"--process_id={i}") for i in range(2)]
+    done = [command.wait(600) for command in started]
+    assert [process.returncode for process in done] == [0, 0]
+    assert any("wrote" in process.stdout for process in done)
     rows, expected = (list(csv.DictReader((folder / "results.csv").open())) for folder in (tmp_path, finished))
     assert len(rows) == len(expected) == 6
     for row, other in zip(rows, expected, strict=True):
@@ -309,25 +298,43 @@ def setups_of(shrunk, count, changes=None):
     return [recipe.build(config, mesh(jax.devices()[:1])) for config in configs]
 
 
-def test_what_is_faster_is_measured_once(shrunk, tmp_path, monkeypatch):
-    setups, every = setups_of(shrunk, 5), jax.devices()
-    assert layout.fastest(setups[:2], 1, every[:2]) in layout.MEASURED
-    monkeypatch.setattr(layout, "fastest", lambda setups, per_member, devices: "map")
-    layout.layout_for(setups, layout.Choice(layout.AUTO, 1), tmp_path)
-    monkeypatch.setattr(layout, "fastest", None)
-    assert layout.layout_for(setups, layout.Choice(layout.AUTO, 1), tmp_path).count == len(every)
-    assert json.loads((tmp_path / layout.HOW).read_text())["how"] == "map"
+@pytest.mark.parametrize(
+    ("name", "variant", "changes", "on_cpu", "elsewhere"),
+    [
+        ("mixture", "ring8", {}, "vmap", "vmap"),
+        ("mixture", "ring8", {"discriminator.width": 128}, "map", "vmap"),
+        ("dcgan", None, {}, "unroll", "map"),
+    ],
+)
+def test_how_members_take_a_step_follows_from_networks_and_backend(
+    shrunk, monkeypatch, name, variant, changes, on_cpu, elsewhere
+):
+    setup = recipe.build(shrunk(name, variant, changes), mesh(jax.devices()[:1]))
+    assert population.rule(setup) == on_cpu
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert population.rule(setup) == elsewhere
+
+
+def test_a_program_goes_on_as_it_was_begun(shrunk, tmp_path):
+    setups = setups_of(shrunk, 5)
+    for how in ("map", AUTO):
+        assert layout_for(setups, how, 1, tmp_path).count == jax.device_count()
+    assert json.loads((tmp_path / HOW).read_text())["how"] == "map"
+    with pytest.raises(InputError, match="begun with how map, which is vmap here"):
+        layout_for(setups, "vmap", 1, tmp_path)
+    layout_for(setups, AUTO, 1, tmp_path / "new")
+    assert json.loads((tmp_path / "new" / HOW).read_text())["how"] == "vmap"
 
 
 def test_no_more_devices_are_taken_than_there_is_work_for(shrunk, tmp_path):
     if jax.device_count() < 4:
         pytest.skip("needs four devices")
     setups = setups_of(shrunk, 1)
-    assert layout.layout_for(setups, layout.Choice("vmap", 1), tmp_path / "1").count == 1
-    spread = layout.layout_for(setups, layout.Choice("vmap", 2), tmp_path / "2")
+    assert layout_for(setups, "vmap", 1, tmp_path / "1").count == 1
+    spread = layout_for(setups, "vmap", 2, tmp_path / "2")
     assert (spread.count, spread.within.count) == (1, 2)
     with pytest.raises(InputError, match="begun with devices 1, which is 2 here"):
-        layout.layout_for(setups, layout.Choice("vmap", 2), tmp_path / "1")
+        layout_for(setups, "vmap", 2, tmp_path / "1")
 
 
 def test_a_config_that_cannot_be_built_is_named_before_anything_trains(shrunk):
@@ -408,17 +415,17 @@ def test_what_varies_together_is_one_axis_of_a_map(tmp_path):
                 found.append(made(len(found), overrides, modes=1000 * rate + seed))
     found[-2:] = [each._replace(status="diverged, step 3", scores={}) for each in found[-2:]]
     groups = results.conditions(found)
-    down, across = maps.axes(groups)
+    down, across = figures.axes(groups)
     assert (down.label, down.values) == ("objective", ["wgan", "mle"])
     assert (across.label, across.values) == ("learning_rate", ["0.001", "0.002", "0.004"])
-    grids = maps.grids(groups, down, across)
+    grids = figures.grids(groups, down, across)
     np.testing.assert_allclose(grids["modes"], [[1.5, 2.5, 4.5], [1.5, 2.5, np.nan]])
-    np.testing.assert_array_equal(grids[maps.FINISHED], [[1, 1, 1], [1, 1, 0]])
+    np.testing.assert_array_equal(grids[figures.FINISHED], [[1, 1, 1], [1, 1, 0]])
     report.write_summary(found, tmp_path, "a title", "a command")
     text = (tmp_path / report.SUMMARY).read_text()
     assert "| objective=mle, learning_rate=0.002 | 2 of 2 | 2.5 [2, 3] |" in text
     assert (tmp_path / report.MAPS).stat().st_size < 100_000
-    assert maps.draw(groups[:3]) is None  # one objective alone
+    assert figures.maps(groups[:3]) is None  # one objective alone
     report.write_summary(found[:6], tmp_path, "a title", "a command")
     assert not (tmp_path / report.MAPS).exists()
 
@@ -426,7 +433,7 @@ def test_what_varies_together_is_one_axis_of_a_map(tmp_path):
 def test_what_is_the_same_for_all_is_said_once():
     found = [made(i, {"seed": i}, modes=float(i), modes_total=8.0) for i in range(3)]
     assert results.references(found) == {"modes_total": 8.0}
-    text = results.summary(found)
+    text = report.summary(found)
     assert "The same for all: modes_total 8." in text
     assert "|  | finished | modes |" in text
 
@@ -436,8 +443,8 @@ def test_keys_that_all_members_have_are_said_once():
     found = [made(i, common | {"seed": i, "discriminator.packing": 2 + i // 2}, modes=1.0) for i in range(4)]
     found.append(made(4, common | {"seed": 4}, modes=1.0))
     assert [group.label for group in results.conditions(found)] == ["packing=2", "packing=3", "base"]
-    assert "All with num_steps=6, weight=0.0." in results.summary(found)
-    assert "All with" not in results.summary([made(0, {"seed": 0}, modes=1.0), made(1, common, modes=1.0)])
+    assert "All with num_steps=6, weight=0.0." in report.summary(found)
+    assert "All with" not in report.summary([made(0, {"seed": 0}, modes=1.0), made(1, common, modes=1.0)])
 
 
 def test_text_of_a_user_is_not_markup(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -19,19 +20,28 @@ from gan_jax.data import Source, independent, make_source
 from gan_jax.errors import DivergedError
 from gan_jax.objectives import OBJECTIVES
 
+SMALL = {"generator.depth": 1, "discriminator.depth": 1, "penalty.name": "none", "penalty.weight": 0.0}
 
-def test_a_run_is_trained_once(shrunk, tmp_path, monkeypatch):
-    config = shrunk("mixture", "ring8")
-    with runs.finished(config, tmp_path) as first:
-        assert int(first.state.step) == config.num_steps
-        assert first.seconds > 0
+
+@pytest.fixture(scope="module")
+def finished(shrunk, tmp_path_factory):
+    """(the config of a run, its finished folder, its seconds, its averaged parameters)."""
+    config, folder = shrunk("mixture", "ring8", SMALL), tmp_path_factory.mktemp("run")
+    with runs.finished(config, folder) as run:
+        assert int(run.state.step) == config.num_steps
+        return config, folder, run.seconds, jax.tree.leaves(run.state.ema.params)
+
+
+def test_a_run_is_trained_once(finished, monkeypatch):
+    config, folder, seconds, _ = finished
+    assert seconds > 0
     monkeypatch.setattr(runs, "train", None)
-    with runs.finished(config, tmp_path) as second:
-        assert second.seconds == first.seconds
+    with runs.finished(config, folder) as again:
+        assert again.seconds == seconds
 
 
 def test_a_run_that_was_stopped_goes_on(shrunk, tmp_path, monkeypatch, capsys):
-    config, save = shrunk("mixture", "ring8"), Checkpoints.save
+    config, save = shrunk("mixture", "ring8", SMALL), Checkpoints.save
 
     def saving(self, state):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -47,32 +57,29 @@ def test_a_run_that_was_stopped_goes_on(shrunk, tmp_path, monkeypatch, capsys):
     assert "going on from step 2" in capsys.readouterr().err
 
 
-def test_a_run_whose_last_checkpoint_is_corrupt_is_trained_to_its_end_again(shrunk, tmp_path, capsys):
-    config = shrunk("mixture", "ring8")
-    with runs.finished(config, tmp_path) as first:
-        expected = jax.tree.leaves(first.state.ema.params)
+def test_a_run_whose_last_checkpoint_is_corrupt_is_trained_to_its_end_again(finished, tmp_path, capsys):
+    config, folder, _, expected = finished
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / "checkpoints" / "4").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:-20])
     with runs.finished(config, tmp_path) as again:
-        for found, leaf in zip(jax.tree.leaves(again.state.ema.params), expected, strict=True):
-            np.testing.assert_array_equal(found, leaf)
+        for leaf, other in zip(jax.tree.leaves(again.state.ema.params), expected, strict=True):
+            np.testing.assert_array_equal(leaf, other)
     assert "checkpoint 4 is corrupt" in capsys.readouterr().err
 
 
-def test_a_study_ends_in_one_line_where_its_runs_are_of_another_config(shrunk, tmp_path, capsys, monkeypatch):
+def test_a_study_ends_in_one_line_where_its_runs_are_of_another_config(shrunk, finished, capsys, monkeypatch):
     monkeypatch.setattr(runs.runtime, "fast", lambda: "")
-    with runs.finished(shrunk("mixture", "ring8"), tmp_path):
-        pass
-    other = shrunk("mixture", "ring8", {"seed": 9})
-    assert runs.exit_status(lambda: runs.finished(other, tmp_path).__enter__()) == 2
+    other = shrunk("mixture", "ring8", SMALL | {"seed": 9})
+    assert runs.exit_status(lambda: runs.finished(other, finished[1]).__enter__()) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "seed is 0 there, 9 here" in line
     assert line.endswith("remove that folder")
 
 
 def test_the_study_of_mixtures_from_end_to_end(shrunk, tmp_path, monkeypatch):
-    configs = {variant: shrunk("mixture", variant) for variant in mode_coverage.VARIANTS}
+    configs = {variant: shrunk("mixture", variant, SMALL) for variant in mode_coverage.VARIANTS}
     monkeypatch.setattr(mode_coverage.mixture, "get_config", lambda variant: ConfigDict(configs[variant].to_dict()))
     monkeypatch.setattr(mode_coverage, "SEEDS", range(1))
     monkeypatch.setattr(runs, "FOLDER", tmp_path / "runs")

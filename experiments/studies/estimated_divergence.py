@@ -13,7 +13,7 @@ import numpy as np
 from experiments.studies import known, report
 from gan_jax import theory
 from gan_jax.data import mixture
-from gan_jax.objectives import LOGISTIC, OBJECTIVES
+from gan_jax.objectives import OBJECTIVES
 from gan_jax.theory.identities import OPTIMA
 
 POINTS = np.linspace(-6, 8, 501)
@@ -54,7 +54,7 @@ def words(name: str) -> str:
 
 def _estimated(name: str) -> tuple:
     # The logistic ones train one and the same discriminator, and estimate the same.
-    return OPTIMA["minimax" if name in LOGISTIC else name]
+    return OPTIMA["minimax" if OBJECTIVES[name].logistic else name]
 
 
 def run(name: str, steps: int = STEPS) -> np.ndarray:

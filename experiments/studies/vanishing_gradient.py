@@ -45,7 +45,7 @@ def fixed(changes: dict, source: Source) -> tuple[Setup, TrainState]:
     """A run whose generator stays as it was initialised: (setup, state before the first step)."""
     setup = known.setup_on(source, CHANGES | changes)
     state = recipe.initial_state(setup)
-    hyperparameters = state.hyperparameters.replace(generator_learning_rate=jnp.float32(0))
+    hyperparameters = state.hyperparameters | {"generator.optimizer.learning_rate": jnp.float32(0)}
     return setup, state.replace(hyperparameters=hyperparameters)
 
 

@@ -107,7 +107,7 @@ def trained(case: Case, method: Method, seed: int, updates: int = UPDATES) -> Ou
     state = recipe.initial_state(setup)
     advance = known.trainer(setup, updates // len(method.weights))
     for weight in method.weights:
-        hyperparameters = state.hyperparameters.replace(penalty_weight=jnp.float32(weight))
+        hyperparameters = state.hyperparameters | ({"penalty.weight": jnp.float32(weight)} if weight else {})
         state, _ = advance(state.replace(hyperparameters=hyperparameters))
     critic = known.logits(setup, state, GRID.points)
     p, q = probabilities(case)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -17,13 +18,13 @@ from gan_jax.data import make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
 from gan_jax.files import read_json, write_atomically
+from gan_jax.population import MAP, VMAP, WIDE
 from gan_jax.subcommands import exit_status
-from gan_jax.sweep.folders import about, require_same, waiting
-from gan_jax.sweep.layout import AUTO, MEASURED, Choice, check, check_how
+from gan_jax.sweep.folders import end_of, require_same, unfinished
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
 from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary
 from gan_jax.sweep.results import TABLE, collect, write_table
-from gan_jax.sweep.run import build, run_program
+from gan_jax.sweep.run import AUTO, build, run_program
 from gan_jax.train import stop_signals
 
 PROCESSES, PLAN = "processes", "plan.json"  # of the sweep's folder: what they lock, and what they agree on
@@ -32,8 +33,14 @@ _SWEEP = flags.DEFINE_string("sweep", None, "A Python file whose sweep() yields 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder; an interrupted sweep goes on in it.")
 _LIST = flags.DEFINE_bool("list", False, "Print the plan and stop.")
 _ONLY = flags.DEFINE_list("only", [], "Of these members alone, by their numbers in the plan: --only=0,3.")
-_HOW = flags.DEFINE_enum("how", AUTO, [AUTO, *MEASURED], "How members take a step; auto: the faster one, measured.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "That share the sweep.", lower_bound=1)
+_HOW = flags.DEFINE_enum(
+    "how",
+    AUTO,
+    [AUTO, VMAP, MAP],
+    "How the members on one device take a step: together (vmap) or one after another (map). auto: MLPs together, on a "
+    f"CPU those of width {WIDE} or more one after another; convolutional networks always one after another.",
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the sweep.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
 _PER_MEMBER = flags.DEFINE_integer("devices_per_member", 1, "Devices that share a member's batch.", lower_bound=1)
 
@@ -52,76 +59,76 @@ def _sweep(argv: list[str]) -> None:
     for name in ("config", "sweep", *([] if _LIST.value else ["workdir"])):
         if flags.FLAGS[name].value is None:
             raise InputError(f"--{name} is missing")
-    found = members(_CONFIG.value, read_sweep(Path(_SWEEP.value)))
-    chosen = _chosen(len(found))
-    groups = programs([each for each in found if each.number in chosen])
+    planned = members(_CONFIG.value, read_sweep(Path(_SWEEP.value)))
+    chosen = _chosen(len(planned))
+    groups = programs([member for member in planned if member.number in chosen])
     print(describe(groups), flush=True)
     if _LIST.value:
         return
     print(f"runtime: {runtime.share_cpu()}; {runtime.fast()}", flush=True)
-    check(_PER_MEMBER.value)
+    if jax.local_device_count() % _PER_MEMBER.value:
+        devices = f"the {jax.local_device_count()} devices"
+        raise InputError(f"--devices_per_member={_PER_MEMBER.value} does not divide {devices}")
     index, count = _place()
     workdir = Path(_WORKDIR.value)
     with _locked(workdir, index, count), stop_signals() as stop_requested:
-        require_same(workdir, found)
-        shares = [share for group in groups if (share := group[index::count])]
-        if not _train(shares, workdir, stop_requested):
+        require_same(workdir, planned)
+        if not _train([group[index::count] for group in groups if group[index::count]], workdir, stop_requested):
             print("stopped by a signal; the same command goes on from there")
             return
         with workdirs.locked(workdir / PROCESSES, wait=True):  # two that end at once see each other's members
-            missing = sum(about(workdir, member) is None for group in groups for member in group)
+            missing = sum(end_of(workdir, member) is None for group in groups for member in group)
             if missing:
                 print(f"{missing} members are left to other processes; the one that ends last writes the report")
             else:
-                _report(found, workdir)
+                _report(planned, workdir)
 
 
 def _place() -> tuple[int, int]:
     """(which process this is, of how many): each trains its share of the members of every program."""
-    if (_PROCESSES.value is None) != (_PROCESS.value is None):
+    count, index = _PROCESSES.value, _PROCESS.value
+    if (count is None) != (index is None):
         raise InputError("--num_processes and --process_id go together; give both or neither")
-    if _PROCESSES.value is None:
+    if count is None:
         return 0, 1
-    if _PROCESS.value >= _PROCESSES.value:
-        raise InputError(f"--process_id is {_PROCESS.value}; of {_PROCESSES.value} processes, 0 is the first")
-    return _PROCESS.value, _PROCESSES.value
+    if index >= count:
+        raise InputError(f"--process_id is {index}; of {count} processes, 0 is the first")
+    return index, count
 
 
 @contextmanager
 def _locked(workdir: Path, index: int, count: int):
     """Nobody else trains in the folder, but for the other processes of this sweep."""
-    plan = {"processes": count, "only": sorted(_ONLY.value)}
+    plan, path = {"processes": count, "only": sorted(_ONLY.value)}, workdir / PROCESSES / PLAN
     with ExitStack() as stack:
-        with workdirs.locked(workdir / PROCESSES, wait=True):  # for the moment in which one looks who is there
+        with workdirs.locked(path.parent, wait=True):  # for the moment in which one looks who is there
             with suppress(InputError), workdirs.locked(workdir):
-                write_atomically(workdir / PROCESSES / PLAN, json.dumps(plan).encode())
+                write_atomically(path, json.dumps(plan).encode())
             stack.enter_context(workdirs.locked(workdir, shared=count > 1))
-            begun = read_json(workdir / PROCESSES / PLAN)
-            if begun != plan:
+            others = read_json(path)
+            if others != plan:
                 raise InputError(
-                    f"others train in workdir {workdir} with --num_processes={begun['processes']} and "
-                    f"--only={','.join(begun['only'])}; give this process the same"
+                    f"others train in workdir {workdir} with --num_processes={others['processes']} and "
+                    f"--only={','.join(others['only'])}; give this process the same"
                 )
-        stack.enter_context(workdirs.locked(workdir / PROCESSES / str(index)))
+        stack.enter_context(workdirs.locked(path.parent / str(index)))
         yield
 
 
 def _train(groups: list[list[Member]], workdir: Path, stop_requested: Callable) -> bool:
     """Whether all came to their end. All are built first: a mistake in the last is known before the first trains."""
-    setups = [build(group, _PER_MEMBER.value) for group in groups]
-    for each in setups:
-        check_how(each[0], _HOW.value)
-    choice = Choice(_HOW.value, _PER_MEMBER.value)
+    how, per_member = _HOW.value, _PER_MEMBER.value
+    setups = [build(group, per_member, how) for group in groups]
     return all(
-        run_program(group, each, workdir, choice, stop_requested)
-        for group, each in zip(groups, setups, strict=True)
-        if waiting(workdir, group)
+        run_program(group, of_group, workdir, how, per_member, stop_requested)
+        for group, of_group in zip(groups, setups, strict=True)
+        if unfinished(workdir, group)
     )
 
 
-def _report(found: list[Member], workdir: Path) -> None:
-    results = collect(found, workdir)
-    config, source = found[0].config, make_source(found[0].config.data.to_dict())
+def _report(planned: list[Member], workdir: Path) -> None:
+    results, config = collect(planned, workdir), planned[0].config
+    source = make_source(config.data.to_dict())
     write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
     title = f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}"
     command = shlex.join(["python", "-m", "gan_jax.sweep", *sys.argv[1:]])
@@ -131,12 +138,10 @@ def _report(found: list[Member], workdir: Path) -> None:
 
 
 def _chosen(count: int) -> set[int]:
-    numbers = set()
     for text in _ONLY.value:
         if not text.isdecimal() or int(text) >= count:
             raise InputError(f"--only has {text!r}; the members are 0 to {count - 1}")
-        numbers.add(int(text))
-    return numbers or set(range(count))
+    return set(map(int, _ONLY.value)) or set(range(count))
 
 
 if __name__ == "__main__":

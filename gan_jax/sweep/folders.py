@@ -1,4 +1,4 @@
-"""Where the files of a sweep are, and what they tell of its members."""
+"""Where the files of a sweep are, and what they say of its members."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ from gan_jax.files import read_json, write_atomically
 from gan_jax.schema import flatten
 from gan_jax.sweep.plan import Member
 
-ABOUT = "member.json"  # of a member's folder, once it has come to its end: {"status": ..., "seconds": ...}
+END = "member.json"  # of a member's folder, once it has come to its end: {"status": ..., "seconds": ...}
 PROGRAM = "program.json"  # of a member's folder: the name of the program that trains it
-DIVERGED = "diverged.json"  # of one that was lost: {"step": ..., "why": ...}
-PICTURE, POINTS = "samples.png", "points"  # the last samples; of data in the plane, samples of every sample_every
-CHECKPOINTS = "checkpoints"  # of a program, and, of its last state, of a member
+DIVERGED = "diverged.json"  # of a member that left the finite numbers: {"step": ..., "why": ...}
+PICTURE, POINTS = "samples.png", "points"  # the last samples; of data in the plane, samples at every sample_every
+CHECKPOINTS = "checkpoints"  # of a program; in a member's folder, of its last state
 SCORES, METRICS = "evaluation.json", "metrics.jsonl"
 
 
@@ -25,13 +25,11 @@ def member_folder(workdir: Path, member: Member) -> Path:
 
 
 def program_folder(workdir: Path, members: list[Member]) -> Path:
-    """Of these runs together: another set of them begins anew."""
-    fixed = [
-        {key: value for key, value in flatten(member.config.to_dict()).items() if key not in workdirs.MAY_DIFFER}
-        for member in members
-    ]
-    told = json.dumps(fixed, sort_keys=True)
-    return workdir / "programs" / hashlib.sha256(told.encode()).hexdigest()[:12]
+    """Where the files of these members' program are: other members, or other configs, have another folder."""
+    configs = [flatten(member.config.to_dict()) for member in members]
+    fixed = [{key: value for key, value in config.items() if key not in workdirs.MAY_DIFFER} for config in configs]
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+    return workdir / "programs" / digest[:12]
 
 
 def require_same(workdir: Path, members: list[Member]) -> None:
@@ -44,14 +42,27 @@ def require_same(workdir: Path, members: list[Member]) -> None:
             workdirs.require_same(folder, workdirs.read_config(folder), member.config, rescored=False)
 
 
+def settle(path: Path, values: dict) -> None:
+    """Notes how a program is trained. Raises InputError where it was begun otherwise: it must take the same steps."""
+    if not path.exists():
+        write_atomically(path, json.dumps(values).encode())
+    earlier = read_json(path)
+    for name, value in values.items():
+        if earlier[name] != value:
+            raise InputError(
+                f"{path.parent} was begun with {name} {earlier[name]}, which is {value} here; go on as it was begun, "
+                "or remove that folder"
+            )
+
+
 def begin(workdir: Path, member: Member, program: str, anew: bool) -> None:
     """Notes a member's config and program.
 
     Removes what an earlier run of it left, where it begins anew or had come to its end.
     """
     folder = member_folder(workdir, member)
-    if anew or (folder / ABOUT).exists():
-        (folder / ABOUT).unlink(missing_ok=True)  # first: a kill in between must not leave one that looks finished
+    if anew or (folder / END).exists():
+        (folder / END).unlink(missing_ok=True)  # first: a kill in between must not leave one that looks finished
         for name in (PICTURE, SCORES, *([DIVERGED] if anew else [])):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -59,21 +70,18 @@ def begin(workdir: Path, member: Member, program: str, anew: bool) -> None:
     write_atomically(folder / workdirs.CONFIG, (json.dumps(member.config.to_dict(), indent=2) + "\n").encode())
 
 
-def about(workdir: Path, member: Member) -> dict | None:
-    """What is known of a member that has come to its end; None before."""
-    return read_json(member_folder(workdir, member) / ABOUT)
+def end_of(workdir: Path, member: Member) -> dict | None:
+    """How a member ended; None before its end."""
+    return read_json(member_folder(workdir, member) / END)
 
 
-def waiting(workdir: Path, members: list[Member]) -> list[Member]:
-    """Those of a program that are to be trained, together.
+def unfinished(workdir: Path, members: list[Member]) -> list[Member]:
+    """The members of a program that are to be trained together.
 
     All of them where they have begun so, since a program goes on whole; else those that have not come to their end.
     """
-    if all(about(workdir, member) for member in members):
-        return []
-    if _begun_together(workdir, members):
-        return members
-    return [member for member in members if about(workdir, member) is None]
+    waiting = [member for member in members if end_of(workdir, member) is None]
+    return members if waiting and _begun_together(workdir, members) else waiting
 
 
 def discard_stale(workdir: Path, members: list[Member]) -> None:

@@ -33,26 +33,21 @@ def read_sweep(path: Path) -> list[dict]:
         names = runpy.run_path(str(path))
         if not callable(names.get("sweep")):
             raise InputError(f"{path} has no function sweep(); it should yield a dict for each member")
-        members = list(names["sweep"]())
+        overrides = list(names["sweep"]())
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(_fault(path, error)) from error
-    if not members:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+        place, reason = f"{path}, line {line}" if line else path, (str(error).splitlines() or ["failed"])[0]
+        raise InputError(f"{place}: {type(error).__name__}: {reason}") from error
+    if not overrides:
         raise InputError(f"{path}: sweep() yields nothing; it should yield a dict for each member")
-    for number, member in enumerate(members):
-        if not isinstance(member, dict) or not all(isinstance(key, str) for key in member):
-            raise InputError(
-                f'{path}: member {number} is {member!r}; it should be a dict such as {{"objective.name": "wgan"}}'
-            )
-    return members
-
-
-def _fault(path: Path, error: BaseException) -> str:
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename) == path]
-    line = frames[-1].lineno if frames else getattr(error, "lineno", None)
-    place = f"{path}, line {line}" if line else str(path)
-    return f"{place}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'failed'}"
+    for number, keys in enumerate(overrides):
+        if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
+            example = '{"objective.name": "wgan"}'
+            raise InputError(f"{path}: member {number} is {keys!r}; it should be a dict such as {example}")
+    return overrides
 
 
 def members(base: ConfigDict, overrides: Iterable[dict]) -> list[Member]:
@@ -61,64 +56,60 @@ def members(base: ConfigDict, overrides: Iterable[dict]) -> list[Member]:
     Raises InputError, naming the member, where a key does not exist or a value makes no sense, or where two are alike.
     """
     schema.check(base)
-    found, seen = [], {}
-    for number, given in enumerate(overrides):
-        changes = {key: value.item() if isinstance(value, np.generic) else value for key, value in given.items()}
+    planned, numbers = [], {}
+    for number, values in enumerate(overrides):
+        changes = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
         try:
             config = _with(base, changes)
             schema.check(config)
         except InputError as error:
             raise InputError(f"member {number} {changes}: {error}") from error
-        key = tuple(sorted(schema.flatten(config.to_dict()).items()))
-        if key in seen:
-            raise InputError(f"members {seen[key]} and {number} are the same run, {changes}; leave one out")
-        seen[key] = number
-        found.append(Member(number, changes, config.lock()))
-    return found
+        first = numbers.setdefault(tuple(sorted(schema.flatten(config.to_dict()).items())), number)
+        if first != number:
+            raise InputError(f"members {first} and {number} are the same run, {changes}; leave one out")
+        planned.append(Member(number, changes, config.lock()))
+    return planned
 
 
 def _with(base: ConfigDict, changes: dict) -> ConfigDict:
-    for key in changes:
-        if key not in schema.SCHEMA:
-            raise InputError(schema.unknown_key(key))
     values = base.to_dict()
     for key, value in changes.items():
+        if key not in schema.table():
+            raise InputError(schema.unknown_key(key))
         *groups, name = key.split(".")
-        place = values
-        for group in groups:
-            place = place[group]
+        group = values
+        for part in groups:
+            group = group[part]
         # As on a command line an integer will do for a number; any other type is for `schema.check` to see.
-        place[name] = float(value) if schema.SCHEMA[key].type is float and type(value) is int else value
+        group[name] = float(value) if schema.table()[key].rule.type is float and type(value) is int else value
     return ConfigDict(values)
 
 
-def programs(found: list[Member]) -> list[list[Member]]:
+def programs(planned: list[Member]) -> list[list[Member]]:
     """The members in groups that one compiled program can train, in the order in which they first appear."""
     groups: dict[tuple, list[Member]] = {}
-    for member in found:
-        groups.setdefault(_apart(member.config), []).append(member)
+    for member in planned:
+        groups.setdefault(tuple(sorted(_compiled_keys(member).items())), []).append(member)
     return list(groups.values())
 
 
-def _apart(config: ConfigDict) -> tuple:
-    """What runs of one program have in common."""
-    return tuple(
-        sorted((key, value) for key, value in schema.flatten(config.to_dict()).items() if key not in schema.varying())
-    )
+def _compiled_keys(member: Member) -> dict:
+    """The keys that runs of one program have in common."""
+    free = schema.varying()
+    return {key: value for key, value in schema.flatten(member.config.to_dict()).items() if key not in free}
 
 
 def describe(groups: list[list[Member]]) -> str:
     """The plan in words: each program, with what sets it apart and what varies within it."""
-    flat = [schema.flatten(group[0].config.to_dict()) for group in groups]
-    differing = [key for key in flat[0] if key not in schema.varying() and len({each[key] for each in flat}) > 1]
-    total = sum(map(len, groups))
-    lines = [f"{total} members in {len(groups)} program{'s' if len(groups) > 1 else ''}"]
-    for i, (group, values) in enumerate(zip(groups, flat, strict=True)):
-        apart = ", ".join(f"{key}={values[key]}" for key in differing) or "all alike but for what varies"
+    compiled = [_compiled_keys(group[0]) for group in groups]
+    differing = [key for key in compiled[0] if len({keys[key] for keys in compiled}) > 1]
+    lines = [f"{sum(map(len, groups))} members in {len(groups)} program{'s' if len(groups) > 1 else ''}"]
+    for i, (group, keys) in enumerate(zip(groups, compiled, strict=True)):
+        apart = _in_words({key: keys[key] for key in differing}) or "the members differ only in what may vary"
         lines.append(f"program {i}: {len(group)} members; {apart}")
-        lines += [f"  {member.number:4d}  {_shown(member.overrides)}" for member in group]
+        lines += [f"  {member.number:4d}  {_in_words(member.overrides)}" for member in group]
     return "\n".join(lines)
 
 
-def _shown(overrides: dict) -> str:
-    return ", ".join(f"{key}={value}" for key, value in overrides.items())
+def _in_words(keys: dict) -> str:
+    return ", ".join(f"{key}={value}" for key, value in keys.items())

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -10,14 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from gan_jax.evaluation.bootstrap import interval
-from gan_jax.files import write_atomically
+from gan_jax.files import read_json, write_atomically
 from gan_jax.health import Watch
 from gan_jax.schema import flatten
-from gan_jax.sweep.folders import METRICS, SCORES, about, member_folder
+from gan_jax.sweep.folders import METRICS, SCORES, end_of, member_folder
 from gan_jax.sweep.plan import Member
 from gan_jax.writers import read_metrics
 
 TABLE = "results.csv"
+FINISHED, NOT_FINISHED = "finished", "not finished"  # other members have diverged, and their status says how
 LEVEL, RESAMPLES = 0.95, 2_000  # of the intervals across seeds
 SEED = "seed"  # the key over which one averages
 
@@ -33,37 +34,30 @@ class Result(NamedTuple):
     health: tuple[str, ...] = ()  # what was wrong with it at its end, of `health.CONDITIONS`
 
 
-def collect(found: list[Member], workdir: Path) -> list[Result]:
+def collect(members: list[Member], workdir: Path) -> list[Result]:
     """The results so far, in the order of the members."""
-    return [_result(member, workdir) for member in found]
+    return [_result(member, workdir) for member in members]
 
 
 def _result(member: Member, workdir: Path) -> Result:
-    told, folder = about(workdir, member), member_folder(workdir, member)
-    if told is None:
-        return Result(member, "not finished", None, {}, {})
-    scores = {}
-    if told["status"] == "finished":
-        written = json.loads((folder / SCORES).read_text())
-        numbers = {name: value for name, value in written.items() if isinstance(value, int | float)}
-        scores = {name: value for name, value in numbers.items() if name not in ("step", "num_samples")}
-    curves = _curves(folder / METRICS)
-    return Result(member, told["status"], told["seconds"], scores, curves, _health(member, folder / METRICS))
+    end, folder = end_of(workdir, member), member_folder(workdir, member)
+    if end is None:
+        return Result(member, NOT_FINISHED, None, {}, {})
+    written = read_json(folder / SCORES, {}) if end["status"] == FINISHED else {}
+    numbers = {name: value for name, value in written.items() if isinstance(value, int | float)}
+    scores = {name: value for name, value in numbers.items() if name not in ("step", "num_samples")}
+    points, config = list(read_metrics(folder / METRICS)), flatten(member.config.to_dict())
+    curves = {
+        name: np.array([(step, values[name]) for step, values in points if name in values], np.float64)
+        for name in _union(values for _, values in points)
+    }
+    health = tuple(Watch(config, points).present) if config["health_every"] else ()
+    return Result(member, end["status"], end["seconds"], scores, curves, health)
 
 
-def _health(member: Member, path: Path) -> tuple[str, ...]:
-    config = flatten(member.config.to_dict())
-    return tuple(Watch(config, read_metrics(path)).present) if config["health_every"] else ()
-
-
-def _curves(path: Path) -> dict[str, np.ndarray]:
-    points: dict[str, list] = {}
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        step = values.pop("step")
-        for name, value in values.items():
-            points.setdefault(name, []).append((step, value))
-    return {name: np.array(each, np.float64) for name, each in points.items()}
+def _union(mappings: Iterable[Iterable[str]]) -> list[str]:
+    """The names in any of the mappings, in the order in which they first appear."""
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
 def write_table(results: list[Result], better: dict[str, int], path: Path) -> None:
@@ -72,11 +66,9 @@ def write_table(results: list[Result], better: dict[str, int], path: Path) -> No
     `better`: score -> whether higher (1) or lower (-1) values are better; of these, `best_NAME` too, where a run was
     scored while it trained.
     """
-    keys = list(dict.fromkeys(key for result in results for key in result.member.overrides))
-    rows = [_row(result, keys, better) for result in results]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    rows = [_row(result, override_keys(results), better) for result in results]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer = csv.DictWriter(buffer, _union(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, buffer.getvalue().encode())
@@ -89,6 +81,17 @@ def _row(result: Result, keys: list[str], better: dict[str, int]) -> dict:
     row |= {name: points[-1, 1] for name, points in result.curves.items()} | result.scores
     scored = [name for name in better if name in result.curves]
     return row | {f"best_{name}": better[name] * (better[name] * result.curves[name][:, 1]).max() for name in scored}
+
+
+def override_keys(results: list[Result]) -> list[str]:
+    """The keys that some member sets."""
+    return _union(result.member.overrides for result in results)
+
+
+def score_names(results: list[Result]) -> list[str]:
+    """The scores that some member has, but for those that are the same for every member."""
+    same = references(results)
+    return [name for name in _union(result.scores for result in results) if name not in same]
 
 
 def short(key: str) -> str:
@@ -113,9 +116,20 @@ class Condition(NamedTuple):
         return in_words(self.overrides) or "base"
 
     @property
-    def finished(self) -> int:
-        """How many did."""
-        return sum(result.status == "finished" for result in self.results)
+    def finished(self) -> list[Result]:
+        """The results of the members that finished."""
+        return [result for result in self.results if result.status == FINISHED]
+
+    @property
+    def ended(self) -> str:
+        """How many finished, in words."""
+        return f"{len(self.finished)} of {len(self.results)}"
+
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        """Each score of the members that have it: [members]."""
+        by_member = [result.scores for result in self.results]
+        return {name: np.array([scores[name] for scores in by_member if name in scores]) for name in _union(by_member)}
 
 
 def conditions(results: list[Result]) -> list[Condition]:
@@ -131,8 +145,7 @@ def conditions(results: list[Result]) -> list[Condition]:
 def shared(results: list[Result]) -> dict:
     """The overrides that every member has: said once, and in no condition."""
     first, *others = [result.member.overrides for result in results]
-    missing = object()
-    every = {key: value for key, value in first.items() if all(each.get(key, missing) == value for each in others)}
+    every = {key: value for key, value in first.items() if all((key, value) in keys.items() for keys in others)}
     return {key: value for key, value in every.items() if key != SEED}
 
 
@@ -140,7 +153,7 @@ class Spread(NamedTuple):
     """A score across seeds."""
 
     mean: float
-    low: float  # of the bootstrap interval of the mean, at LEVEL
+    low: float  # of the bootstrap interval of the mean, at LEVEL; NaN of one run
     high: float
     count: int  # of runs that have it
 
@@ -150,49 +163,27 @@ class Spread(NamedTuple):
         return f"{self.mean:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.count > 1 else "")
 
 
-def scores_of(condition: Condition) -> dict[str, np.ndarray]:
-    """Each score of the members that finished: [members]."""
-    names = list(dict.fromkeys(name for result in condition.results for name in result.scores))
-    return {
-        name: np.array([result.scores[name] for result in condition.results if name in result.scores]) for name in names
-    }
-
-
 def across_seeds(condition: Condition) -> dict[str, Spread]:
     """Each score of the members that finished: its mean, and the interval of that where there are two or more."""
-    return {name: _spread(tuple(values)) for name, values in scores_of(condition).items()}
+    return {name: _spread(tuple(values)) for name, values in condition.scores.items()}
 
 
 @cache  # the summary and the report ask for the same ones
 def _spread(scores: tuple[float, ...]) -> Spread:
-    values, low, high = np.array(scores), np.nan, np.nan
-    if len(values) > 1:
-        low, high = interval(np.mean, (values,), RESAMPLES, LEVEL, 0)
-    return Spread(float(values.mean()), low, high, len(values))
+    several = len(scores) > 1
+    bounds = interval(np.mean, (np.array(scores),), RESAMPLES, LEVEL, 0) if several else (np.nan, np.nan)
+    return Spread(float(np.mean(scores)), *bounds, len(scores))
 
 
 def references(results: list[Result]) -> dict[str, float]:
     """The scores that are the same for every member, such as a ceiling: said once, and in no table."""
     scored = [result.scores for result in results if result.scores]
-    names = scored[0] if len(scored) > 1 else {}
-    return {name: names[name] for name in names if all(each.get(name) == names[name] for each in scored)}
+    if len(scored) < 2:
+        return {}
+    return {name: value for name, value in scored[0].items() if all(scores.get(name) == value for scores in scored)}
 
 
-def summary(results: list[Result]) -> str:
-    """Markdown: a row for each condition, its scores across seeds with their intervals."""
-    groups, same = conditions(results), references(results)
-    spreads = [across_seeds(group) for group in groups]
-    names = [name for name in dict.fromkeys(name for spread in spreads for name in spread) if name not in same]
-    lines = [["", "finished", *names], ["---"] * (2 + len(names))]
-    for group, spread in zip(groups, spreads, strict=True):
-        cells = [spread[name].text if name in spread else "" for name in names]
-        lines.append([group.label, f"{group.finished} of {len(group.results)}", *cells])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    about = f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them."
-    return f"{about}{told(results)}\n\n{table}"
-
-
-def told(results: list[Result]) -> str:
+def same_for_all(results: list[Result]) -> str:
     """Sentences, with a space before each, on what is the same for every member; "" where nothing is."""
     numbers, overrides = references(results), in_words(shared(results))
     scores = f" The same for all: {', '.join(f'{name} {value:.4g}' for name, value in numbers.items())}."

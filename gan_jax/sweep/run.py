@@ -14,43 +14,51 @@ from tqdm import tqdm
 from gan_jax import images, recipe, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data import Source
-from gan_jax.devices import Layout
+from gan_jax.devices import EACH, Devices, Layout, population
 from gan_jax.errors import InputError, NotFiniteError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import Generate
-from gan_jax.population import Crew, Population, only_own
+from gan_jax.population import UNROLL, Population, PopulationState, devices_of_a_member, only_own, rule
 from gan_jax.recipe import Setup
 from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
 from gan_jax.sweep import folders
-from gan_jax.sweep.folders import ABOUT, CHECKPOINTS, DIVERGED, METRICS, PICTURE, POINTS, member_folder
-from gan_jax.sweep.layout import Choice, at_once, devices_of_a_member, layout_for
+from gan_jax.sweep.folders import CHECKPOINTS, DIVERGED, END, METRICS, PICTURE, POINTS, member_folder
 from gan_jax.sweep.plan import Member
+from gan_jax.sweep.results import FINISHED
 from gan_jax.train import advance_to_end, is_due
 from gan_jax.vitals import Vitals
 from gan_jax.writers import MetricsFile, metrics_line
 
-SHOWN = 500  # points of each
+SHOWN = 500  # points of a member at one step
+AUTO = "auto"  # members take their steps as `population.rule` says
+HOW = "how.json"  # of a program's folder: how its members were spread when it began
+AT_ONCE = "at_once.json"  # of the folder of all members of a program that are too many to be trained at once
 SECONDS = "seconds.json"  # of a program's folder: of all its starts
 
 
-def build(members: list[Member], per_member: int) -> list[Setup]:
+def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup]:
     """The setups of the members of a program, which share their data.
+
+    Args:
+      per_member: devices that share a member's batch.
+      how: AUTO, or `vmap` or `map`.
 
     Raises InputError, naming the member, where a config makes no sense or is not for a sweep.
     """
-    setups, source, devices = [], None, devices_of_a_member(per_member)
+    setups, devices = [], devices_of_a_member(per_member)
     for member in members:
         try:
-            setups.append(_setup(member, devices, source))
+            setups.append(_setup(member, devices, setups[0].source if setups else None))
         except InputError as error:
             raise InputError(f"member {member.number} {member.overrides}: {error}") from error
-        source = setups[0].source
+    if how != AUTO and rule(setups[0]) == UNROLL:
+        raise InputError(f"--how={how} is not for networks that convolve on a CPU, where their steps are written out")
     return [setup._replace(reference=setups[0].reference) for setup in setups]
 
 
-def _setup(member: Member, devices, source: Source | None) -> Setup:
+def _setup(member: Member, devices: Devices, source: Source | None) -> Setup:
     if member.config.evaluation.best:
         raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
     setup = recipe.build(member.config, devices, source)
@@ -60,24 +68,40 @@ def _setup(member: Member, devices, source: Source | None) -> Setup:
 
 
 def run_program(
-    members: list[Member], setups: list[Setup], workdir: Path, choice: Choice, stop_requested: Callable
+    members: list[Member], setups: list[Setup], workdir: Path, how: str, per_member: int, stop_requested: Callable
 ) -> bool:
-    """Trains those members of a program that have not come to their end; False where a signal ended it early."""
+    """Trains the members of a program that have not come to their end; False where a signal ended it early."""
     setup_of = {member.number: setup for member, setup in zip(members, setups, strict=True)}
-    size = at_once(setups[0], len(members), choice, folders.program_folder(workdir, members))
+    size = len(members)
+    if rule(setups[0]) == UNROLL:  # a device takes one member at a time, which is compiled once for all
+        size = jax.local_device_count() // per_member
+        folders.settle(folders.program_folder(workdir, members) / AT_ONCE, {"members at once": size})
     for start in range(0, len(members), size):
-        part = folders.waiting(workdir, members[start : start + size])
+        part = folders.unfinished(workdir, members[start : start + size])
         if not part:
             continue
         folders.discard_stale(workdir, part)
         of_part = [setup_of[member.number] for member in part]
-        layout = layout_for(of_part, choice, folders.program_folder(workdir, part))
-        if stop_requested() or not _Together(part, of_part, layout, workdir, stop_requested).run():
+        layout = layout_for(of_part, how, per_member, folders.program_folder(workdir, part))
+        if stop_requested() or not _Training(part, of_part, layout, workdir, stop_requested).run():
             return False
     return True
 
 
-class _Together:
+def layout_for(setups: list[Setup], how: str, per_member: int, folder: Path) -> Layout:
+    """How these members are spread over this process's devices, of which no more are taken than they need.
+
+    It is kept in `folder`, so that a program that goes on takes the same steps. Raises InputError where it cannot.
+    """
+    groups = min(jax.local_device_count() // per_member, len(setups))
+    devices = jax.local_devices()[: groups * per_member]
+    if how == AUTO:
+        how = read_json(folder / HOW, {"how": rule(setups[0])})["how"]
+    folders.settle(folder / HOW, {"devices": len(devices), "devices_per_member": per_member, "how": how})
+    return population(EACH[how], per_member, devices)
+
+
+class _Training:
     """Members in training."""
 
     def __init__(
@@ -89,10 +113,10 @@ class _Together:
         self._config = setups[0].config  # whose cadences are those of all
         self._folder = folders.program_folder(workdir, members)
         self._generate = Generate(setups[0])
-        self._vitals = self._vitals_of(setups)
+        self._vitals = self._make_vitals()
         Scoring(setups[0], self._generate)  # what is missing for it is known before anything trains
         self._data = layout.within.place(setups[0].source.data)
-        self._compiled = {}
+        self._compiled = {}  # by the steps of a call
         self._unseen = []  # (first step, metrics) of the calls whose numbers nobody has looked at
         self._diverged: dict[int, str] = {}  # place -> why
         self._clock, self._seconds = time.perf_counter(), read_json(self._folder / SECONDS, 0.0)
@@ -100,96 +124,93 @@ class _Together:
     def run(self) -> bool:
         with ExitStack() as stack:
             self._checkpoints = stack.enter_context(closing(Checkpoints(self._folder / CHECKPOINTS, kept=2)))
-            crew = self._first_crew()
-            now = int(crew.step)
+            state = self._first_state()
+            now, description = int(state.step), f"{len(self._members)} members"
             self._begin(now)
-            description = f"{len(self._members)} members"
             self._bar = stack.enter_context(
                 tqdm(desc=description, total=self._config.num_steps, initial=now, unit="step", dynamic_ncols=True)
             )
-            crew, now = advance_to_end(self._config, crew, self._stop_requested, self._advance, self._at_boundary)
-            self._save(crew)
+            state, now = advance_to_end(self._config, state, self._stop_requested, self._advance, self._at_boundary)
+            self._save(state)
             self._checkpoints.wait()
-            return now == self._config.num_steps and self._finish(crew)
+            return now == self._config.num_steps and self._finish(state)
+
+    def _make_vitals(self) -> list[Vitals]:
+        if not self._config.health_every:
+            return []
+        first = Vitals(self._setups[0])
+        return [first, *(Vitals(setup, first) for setup in self._setups[1:])]
+
+    def _first_state(self) -> PopulationState:
+        if self._checkpoints.latest_step() is None:
+            return self._population.initial()
+        state = self._checkpoints.restore(self._population.abstract())
+        self._checkpoints.discard_after(int(state.step))
+        return state
 
     def _begin(self, now: int) -> None:
         for i, (member, setup) in enumerate(zip(self._members, self._setups, strict=True)):
             folders.begin(self._workdir, member, self._folder.name, anew=now == 0)
-            workdirs.settle_data(member_folder(self._workdir, member), setup.source)
-            MetricsFile(self._in_folder(i, METRICS), now).close()
-            lost = read_json(self._in_folder(i, DIVERGED))
+            workdirs.settle_data(self._path(i), setup.source)
+            MetricsFile(self._path(i, METRICS), now).close()
+            lost = read_json(self._path(i, DIVERGED))
             if lost is not None and lost["step"] <= now:
                 self._diverged[i] = lost["why"]
 
-    def _first_crew(self) -> Crew:
-        if self._checkpoints.latest_step() is None:
-            return self._population.initial()
-        crew = self._checkpoints.restore(self._population.abstract())
-        self._checkpoints.discard_after(int(crew.step))
-        return crew
-
-    def _advance(self, crew: Crew, now: int, after: int) -> Crew:
+    def _advance(self, state: PopulationState, now: int, after: int) -> PopulationState:
         if after - now not in self._compiled:
-            self._compiled[after - now] = self._population.compiled(after - now, crew)
-        crew, metrics = self._compiled[after - now](crew, self._data)
+            self._compiled[after - now] = self._population.compiled(after - now, state)
+        state, metrics = self._compiled[after - now](state, self._data)
         self._unseen.append((now, metrics))
-        return crew
+        return state
 
-    def _at_boundary(self, crew: Crew, now: int) -> None:
-        config, newest = self._config, self._look()
+    def _at_boundary(self, state: PopulationState, now: int) -> None:
+        config, newest = self._config, self._newest_metrics()
         if is_due(config, "log_every", now):
             self._log(now, newest)
             self._bar.update(now - self._bar.n)
-        if is_due(config, "sample_every", now) and self._in_the_plane:
-            for i, state in self._living(crew):
-                points = self._generate.examples(state.ema, self._setups[i].keys.pictures, SHOWN)
-                self._in_folder(i, POINTS).mkdir(exist_ok=True)
-                np.save(self._in_folder(i, POINTS, f"{now:08d}.npy"), points)
+        if is_due(config, "sample_every", now) and self._setups[0].source.shape == (2,):
+            for i, member in self._living(state):
+                points = self._generate.examples(member.ema, self._setups[i].keys.pictures, SHOWN)
+                self._path(i, POINTS).mkdir(exist_ok=True)
+                np.save(self._path(i, POINTS, f"{now:08d}.npy"), points)
         if is_due(config, "evaluate_every", now):
-            for i, state in self._living(crew):
-                self._score(i, state, now)
+            for i, member in self._living(state):
+                self._score(i, member, now)
         if is_due(config, "health_every", now):
-            self._log(now, {i: self._vitals[i].measure(state) for i, state in self._living(crew)})
+            self._log(now, {i: self._vitals[i].measure(member) for i, member in self._living(state)})
         if is_due(config, "checkpoint_every", now):
-            self._save(crew)
+            self._save(state)
 
-    def _vitals_of(self, setups: list[Setup]) -> list[Vitals]:
-        if not self._config.health_every:
-            return []
-        first = Vitals(setups[0])
-        return [first, *(Vitals(setup, first) for setup in setups[1:])]
-
-    def _look(self) -> dict[int, dict[str, float]]:
-        """The newest metrics of each living member, once it is known which ones have left the finite numbers."""
+    def _newest_metrics(self) -> dict[int, dict[str, float]]:
+        """Those of each living member, once it is known which ones have left the finite numbers."""
         newest = {}
         for first, metrics in jax.device_get(self._unseen):
             names, values = list(metrics), np.stack(list(metrics.values()))  # [names, members, steps]
-            finite = np.isfinite(values).all(axis=0)
+            finite = np.isfinite(values)
             for i in range(len(self._members)):
                 if i in self._diverged:
                     continue
-                if finite[i].all():
+                if finite[:, i].all():
                     newest[i] = dict(zip(names, values[:, i, -1].tolist(), strict=True))
-                else:
-                    self._freeze(i, first, names, values[:, i], finite[i])
+                    continue
+                newest.pop(i, None)
+                step = int(np.argmin(finite[:, i].all(axis=0)))
+                bad = [name for name, is_finite in zip(names, finite[:, i, step], strict=True) if not is_finite]
+                self._lose(i, first + step + 1, f"{', '.join(bad)} not finite")
         self._unseen.clear()
-        return {i: values for i, values in newest.items() if i not in self._diverged}
-
-    def _freeze(self, i: int, first: int, names: list[str], values: np.ndarray, finite: np.ndarray) -> None:
-        index = int(np.argmin(finite))
-        bad = ", ".join(name for name, value in zip(names, values[:, index], strict=True) if not np.isfinite(value))
-        self._lose(i, first + index + 1, f"{bad} not finite")
+        return newest
 
     def _lose(self, i: int, step: int, why: str) -> None:
         self._diverged[i] = f"step {step:,}: {why}"
-        write_atomically(self._in_folder(i, DIVERGED), json.dumps({"step": step, "why": self._diverged[i]}).encode())
+        write_atomically(self._path(i, DIVERGED), json.dumps({"step": step, "why": self._diverged[i]}).encode())
         line = f"member {self._members[i].number} diverged, {self._diverged[i]}; the others go on"
         self._bar.write(line, file=sys.stderr)
 
-    def _log(self, now: int, values: dict[int, dict[str, float]]) -> None:
-        for i, each in values.items():
-            with self._in_folder(i, METRICS).open("a", encoding="utf-8") as file:
-                file.write(metrics_line(now, each))
+    def _log(self, now: int, metrics: dict[int, dict[str, float]]) -> None:
+        for i, values in metrics.items():
+            with self._path(i, METRICS).open("a", encoding="utf-8") as file:
+                file.write(metrics_line(now, values))
 
     def _score(self, i: int, state: TrainState, now: int) -> None:
         scoring = Scoring(self._setups[i], self._generate.of(self._setups[i]))
@@ -201,53 +222,47 @@ class _Together:
         else:
             self._log(now, {i: scores})
 
-    def _save(self, crew: Crew) -> None:
-        if self._checkpoints.latest_step() != int(crew.step):
-            self._checkpoints.save(crew)
+    def _save(self, state: PopulationState) -> None:
+        if self._checkpoints.latest_step() != int(state.step):
+            self._checkpoints.save(state)
         now = time.perf_counter()
         self._seconds, self._clock = self._seconds + now - self._clock, now
         write_atomically(self._folder / SECONDS, json.dumps(self._seconds).encode())
 
-    def _finish(self, crew: Crew) -> bool:
-        """Scores and pictures of those that live, and at last a word on how each one ended; False: stopped before."""
-        for i, state in self._living(crew):
+    def _finish(self, state: PopulationState) -> bool:
+        """Scores and pictures of the living members, and then how each one ended; False: stopped before."""
+        for i, member in self._living(state):
             if self._stop_requested():
                 return False
-            setup, folder = self._setups[i], member_folder(self._workdir, self._members[i])
-            generate = self._generate.of(setup)
+            generate = self._generate.of(self._setups[i])
             try:
-                evaluate_run(setup, state, folder, 0, generate)
-                images.write_png(folder / PICTURE, generate.picture(state))
+                evaluate_run(self._setups[i], member, self._path(i), 0, generate)
+                images.write_png(self._path(i, PICTURE), generate.picture(member))
             except NotFiniteError as error:
                 self._lose(i, self._config.num_steps, str(error))
-        for i in range(len(self._members)):
-            self._save_member(i, crew)
-        for i in range(len(self._members)):
-            status = f"diverged, {self._diverged[i]}" if i in self._diverged else "finished"
-            share = self._seconds / len(self._members)
-            told = {"status": status, "seconds": share, "together": len(self._members)}
-            write_atomically(self._in_folder(i, ABOUT), (json.dumps(told) + "\n").encode())
+        count = len(self._members)
+        for i in range(count):
+            self._save_member(i, state)
+        for i in range(count):
+            status = f"diverged, {self._diverged[i]}" if i in self._diverged else FINISHED
+            end = {"status": status, "seconds": self._seconds / count, "together": count}
+            write_atomically(self._path(i, END), (json.dumps(end) + "\n").encode())
         return True
 
-    def _save_member(self, i: int, crew: Crew) -> None:
+    def _save_member(self, i: int, state: PopulationState) -> None:
         """Its last good state as a checkpoint of a run by itself, for the verbs that read those."""
-        states = crew.members.state
+        states = state.members.state
         key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(states.key))[i])
-        state = jax.tree.map(lambda x: np.asarray(x)[i], states.replace(key=None)).replace(key=key)
-        # What it would have by itself: in the program it may have more.
-        state = only_own(state, self._setups[i].hyperparameters)
-        with closing(Checkpoints(self._in_folder(i, CHECKPOINTS), kept=1)) as checkpoints:
-            checkpoints.save(self._setups[i].devices.place(state))
+        member = jax.tree.map(lambda x: np.asarray(x)[i], states.replace(key=None)).replace(key=key)
+        member = only_own(member, self._setups[i].hyperparameters)  # its program may have more
+        with closing(Checkpoints(self._path(i, CHECKPOINTS), kept=1)) as checkpoints:
+            checkpoints.save(self._setups[i].devices.place(member))
 
-    def _living(self, crew: Crew) -> list[tuple[int, TrainState]]:
+    def _living(self, state: PopulationState) -> list[tuple[int, TrainState]]:
         """The members that have not diverged, each with its state on the host, without its key."""
-        states = jax.device_get(crew.members.state.replace(key=None))
+        states = jax.device_get(state.members.state.replace(key=None))
         alive = [i for i in range(len(self._members)) if i not in self._diverged]
         return [(i, jax.tree.map(lambda x, i=i: x[i], states)) for i in alive]
 
-    @property
-    def _in_the_plane(self) -> bool:
-        return self._setups[0].source.shape == (2,)
-
-    def _in_folder(self, i: int, *names: str) -> Path:
+    def _path(self, i: int, *names: str) -> Path:
         return member_folder(self._workdir, self._members[i]).joinpath(*names)

@@ -1,0 +1,129 @@
+"""The figures of a sweep's report: maps over two keys, learning curves, and samples over training."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gan_jax.sweep.results import Condition, short
+
+FINISHED = "finished"  # a map's title: the share of seeds that did
+COLUMNS = 3  # of maps
+REFERENCES = ("_floor", "_ceiling")  # ends of names of what is no score of a run
+SPAN = 30  # highest over lowest, from where on colours are logarithmic
+FARTHEST = 1e6  # of points that decide on the extent of a picture
+NAMED = 48  # conditions whose curves have a legend
+
+
+class Axis(NamedTuple):
+    """Keys that vary together."""
+
+    label: str
+    values: list[str]  # in the order in which they first appear
+    places: tuple[int, ...]  # of each condition, among the values
+
+
+def axes(groups: list[Condition]) -> list[Axis]:
+    """What varies between conditions; keys that always change together, as two players' rates may, are one axis."""
+    keys_of: dict[tuple[int, ...], list[str]] = {}
+    for key in dict.fromkeys(key for group in groups for key in group.overrides):
+        values = [group.overrides.get(key) for group in groups]
+        distinct = list(dict.fromkeys(values))
+        if len(distinct) > 1:
+            keys_of.setdefault(tuple(distinct.index(value) for value in values), []).append(key)
+    return [_axis(groups, places, keys) for places, keys in keys_of.items()]
+
+
+def _axis(groups: list[Condition], places: tuple[int, ...], keys: list[str]) -> Axis:
+    first = [groups[places.index(i)].overrides for i in range(max(places) + 1)]
+    values = [" ".join(dict.fromkeys(str(overrides.get(key, "")) for key in keys)) for overrides in first]
+    return Axis(", ".join(dict.fromkeys(map(short, keys))), values, places)
+
+
+def grids(groups: list[Condition], down: Axis, across: Axis) -> dict[str, np.ndarray]:
+    """The means of each score, [down, across]; NaN where no seed has it. FINISHED comes first."""
+    names = dict.fromkeys(name for group in groups for name in group.scores)
+    means = {name: np.full((len(down.values), len(across.values)), np.nan) for name in (FINISHED, *names)}
+    for group, i, j in zip(groups, down.places, across.places, strict=True):
+        means[FINISHED][i, j] = len(group.finished) / len(group.results)
+        for name, values in group.scores.items():
+            means[name][i, j] = values.mean()
+    return means
+
+
+def maps(groups: list[Condition]) -> Figure | None:
+    """A map of each score that is not the same everywhere; None where other than two things vary."""
+    varying = axes(groups)
+    if len(varying) != 2:
+        return None
+    down, across = varying
+    shown = {
+        name: means
+        for name, means in grids(groups, down, across).items()
+        if np.unique(means[~np.isnan(means)]).size > 1 and not name.endswith(REFERENCES)
+    }
+    rows = max(-(-len(shown) // COLUMNS), 1)
+    figure = Figure(figsize=(4.2 * COLUMNS, rows * (1.2 + 0.25 * len(down.values))), dpi=80, layout="constrained")
+    places = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for ax in places[len(shown) :]:
+        ax.set_axis_off()
+    for ax, (name, means) in zip(places, shown.items(), strict=False):
+        _map(ax, name, means, down, across)
+    return figure
+
+
+def _map(ax, name: str, means: np.ndarray, down: Axis, across: Axis) -> None:
+    low, high = np.nanmin(means), np.nanmax(means)
+    image = ax.imshow(means, aspect="auto", cmap="viridis", norm="log" if 0 < SPAN * low < high else "linear")
+    ax.set_title(name, fontsize=9)
+    ax.set_xticks(range(len(across.values)), across.values, fontsize=7, rotation=45 if len(across.values) > 4 else 0)
+    ax.set_yticks(range(len(down.values)), down.values, fontsize=7)
+    ax.set_xlabel(across.label, fontsize=8)
+    ax.figure.colorbar(image, ax=ax).ax.tick_params(labelsize=7)
+
+
+def curve(groups: list[Condition], name: str) -> Figure:
+    """The mean of a metric across the seeds of each condition that finished, and the range between them."""
+    figure, ax = _figure(6, 4)
+    for group in groups:
+        points = [result.curves[name] for result in group.finished if name in result.curves]
+        if not points:
+            continue
+        steps, values = points[0][:, 0], np.stack(points)[:, :, 1]
+        (line,) = ax.plot(steps, values.mean(axis=0), label=group.label, linewidth=1.5)
+        ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.set(xlabel="step", title=name)
+    if 1 < len(groups) <= NAMED:
+        figure.legend(fontsize=6, loc="outside right", ncols=-(-len(groups) // 24))
+    return figure
+
+
+def frames(paths: Sequence[Path]) -> list[Image.Image]:
+    """Pictures of the points [n, 2] in the files STEP.npy, all of one extent."""
+    points = [np.load(path) for path in paths]
+    late = np.abs(np.concatenate(points[len(points) // 2 :]))
+    late = late[late < FARTHEST]  # none of NaN
+    extent = 1.2 * float(np.quantile(late, 0.99)) if late.size else 1.0
+    pictures = []
+    for path, samples in zip(paths, points, strict=True):
+        figure, ax = _figure(3, 3)
+        ax.scatter(*samples.T, s=3, alpha=0.5, linewidths=0)
+        ax.set(xlim=(-extent, extent), ylim=(-extent, extent), title=f"step {int(path.stem):,}")
+        pictures.append(drawn(figure).quantize(32))
+    return pictures
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """The figure in pixels."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def _figure(width: float, height: float):
+    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")  # no pyplot: nothing global
+    return figure, figure.subplots()
