@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from gan_jax import overfitting, step
-from gan_jax.devices import Layout, Program
+from gan_jax.devices import Program
+from gan_jax.population_layout import Layout
 from gan_jax.recipe import Setup, together
 from gan_jax.state import Hyperparameters, Memory, TrainState
 from gan_jax.step import init_state

@@ -9,9 +9,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import recipe, step
-from gan_jax.devices import EACH, mesh, population
+from gan_jax.devices import mesh
 from gan_jax.objectives import LOGISTIC, NAMED, OBJECTIVES, choose
 from gan_jax.population import Population
+from gan_jax.population_layout import population
 
 NAMES = list(OBJECTIVES)
 
@@ -108,7 +109,7 @@ def by_themselves(request, shrunk):
 @pytest.mark.parametrize("how", ["vmap", "map"])
 def test_a_member_of_mlps_is_the_run_alone(by_themselves, how):
     configs, runs = by_themselves
-    crew, metrics = together(configs, population(EACH[how]), 3)
+    crew, metrics = together(configs, population(how), 3)
     for i, (state, expected) in enumerate(runs):
         assert_is_member(crew, i, state, 1e-4)
         for name, values in expected.items():
@@ -118,7 +119,7 @@ def test_a_member_of_mlps_is_the_run_alone(by_themselves, how):
 
 def test_a_member_of_convolutions_is_the_run_alone(shrunk):
     configs = [shrunk("dcgan", None, {"seed": seed}) for seed in range(2)]
-    crew, _ = together(configs, population(EACH["unroll"], devices=jax.devices()[:2]), 2)
+    crew, _ = together(configs, population("unroll", devices=jax.devices()[:2]), 2)
     for i, config in enumerate(configs):
         assert_is_member(crew, i, alone(config, 2)[0], 1e-3)
 
@@ -133,7 +134,7 @@ def test_devices_may_share_a_member(shrunk, changes):
         pytest.skip("needs four devices")
     changes = changes | {"batch_size": 8, "penalty.name": "none", "penalty.weight": 0.0}
     configs = [shrunk("mixture", "ring8", {"seed": seed} | changes) for seed in range(3)]
-    crew, metrics = together(configs, population(EACH["vmap"], per_member=2), 3)
+    crew, metrics = together(configs, population("vmap", per_member=2), 3)
     for i, config in enumerate(configs):
         state, expected = alone(config, 3)
         assert_is_member(crew, i, state, 1e-4)
@@ -143,7 +144,7 @@ def test_devices_may_share_a_member(shrunk, changes):
 def test_members_lie_on_their_devices_and_do_not_communicate(shrunk):
     if jax.device_count() < 2:
         pytest.skip("needs more than one device")
-    layout, one = population(EACH["vmap"]), mesh(jax.devices()[:1])
+    layout, one = population("vmap"), mesh(jax.devices()[:1])
     crowd = Population([recipe.build(shrunk("mixture", "ring8", {"seed": seed}), one) for seed in range(5)], layout)
     crew = crowd.initial()
     share = -(-5 // jax.device_count())
@@ -156,7 +157,7 @@ def test_members_lie_on_their_devices_and_do_not_communicate(shrunk):
 def test_a_lost_member_is_frozen_and_the_others_go_on(shrunk):
     rates = {"generator.optimizer.learning_rate": 1e30, "discriminator.optimizer.learning_rate": 1e30}
     good, bad = shrunk("mixture", "ring8", {"seed": 1}), shrunk("mixture", "ring8", rates)
-    layout, one = population(EACH["vmap"]), mesh(jax.devices()[:1])
+    layout, one = population("vmap"), mesh(jax.devices()[:1])
     crowd = Population([recipe.build(config, one) for config in (good, bad)], layout)
     first = jax.device_get(_numbers(crowd.initial().members.state))
     crew = crowd.initial()

@@ -19,6 +19,8 @@ import numpy as np
 import on_several_processes as together
 import pytest
 from conftest import with_devices
+from gan_jax.processes import Place, find
+from gan_jax.versions import code_versions
 from numpy.testing import assert_allclose
 from PIL import Image
 from rounding import DESCENT, TOLERANCE
@@ -29,10 +31,8 @@ from gan_jax.data.reading import SAMPLED
 from gan_jax.data.source import HASHED, content
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
-from gan_jax.processes import Place, find
 from gan_jax.recipe import build
 from gan_jax.train import train
-from gan_jax.versions import code_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 240  # seconds; what takes so long hangs

@@ -16,8 +16,8 @@ from gan_jax.data.reading import CORRUPT, Reader
 from gan_jax.data.source import Source, draw_stored, independent
 from gan_jax.data.stacked import stacked
 from gan_jax.data.tfds import Tfds
-from gan_jax.devices import room_for_data
 from gan_jax.errors import InputError
+from gan_jax.memory import room_for_data
 
 PLACEMENTS = ("auto", "device", "stream")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gan_jax.data import CORRUPT, NAMES, NEUTRAL, Spec, is_name, tfds
 from gan_jax.errors import InputError
+from gan_jax.exit_status import Parser, exit_status
 from gan_jax.look import LOOKED_AT, look
-from gan_jax.subcommands import Parser, exit_status
 
 PROGRAM = "python -m gan_jax.data"
 FLAGS = ("split", "dir", "image_size", "channels", "flip", "corrupt")  # keys of the group `data` of a config

@@ -20,10 +20,10 @@ from gan_jax.data.records import BadExampleError, one_line
 from gan_jax.data.source import draw_stored
 from gan_jax.data.stacked import DIGITS, stacked
 from gan_jax.data.transform import fit
-from gan_jax.devices import room_for_data
 from gan_jax.errors import InputError
 from gan_jax.images import grid, write_png
 from gan_jax.look.labels import Bundled, counts, level_hint, place
+from gan_jax.memory import room_for_data
 
 LOOKED_AT = 500  # examples decoded, evenly spaced; as many draws where they are generated
 COLUMNS, ROWS = 10, 10  # of a picture of a set without classes

@@ -16,8 +16,8 @@ from gan_jax import command_line, runtime, workdirs
 from gan_jax.data import Spec, make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
+from gan_jax.exit_status import exit_status
 from gan_jax.files import read_json, write_atomically
-from gan_jax.subcommands import exit_status
 from gan_jax.sweep.folders import about, require_same, waiting
 from gan_jax.sweep.layout import AUTO, MEASURED, Choice, check, check_how
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep

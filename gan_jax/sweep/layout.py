@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import jax
 
-from gan_jax.devices import EACH, Devices, Layout, mesh, population
+from gan_jax.devices import Devices, mesh
 from gan_jax.errors import InputError
 from gan_jax.files import read_json, write_atomically
 from gan_jax.population import Population
+from gan_jax.population_layout import Layout, population
 from gan_jax.recipe import Setup
 
 AUTO, WRITTEN_OUT = "auto", "unroll"
@@ -43,7 +44,7 @@ def devices_of_a_member(per_member: int) -> Devices:
     """What the setup of a member is built for."""
     if per_member == 1:
         return mesh(jax.local_devices()[:1])
-    return population(EACH[WRITTEN_OUT], per_member).within  # the same however members take their steps
+    return population(WRITTEN_OUT, per_member).within  # the same however members take their steps
 
 
 def at_once(setup: Setup, members: int, choice: Choice, folder: Path) -> int:
@@ -77,7 +78,7 @@ def layout_for(setups: list[Setup], choice: Choice, folder: Path) -> Layout:
     if choice.how != AUTO:
         now["how"] = choice.how
     begun = _require_as_begun(folder / HOW, now)
-    return population(EACH[begun["how"]], choice.per_member, devices)
+    return population(begun["how"], choice.per_member, devices)
 
 
 def _require_as_begun(path: Path, now: dict) -> dict:
@@ -103,7 +104,7 @@ def _settled(setups: list[Setup], choice: Choice, devices: list) -> str:
 def fastest(setups: list[Setup], per_member: int, devices: list) -> str:
     """Which of MEASURED takes less time for a call of these members on this machine."""
     steps = min(setups[0].config.steps_per_call, setups[0].config.num_steps)
-    return min(MEASURED, key=lambda how: _seconds_of_a_call(setups, population(EACH[how], per_member, devices), steps))
+    return min(MEASURED, key=lambda how: _seconds_of_a_call(setups, population(how, per_member, devices), steps))
 
 
 def _seconds_of_a_call(setups: list[Setup], layout: Layout, steps: int) -> float:

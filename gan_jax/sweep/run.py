@@ -14,12 +14,12 @@ from tqdm import tqdm
 from gan_jax import images, recipe, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data import Source
-from gan_jax.devices import Layout
 from gan_jax.errors import InputError, NotFiniteError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import Generate
 from gan_jax.population import Crew, Population, only_own
+from gan_jax.population_layout import Layout
 from gan_jax.recipe import Setup
 from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
