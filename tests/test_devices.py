@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +28,8 @@ def some(count):
 
 
 def build(config, layout, count):
-    """The config's Setup on `count` devices: as in a run, so that networks know the layout's mapped axis."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipe.LAYOUTS, config.parallel, partial(layout, some(count)))
-        return recipe.build(config)
+    """The config's Setup on `count` devices."""
+    return recipe.build(config, layout(some(count)))
 
 
 # --- the same training ------------------------------------------------------------------------------------------
@@ -73,7 +70,7 @@ def all_keys(layout, count, n):
     if layout is mesh:
         return np.asarray(jax.random.key_data(jax.jit(lambda: example_keys(devices, key, n))()))
     mapped = jax.pmap(
-        lambda _: jax.random.key_data(example_keys(devices, key, n // devices.parts)),
+        lambda _: jax.random.key_data(example_keys(devices, key, n // devices.num_shards)),
         axis_name=AXIS,
         devices=some(count),
     )
@@ -103,12 +100,12 @@ def test_noise_is_born_on_the_device_that_uses_it(shrunk, count):
 
 
 def normalised(setup, latents):
-    """(the generator's statistics and images of this batch): images [parts, n, ...], over all devices."""
+    """(the generator's statistics and images of this batch): images [shards, n, ...], over all devices."""
     devices, average = setup.devices, recipe.initial_state(setup).ema
-    n = len(latents) // devices.parts
+    n = len(latents) // devices.num_shards
 
     def apply(average, latents):
-        z = devices.shard(jax.lax.dynamic_slice_in_dim(latents, devices.part() * n, n))
+        z = devices.shard(jax.lax.dynamic_slice_in_dim(latents, devices.shard_index() * n, n))
         images, stats = setup.recipe.generator.apply(average.params, average.stats, z, True)
         return stats, jax.lax.all_gather(images, AXIS) if devices.axis_name else images[None]
 
