@@ -5,7 +5,7 @@ import math
 from functools import partial
 from pathlib import Path
 
-from gan_jax import processes
+from gan_jax import agreement
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.errors import InputError
 from gan_jax.files import write_atomically
@@ -24,7 +24,7 @@ class Best:
         """
         self._path, self._name, self._sign, self._protocol = workdir / ABOUT, name, sign, protocol
         self._checkpoints = Checkpoints(workdir / FOLDER, kept=1)
-        self._value = processes.by_first(partial(_read, self._path, name, protocol))
+        self._value = agreement.by_first(partial(_read, self._path, name, protocol))
 
     def see(self, state: TrainState, value: float) -> None:
         """Keeps the state, if it is better than all before it; of equals the earliest; none that is not finite."""
@@ -37,7 +37,7 @@ class Best:
             self._checkpoints.save(state)
             self._checkpoints.wait()
         about = {"step": step, self._name: value, "protocol": self._protocol}
-        if processes.is_first():
+        if agreement.is_first():
             write_atomically(self._path, (json.dumps(about) + "\n").encode())
         self._value = value
 

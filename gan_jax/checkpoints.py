@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from gan_jax import processes
+from gan_jax import agreement
 from gan_jax.bits import scramble
 from gan_jax.errors import AgreedError, InputError, UnsavedError
 from gan_jax.files import require_writable
@@ -30,7 +30,7 @@ class Checkpoints:
         self._quiet = ExitStack()  # while something may be written
         self._failed = False  # a read or a write: what that left behind is collected while it is quiet
         if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
-            processes.all_or_none(partial(require_writable, self._directory))
+            agreement.all_or_none(partial(require_writable, self._directory))
 
     @cached_property
     def _manager(self):
@@ -45,7 +45,7 @@ class Checkpoints:
 
     def _is_untouched(self) -> bool:
         """Whether this object has done nothing yet and found an empty folder, or none."""
-        if processes.several():  # they make the manager together: it waits for all
+        if agreement.several():  # they make the manager together: it waits for all
             return False
         return "_manager" not in vars(self) and not (self._directory.is_dir() and any(self._directory.iterdir()))
 
@@ -63,11 +63,11 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, good or not; None without any."""
-        return None if self._is_untouched() else processes.from_first(self._manager.latest_step())
+        return None if self._is_untouched() else agreement.from_first(self._manager.latest_step())
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints, good or not, in order."""
-        return [] if self._is_untouched() else processes.from_first(sorted(self._manager.all_steps()))
+        return [] if self._is_untouched() else agreement.from_first(sorted(self._manager.all_steps()))
 
     def restore_step(self, step: int, template: TrainState) -> TrainState:
         """The checkpoint of one step. Raises InputError where there is none, or it is not whole."""
@@ -91,11 +91,11 @@ class Checkpoints:
         for step in steps:
             try:
                 # One that alone cannot read it does not wait for ever for those who could: they wait in Orbax for it.
-                state = processes.all_or_none(partial(self._whole, step, template), within=READ_WITHIN)
+                state = agreement.all_or_none(partial(self._whole, step, template), within=READ_WITHIN)
             except InputError as error:
                 reasons[step] = str(error)
                 continue
-            for bad in reasons if processes.is_first() else ():
+            for bad in reasons if agreement.is_first() else ():
                 print(f"checkpoint {bad} is corrupt ({reasons[bad]}); going back to {step}", file=sys.stderr)
             return state
         if steps:
@@ -107,7 +107,7 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Moves the checkpoints after `step`, which a run passed over, out of its way: STEP becomes corrupt-STEP."""
-        processes.by_first(partial(self._move_away, [each for each in self.steps() if each > step]))
+        agreement.by_first(partial(self._move_away, [each for each in self.steps() if each > step]))
         self._manager.reload()
 
     def _move_away(self, steps: list[int]) -> None:
@@ -140,7 +140,7 @@ class Checkpoints:
             raise
         except Exception as error:
             self._failed = True
-            if processes.means_loss(error):
+            if agreement.means_loss(error):
                 raise
             whole = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
             left = f"the newest that is there is of step {max(whole):,}" if whole else "there is none before it"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_jax import images, processes, step
+from gan_jax import agreement, images, step
 from gan_jax.data import independent
 from gan_jax.devices import Devices, mesh
 from gan_jax.progress import progress
@@ -74,7 +74,7 @@ class Generate:
         labels = None
         if self._conditional:
             keys = jax.random.split(jax.random.fold_in(key, LABELS), n)
-            drawn = processes.by_first(lambda: np.asarray(independent(self._setup.source, keys)["label"]).tolist())
+            drawn = agreement.by_first(lambda: np.asarray(independent(self._setup.source, keys)["label"]).tolist())
             labels = np.array(drawn, np.int32)
         return self.examples(average, key, n, labels)
 

@@ -10,20 +10,19 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from gan_jax import command_line, processes, recipe, runtime, schema, workdirs
+from gan_jax import agreement, command_line, launch, recipe, runtime, schema, workdirs
 from gan_jax.best import FOLDER
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.evaluate import evaluate_run
+from gan_jax.exit_status import exit_status
 from gan_jax.plan import plan
 from gan_jax.plan.chips import CHIPS, Machine
 from gan_jax.profiling import profile
 from gan_jax.sample import sample
 from gan_jax.spectrum import spectrum_of_run
-from gan_jax.subcommands import exit_status
 from gan_jax.train import train
-from gan_jax.versions import code_versions
 
 NEWEST = "checkpoints"  # the folder of the newest ones
 _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
@@ -73,8 +72,8 @@ def _run(argv: list[str]) -> None:
     runs_with = runtime.RUNTIMES[_RUNTIME.value]()  # before anything starts JAX's backend
     place = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     if _MODE.value == "train":
-        processes.join(*place)
-    elif processes.find(*place, os.environ) is not None:
+        launch.join(*place)
+    elif launch.find(*place, os.environ) is not None:
         raise InputError(f"--mode={_MODE.value} is for one process, and this is one of several; add --num_processes=1")
     {"train": _train, "profile": _profile, "plan": _plan}.get(_MODE.value, _use_run)(runs_with)
 
@@ -116,12 +115,12 @@ def _check_plan_flags() -> None:
 
 
 def _train(runs_with: str) -> None:
-    config = processes.all_or_none(_config)
-    if processes.several():
-        processes.all_or_none(partial(schema.check, config))
+    config = agreement.all_or_none(_config)
+    if agreement.several():
+        agreement.all_or_none(partial(schema.check, config))
         _require_equal_starts(config)
-    setup = processes.all_or_none(partial(recipe.build, config))
-    of_first = processes.by_first(lambda: str(_workdir()))
+    setup = agreement.all_or_none(partial(recipe.build, config))
+    of_first = agreement.by_first(lambda: str(_workdir()))
     workdir = Path(_WORKDIR.value or of_first)
     with workdirs.claimed(workdir, setup.config):
         _say(f"workdir: {workdir}\nruntime: {runs_with}")
@@ -132,16 +131,16 @@ def _train(runs_with: str) -> None:
 def _require_equal_starts(config: ConfigDict) -> None:
     """Raises InputError in all processes where one differs from the first in what would lead them apart."""
     given = schema.flatten(config.to_dict())
-    processes.require_equal(
+    agreement.require_equal(
         "config key", {key: value for key, value in given.items() if key not in workdirs.MAY_DIFFER_BETWEEN_PROCESSES}
     )
-    processes.require_equal("the version of", processes.all_or_none(code_versions))
-    processes.require_equal("the kind of", {"devices": jax.local_devices()[0].device_kind})
+    agreement.require_equal("the version of", agreement.all_or_none(agreement.code_versions))
+    agreement.require_equal("the kind of", {"devices": jax.local_devices()[0].device_kind})
     _say(f"{jax.process_count()} processes with {jax.local_device_count()} devices each, the same config and code")
 
 
 def _say(text: str) -> None:
-    if processes.is_first():
+    if agreement.is_first():
         print(text, flush=True)
 
 

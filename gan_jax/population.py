@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from gan_jax import regularizers, step
-from gan_jax.devices import EACH, Devices, Layout, mesh, population
+from gan_jax.devices import Devices, mesh
+from gan_jax.population_layout import Layout, population
 from gan_jax.recipe import Setup, merge_setups
 from gan_jax.state import Hyperparameters, RegularizerState, TrainState
 from gan_jax.step import init_state
@@ -37,7 +38,7 @@ def rule(setup: Setup) -> str:
 
 def devices_of_a_member(per_member: int) -> Devices:
     """What a member's setup is built for: one device, or `per_member` that share its batch."""
-    return mesh(jax.local_devices()[:1]) if per_member == 1 else population(EACH[UNROLL], per_member).within
+    return mesh(jax.local_devices()[:1]) if per_member == 1 else population(UNROLL, per_member).within
 
 
 class MemberState(struct.PyTreeNode):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from gan_jax import processes
+from gan_jax import agreement
 
 PATIENCE = 1.0  # seconds without a bar
 
@@ -14,5 +14,5 @@ def progress(items: Sequence, what: str) -> tqdm:
 
     Of several processes the first one shows it.
     """
-    disable = None if processes.is_first() else True  # None: without a terminal
+    disable = None if agreement.is_first() else True  # None: without a terminal
     return tqdm(items, desc=what, delay=PATIENCE, leave=False, dynamic_ncols=True, disable=disable)

@@ -330,7 +330,7 @@ def draw_batches(recipe: Recipe, devices: Devices, source, state: TrainState, da
 
     A finite set is met in the order of `shuffle.examples`, each example once an epoch; other data is drawn by keys.
     """
-    key, n = step_keys(state).data, recipe.batch_size // devices.parts
+    key, n = step_keys(state).data, recipe.batch_size // devices.num_shards
     batches = []
     for j in range(recipe.discriminator_steps):
         indices, rows = None, data

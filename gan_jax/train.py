@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gan_jax import processes, step, workdirs
+from gan_jax import agreement, step, workdirs
 from gan_jax.best import Best
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data.source import content
@@ -43,7 +43,7 @@ def train(setup: Setup, workdir: Path) -> bool:
     """
     _settle_data(setup, workdir)
     generate = Generate(setup)
-    scoring = processes.all_or_none(partial(_scoring, setup, generate))
+    scoring = agreement.all_or_none(partial(_scoring, setup, generate))
     with (
         stop_signals() as stop_requested,
         closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints,
@@ -53,30 +53,30 @@ def train(setup: Setup, workdir: Path) -> bool:
         else:
             state = checkpoints.restore(abstract_state(setup))
             checkpoints.discard_after(int(state.step))
-            if processes.is_first():
+            if agreement.is_first():
                 print(f"going on from step {int(state.step):,}", file=sys.stderr)
         with (
-            closing(processes.all_or_none(partial(_writers, setup, workdir, int(state.step)))) as writers,
+            closing(agreement.all_or_none(partial(_writers, setup, workdir, int(state.step)))) as writers,
             closing(open_loader(setup, state, partial(next_boundary, setup.config))) as data,
             _best(setup, scoring, workdir) as best,
         ):
-            health = processes.all_or_none(partial(_health, setup, workdir))
+            health = agreement.all_or_none(partial(_health, setup, workdir))
             loop = _Loop(setup, workdir, checkpoints, writers, data, generate, scoring, best, health)
-            return loop.run(state, processes.together(stop_requested))
+            return loop.run(state, agreement.in_any_process(stop_requested))
 
 
 def _settle_data(setup: Setup, workdir: Path) -> None:
-    processes.by_first(partial(workdirs.settle_data, workdir, setup.source))
-    if processes.several():
-        processes.require_equal("the data's", processes.all_or_none(partial(content, setup.source)))
+    agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
+    if agreement.several():
+        agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
 
 
 def _scoring(setup: Setup, generate: Generate) -> Scoring | None:
-    return Scoring(setup, generate) if setup.config.evaluate_every and processes.is_first() else None
+    return Scoring(setup, generate) if setup.config.evaluate_every and agreement.is_first() else None
 
 
 def _writers(setup: Setup, workdir: Path, step: int) -> Writers | Silent:
-    return Writers(workdir, step, setup.config.num_steps) if processes.is_first() else Silent()
+    return Writers(workdir, step, setup.config.num_steps) if agreement.is_first() else Silent()
 
 
 class Health(NamedTuple):
@@ -88,7 +88,7 @@ class Health(NamedTuple):
 
 def _health(setup: Setup, workdir: Path) -> Health | None:
     """Of the first process alone. It knows what the run's metrics so far were."""
-    if not setup.config.health_every or not processes.is_first():
+    if not setup.config.health_every or not agreement.is_first():
         return None
     config, past = flatten(setup.config.to_dict()), read_metrics(workdir / METRICS)
     return Health(Vitals(setup), Watch(config, past, setup.devices.count))
@@ -98,7 +98,7 @@ def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
     wanted = setup.config.evaluation
     if not wanted.best:
         return nullcontext()
-    protocol = processes.by_first(lambda: {"num_samples": wanted.num_samples} | scoring.protocol)
+    protocol = agreement.by_first(lambda: {"num_samples": wanted.num_samples} | scoring.protocol)
     return closing(Best(workdir, wanted.best, better(wanted.extractor, setup.source)[wanted.best], protocol))
 
 
@@ -177,7 +177,7 @@ class _Loop:
         except UnsavedError:
             raise
         except InputError as error:
-            if not processes.several() or isinstance(error, AgreedError):  # saving waits for all
+            if not agreement.several() or isinstance(error, AgreedError):  # saving waits for all
                 self._save(state, now)
             raise
 
@@ -192,7 +192,7 @@ class _Loop:
     def _read(self, now: int, after: int):
         read = partial(self._data.call, now, after)
         # Each process reads rows of its own, and what one cannot read the others must not wait for.
-        return processes.all_or_none(read, often=True) if self._setup.source.streamed else read()
+        return agreement.all_or_none(read, often=True) if self._setup.source.streamed else read()
 
     def _do_what_is_due(self, state: TrainState, now: int) -> None:
         if is_due(self._config, "log_every", now):
@@ -224,7 +224,7 @@ class _Loop:
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         count, key = self._config.evaluation.num_samples, self._setup.keys.evaluation
         samples = self._generate.for_scores(state.ema, key, count)
-        return processes.by_first(lambda: self._scoring.values(samples))
+        return agreement.by_first(lambda: self._scoring.values(samples))
 
     def _look(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gan_jax import processes
+from gan_jax import agreement
 from gan_jax.data import Source
 from gan_jax.errors import InputError
 from gan_jax.files import read_json, write_atomically
@@ -47,9 +47,9 @@ def claimed(workdir: Path, config: ConfigDict):
     run without one, cannot be written, or is in use, or where the processes do not all see the same folder.
     """
     with ExitStack() as stack:
-        token = processes.by_first(lambda: _claim(stack, workdir, config))
-        if processes.several():
-            processes.all_or_none(partial(require_shared, workdir, token))
+        token = agreement.by_first(lambda: _claim(stack, workdir, config))
+        if agreement.several():
+            agreement.all_or_none(partial(require_shared, workdir, token))
         yield
 
 
@@ -57,7 +57,7 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str | None:
     """What the lock holds from now on, for other processes to see that it is this one; None where there are none."""
     lock = stack.enter_context(locked(workdir))
     _settle(workdir, config)
-    if not processes.several():
+    if not agreement.several():
         return None
     token = secrets.token_hex(8)
     lock.truncate(0)

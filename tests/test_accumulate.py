@@ -14,9 +14,10 @@ from rounding import DESCENT, TOLERANCE, norm
 from toys import discriminator_loss_of, generator_loss_of
 
 from gan_jax import recipe, step
-from gan_jax.devices import EACH, example_keys, mesh, pmapped, population
+from gan_jax.devices import example_keys, mesh, pmapped
 from gan_jax.errors import InputError
 from gan_jax.population import Population
+from gan_jax.population_layout import population
 from gan_jax.profiling import flops, hlo
 
 STEPS = 2
@@ -140,7 +141,7 @@ def test_waiting_for_a_tree_changes_no_number(j):
 def test_the_members_of_a_population_accumulate_too(shrunk):
     changes = DESCENT | {"accumulate": 4, "penalty.name": "none", "penalty.weight": 0.0}
     setups = [build(shrunk("mixture", "ring8", changes | {"seed": seed})) for seed in range(2)]
-    crowd = Population(setups, population(EACH["vmap"], devices=jax.devices()[:1]))
+    crowd = Population(setups, population("vmap", devices=jax.devices()[:1]))
     crew = crowd.initial()
     crew, _ = crowd.compiled(STEPS, crew)(crew, ())
     for i, setup in enumerate(setups):

@@ -222,7 +222,9 @@ def test_gradient_of_feature_matching_is_that_of_its_formula(shrunk, name, layou
     real, key = jnp.asarray(numbers(n, 2)), jax.random.key(3)
 
     def update(state, real):
-        part = jax.lax.dynamic_slice_in_dim(real, devices.part() * (n // devices.parts), n // devices.parts)
+        part = jax.lax.dynamic_slice_in_dim(
+            real, devices.shard_index() * (n // devices.num_shards), n // devices.num_shards
+        )
         return step.generator_step(fakes, devices, state, {"image": devices.shard(part)}, key)
 
     old = jax.device_get(state.generator.params["c"])

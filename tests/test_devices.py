@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +28,8 @@ def some(count):
 
 
 def build(config, layout, count):
-    """The config's Setup on `count` devices: as in a run, so that networks know the layout's mapped axis."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipe.LAYOUTS, config.parallel, partial(layout, some(count)))
-        return recipe.build(config)
+    """The config's Setup on `count` devices."""
+    return recipe.build(config, layout(some(count)))
 
 
 # --- the same training ------------------------------------------------------------------------------------------
@@ -73,7 +70,7 @@ def all_keys(layout, count, n):
     if layout is mesh:
         return np.asarray(jax.random.key_data(jax.jit(lambda: example_keys(devices, key, n))()))
     mapped = jax.pmap(
-        lambda _: jax.random.key_data(example_keys(devices, key, n // devices.parts)),
+        lambda _: jax.random.key_data(example_keys(devices, key, n // devices.num_shards)),
         axis_name=AXIS,
         devices=some(count),
     )
@@ -103,12 +100,12 @@ def test_noise_is_born_on_the_device_that_uses_it(shrunk, count):
 
 
 def normalised(setup, latents):
-    """(the generator's statistics and images of this batch): images [parts, n, ...], over all devices."""
+    """(the generator's statistics and images of this batch): images [shards, n, ...], over all devices."""
     devices, average = setup.devices, recipe.initial_state(setup).ema
-    n = len(latents) // devices.parts
+    n = len(latents) // devices.num_shards
 
     def apply(average, latents):
-        z = devices.shard(jax.lax.dynamic_slice_in_dim(latents, devices.part() * n, n))
+        z = devices.shard(jax.lax.dynamic_slice_in_dim(latents, devices.shard_index() * n, n))
         images, stats = setup.recipe.generator.apply(average.params, average.stats, z, True)
         return stats, jax.lax.all_gather(images, AXIS) if devices.axis_name else images[None]
 
@@ -118,21 +115,20 @@ def normalised(setup, latents):
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["digits", "dcgan"])  # an mlp and a convolutional network
-def test_batch_normalisation_sees_the_whole_batch(shrunk, name, layout):
+def test_batch_normalisation_sees_the_whole_batch(shrunk, name):
     config = shrunk(name, None, {"generator.normalization": "batch"})
     # Far apart, since DCGAN starts with weights of 0.02: batches of such latents differ.
     latents = jnp.asarray(np.random.default_rng(0).normal(0, 20, (8, config.latent.dim)), jnp.float32)
     one = build(config, mesh, 1)
     stats, images = normalised(one, latents)
     shard_stats, shard_images = normalised(one, latents[:2])
-    shared_stats, shared_images = normalised(build(config, LAYOUTS[layout], 4), latents)
-
-    # A few float32 roundings, of sums of a batch and of what is divided by its standard deviation.
     assert jax.tree.leaves(stats)
-    assert_allclose(shared_images, images, rtol=1e-4, atol=1e-4)
     assert not np.allclose(shard_images, images[:2], rtol=1e-2, atol=1e-3)
-    for shared, whole, shard in zip(*map(jax.tree.leaves, (shared_stats, stats, shard_stats)), strict=True):
-        assert_allclose(shared, whole, rtol=1e-4, atol=1e-5)
-        assert not np.allclose(shard, whole, rtol=1e-3, atol=1e-4)
+    for layout in LAYOUTS.values():
+        shared_stats, shared_images = normalised(build(config, layout, 4), latents)
+        # A few float32 roundings, of sums of a batch and of what is divided by its standard deviation.
+        assert_allclose(shared_images, images, rtol=1e-4, atol=1e-4)
+        for shared, whole, shard in zip(*map(jax.tree.leaves, (shared_stats, stats, shard_stats)), strict=True):
+            assert_allclose(shared, whole, rtol=1e-4, atol=1e-5)
+            assert not np.allclose(shard, whole, rtol=1e-3, atol=1e-4)

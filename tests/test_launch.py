@@ -1,15 +1,18 @@
 """The start files: what they start is a command line that the code takes, and a scheduler learns how it ended."""
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from absl import flags
 
 from gan_jax import command_line, schema
 
@@ -18,35 +21,29 @@ LAUNCH = ROOT / "experiments" / "launch"
 TRAIN, SWEEP = ["-m", "gan_jax.main"], ["-m", "gan_jax.sweep"]
 
 
-@pytest.fixture(scope="module")
-def flags_of():
-    """`flags_of(module)`: the flags that it takes, asked in a process of its own, since two modules define the same."""
-    asked = {}
+@cache
+def flags_of(module):
+    """The flags that a command line takes; asked in a process of its own where it is not `gan_jax.main`.
 
-    def flags_of(module):
-        if module not in asked:
-            source = f"import {module}\nfrom absl import flags\nprint(*flags.FLAGS)"
-            done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
-            asked[module] = set(done.stdout.split())
-        return asked[module]
+    Two modules define the same ones, so that one process cannot have both.
+    """
+    if module == "gan_jax.main":
+        importlib.import_module(module)
+        return set(flags.FLAGS)
+    source = f"import {module}\nfrom absl import flags\nprint(*flags.FLAGS)"
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
-    return flags_of
 
-
-@pytest.fixture
-def check_command(flags_of):
-    """`check_command(module, arguments)`: config, sweep file, flags and config keys are there; returns the flags."""
-
-    def check(module, arguments):
-        given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
-        keys = {name.removeprefix("config.") for name in given if name.startswith("config.")}
-        assert keys <= set(schema.SCHEMA)
-        assert set(given) - {f"config.{key}" for key in keys} <= flags_of(module)
-        command_line.load_config(str(ROOT / given["config"]))
-        assert (ROOT / given.get("sweep", given["config"].split(":")[0])).is_file()
-        return given
-
-    return check
+def checked_flags(module, arguments):
+    """The flags of a command line by name, whose config, sweep file, flags and config keys are there."""
+    values = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+    keys = {name.removeprefix("config.") for name in values if name.startswith("config.")}
+    assert keys <= set(schema.SCHEMA)
+    assert set(values) - {f"config.{key}" for key in keys} <= flags_of(module)
+    command_line.load_config(str(ROOT / values["config"]))
+    assert (ROOT / values.get("sweep", values["config"].split(":")[0])).is_file()
+    return values
 
 
 @pytest.fixture
@@ -119,11 +116,11 @@ def job(tmp_path, stubs):
     return job
 
 
-def test_a_slurm_job_trains_with_the_flags_given(job, check_command, tmp_path):
+def test_a_slurm_job_trains_with_the_flags_given(job, tmp_path):
     _, command, _ = job(0, 400)
     assert command[:2] == TRAIN
-    given = check_command("gan_jax.main", command[2:])
-    assert given == {"config": "configs/dcgan.py", "workdir": str(tmp_path / "run"), "config.seed": "3"}
+    values = checked_flags("gan_jax.main", command[2:])
+    assert values == {"config": "configs/dcgan.py", "workdir": str(tmp_path / "run"), "config.seed": "3"}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +159,7 @@ def test_a_slurm_job_has_a_task_for_each_gpu_and_sees_all_of_them():
 @pytest.fixture(scope="module")
 def jobset():
     """The JobSet and the claim beside it, by kind."""
-    return {each["kind"]: each for each in yaml.safe_load_all((LAUNCH / "jobset.yaml").read_text())}
+    return {document["kind"]: document for document in yaml.safe_load_all((LAUNCH / "jobset.yaml").read_text())}
 
 
 @pytest.fixture(scope="module")
@@ -177,31 +174,32 @@ def container(workers):
     return container
 
 
-def test_pods_of_a_jobset_train_with_flags_that_agree_with_it(jobset, workers, container, check_command):
+def test_pods_of_a_jobset_train_with_flags_that_agree_with_it(jobset, workers, container):
     assert container["command"][:2] == ["python", "experiments/launch/pod.py"]
-    given = check_command("gan_jax.main", container["command"][2:])
+    values = checked_flags("gan_jax.main", container["command"][2:])
     job, name = workers["template"]["spec"], jobset["JobSet"]["metadata"]["name"]
     assert job["completionMode"] == "Indexed"
     assert workers["replicas"] == 1
-    assert int(given["num_processes"]) == job["completions"] == job["parallelism"]
-    assert given["process_id"] == "$(JOB_COMPLETION_INDEX)"
-    host, port = given["coordinator"].split(":")
+    assert int(values["num_processes"]) == job["completions"] == job["parallelism"]
+    assert values["process_id"] == "$(JOB_COMPLETION_INDEX)"
+    host, port = values["coordinator"].split(":")
     assert host == f"{name}-{workers['name']}-0-0.{name}"
     assert 0 < int(port) < 32768  # where no connection of the pod itself takes it
     assert jobset["JobSet"]["spec"]["network"]["enableDNSHostnames"]
 
 
-def test_pods_of_a_jobset_share_the_folder_that_they_write_to(jobset, workers, container, check_command):
+def test_pods_of_a_jobset_share_the_folder_that_they_write_to(jobset, workers, container):
     pod = workers["template"]["spec"]["template"]["spec"]
     claim = jobset["PersistentVolumeClaim"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    (volume,) = (each for each in pod["volumes"] if "persistentVolumeClaim" in each)
+    (volume,) = (volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume)
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    (mount,) = (each for each in container["volumeMounts"] if each["name"] == volume["name"])
-    given = check_command("gan_jax.main", container["command"][2:])
-    for path in (given["workdir"], given["config.data.dir"]):
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == volume["name"])
+    values = checked_flags("gan_jax.main", container["command"][2:])
+    for path in (values["workdir"], values["config.data.dir"]):
         assert path.startswith(mount["mountPath"] + "/")
-    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    mounted, volumes = ({item["name"] for item in items} for items in (container["volumeMounts"], pod["volumes"]))
+    assert mounted == volumes
 
 
 def test_a_jobset_begins_again_but_for_a_mistake(jobset, workers, container):
@@ -278,25 +276,25 @@ def printed(tmp_path, last):
     raise AssertionError(f"no {last} in {lines}")
 
 
-def test_hosts_of_a_tpu_pod_train_until_they_are_stopped(pod, check_command, tmp_path):
+def test_hosts_of_a_tpu_pod_train_until_they_are_stopped(pod, tmp_path):
     assert pod("train", "--config.seed=3", "--config.data.dir=/mnt/a b").returncode == 0
     lines = printed(tmp_path, "--config.data.dir")
     assert lines[:2] == TRAIN
-    given = check_command("gan_jax.main", lines[2:])
-    assert given["config.data.dir"] == "/mnt/a b"
-    assert set(given) == {"config", "workdir", "config.seed", "config.data.dir"}
+    values = checked_flags("gan_jax.main", lines[2:])
+    assert values["config.data.dir"] == "/mnt/a b"
+    assert set(values) == {"config", "workdir", "config.seed", "config.data.dir"}
     assert pod("train").returncode == 2  # one at a time
     assert "saved" in pod("stop").stdout
     assert "--worker=all" in (tmp_path / "gcloud").read_text()
 
 
-def test_hosts_of_a_tpu_pod_share_a_sweep(pod, check_command, tmp_path):
+def test_hosts_of_a_tpu_pod_share_a_sweep(pod, tmp_path):
     assert pod("sweep").returncode == 0
     lines = printed(tmp_path, "TPU_PROCESS_BOUNDS")
     assert lines[:2] == SWEEP
     command = [line for line in lines[2:] if line.startswith("--")]
-    given = check_command("gan_jax.sweep.__main__", command)
-    assert (given["process_id"], given["num_processes"]) == ("1", "4")
+    values = checked_flags("gan_jax.sweep.__main__", command)
+    assert (values["process_id"], values["num_processes"]) == ("1", "4")
     assert "TPU_PROCESS_BOUNDS=1,1,1" in lines
 
 

@@ -9,9 +9,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import recipe, schema, step
-from gan_jax.devices import EACH, mesh, population
+from gan_jax.devices import mesh
 from gan_jax.objectives import OBJECTIVES, choose
 from gan_jax.population import Population
+from gan_jax.population_layout import population
 
 # Objectives as data.
 
@@ -109,7 +110,7 @@ def by_themselves(request, shrunk):
 @pytest.mark.parametrize("how", ["vmap", "map"])
 def test_a_member_of_mlps_is_the_run_alone(by_themselves, how):
     configs, runs = by_themselves
-    state, metrics = together(configs, population(EACH[how]), 3)
+    state, metrics = together(configs, population(how), 3)
     for i, (expected_state, expected) in enumerate(runs):
         assert_is_member(state, i, expected_state, 1e-4)
         for name, values in expected.items():
@@ -119,7 +120,7 @@ def test_a_member_of_mlps_is_the_run_alone(by_themselves, how):
 
 def test_a_member_of_convolutions_is_the_run_alone(shrunk):
     configs = [shrunk("dcgan", None, {"seed": seed}) for seed in range(2)]
-    state, _ = together(configs, population(EACH["unroll"], devices=jax.devices()[:2]), 2)
+    state, _ = together(configs, population("unroll", devices=jax.devices()[:2]), 2)
     for i, (expected, _) in enumerate(alone(*configs, steps=2)):
         assert_is_member(state, i, expected, 1e-3)
 
@@ -131,7 +132,7 @@ def test_devices_may_share_a_member(shrunk):
     changes = {"generator.normalization": "batch", "generator.spectral_norm": True, "discriminator.spectral_norm": True}
     changes |= ONE_LAYER | {"batch_size": 8, "penalty.name": "none", "penalty.weight": 0.0}
     configs = [shrunk("mixture", "ring8", {"seed": seed} | changes) for seed in range(3)]
-    state, metrics = together(configs, population(EACH["vmap"], per_member=2), 3)
+    state, metrics = together(configs, population("vmap", per_member=2), 3)
     for i, (expected_state, expected) in enumerate(alone(*configs, steps=3)):
         assert_is_member(state, i, expected_state, 1e-4)
         assert_allclose(metrics["d_loss"][i], expected["d_loss"], rtol=1e-4)
@@ -144,7 +145,7 @@ def test_members_do_not_meet_and_a_lost_one_is_frozen(shrunk):
     configs = [shrunk("mixture", "ring8", ONE_LAYER | {"seed": seed}) for seed in range(5)]
     rates = {"generator.optimizer.learning_rate": 1e30, "discriminator.optimizer.learning_rate": 1e30}
     configs[1] = shrunk("mixture", "ring8", ONE_LAYER | rates)
-    layout, one = population(EACH["vmap"]), mesh(jax.devices()[:1])
+    layout, one = population("vmap"), mesh(jax.devices()[:1])
     members = Population([recipe.build(config, one) for config in configs], layout)
     state = members.initial()
     share = -(-5 // jax.device_count())

@@ -14,11 +14,12 @@ from toys import discriminator_loss_of, generator_loss_of
 
 from gan_jax import augment, recipe, regularizers, step, transforms
 from gan_jax.checkpoints import Checkpoints
-from gan_jax.devices import EACH, Program, mesh, pmapped, population
+from gan_jax.devices import Program, mesh, pmapped
 from gan_jax.errors import InputError
 from gan_jax.generate import Generate
 from gan_jax.networks import Network
 from gan_jax.population import Population, only_own
+from gan_jax.population_layout import population
 from gan_jax.state import Adaptive, LogitAverages, TrainState
 
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}
@@ -304,7 +305,7 @@ MEMBERS = (
 def test_members_of_a_population_have_their_own(shrunk):
     common = SMALL | DESCENT | ADA | {"augment.policy": "flip"}
     setups = [build(shrunk("digits", None, common | changes)) for changes in MEMBERS]
-    crowd = Population(setups, population(EACH["vmap"], devices=jax.devices()[:1]))
+    crowd = Population(setups, population("vmap", devices=jax.devices()[:1]))
     crew = crowd.initial()
     crew, metrics = crowd.compiled(3, crew)(crew, crowd.setup.source.data)
     first, second = (

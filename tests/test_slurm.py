@@ -39,7 +39,7 @@ def slurm(tmp_path_factory):
     changes = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "XLA_FLAGS": DEVICES.format(1)}
 
     def slurm(*command):
-        command, environment = [str(each) for each in command], os.environ | changes
+        command, environment = [str(word) for word in command], os.environ | changes
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
 
     yield slurm
@@ -96,11 +96,11 @@ def ended(slurm, number, seconds=240):
     return job(slurm, number)
 
 
-def assert_same(got, wanted):
+def assert_same(actual, expected):
     """Two runs' metrics at every step logged. With two devices a mean is a sum of two: no order rounds otherwise."""
-    assert [each["step"] for each in got] == [each["step"] for each in wanted]
-    for each, other in zip(got, wanted, strict=True):
-        assert_allclose(list(each.values()), [other[name] for name in each], rtol=1e-4, atol=1e-4)
+    assert [line["step"] for line in actual] == [line["step"] for line in expected]
+    for line, other in zip(actual, expected, strict=True):
+        assert_allclose(list(line.values()), [other[name] for name in line], rtol=1e-4, atol=1e-4)
 
 
 def saved_steps(text):

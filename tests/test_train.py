@@ -21,8 +21,8 @@ from PIL import Image
 from gan_jax import images, recipe, schema, step, workdirs, writers
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.errors import DivergedError
+from gan_jax.exit_status import exit_status
 from gan_jax.generate import Generate
-from gan_jax.subcommands import exit_status
 from gan_jax.train import next_boundary, train
 
 SIGNS = {"diversity", "logit_real_min", "logit_fake_max", "g_singular_spread", "d_singular_max"}

@@ -101,13 +101,13 @@ class Crowd:
         self.runtime = f"{shared}; {apply_runtime(runtime)}"
         import jax
 
-        from gan_jax import devices, recipe
+        from gan_jax import devices, population_layout, recipe
         from gan_jax.population import Population
 
         self.jax, self.precision = jax, _jax_precision(precision)
         workload = workloads.make(workload_name, self.precision)
         needed = jax.devices()[: min(members, jax.device_count())]
-        layout, one = devices.population(devices.EACH[how], devices=needed), devices.mesh(needed[:1])
+        layout, one = population_layout.population(how, devices=needed), devices.mesh(needed[:1])
         setup = jax_setup(workload, one, workloads.batch(workload)[0])
         setups = [setup._replace(keys=recipe.run_keys(seed)) for seed in range(members)]
         steps = workload.config.steps_per_call

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from absl import logging
 from ml_collections import ConfigDict
 
-from gan_jax import recipe, runtime, subcommands, workdirs
+from gan_jax import recipe, runtime, workdirs
 from gan_jax.checkpoints import Checkpoints
+from gan_jax.exit_status import exit_status as status_of
 from gan_jax.files import read_json, write_atomically
 from gan_jax.recipe import Setup
 from gan_jax.state import TrainState
@@ -69,4 +70,4 @@ def exit_status(main: Callable[[], None]) -> int:
     """Runs a study as `gan_jax.main` runs a verb: JAX started as there, a mistake in one line and status 2."""
     logging.set_verbosity(logging.ERROR)  # Orbax tells every file that it opens
     runtime.fast()
-    return subcommands.exit_status(main, lambda line: line.replace("choose another --workdir", "remove that folder"))
+    return status_of(main, lambda line: line.replace("choose another --workdir", "remove that folder"))

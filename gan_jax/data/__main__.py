@@ -9,9 +9,9 @@ from pathlib import Path
 
 from gan_jax.data import SOURCES, is_name, tfds
 from gan_jax.errors import InputError
+from gan_jax.exit_status import Parser, exit_status
 from gan_jax.keys import Key, union
 from gan_jax.look import SAMPLE, inspect
-from gan_jax.subcommands import Parser, exit_status
 
 PROGRAM = "python -m gan_jax.data"
 # The keys of the group `data` that say what is looked at, and not how one trains on it.

@@ -14,8 +14,8 @@ import jax
 from gan_jax import runtime
 from gan_jax.data.records import one_line
 from gan_jax.evaluation import inception, training, weight_files
+from gan_jax.exit_status import Parser, exit_status
 from gan_jax.files import require_writable
-from gan_jax.subcommands import Parser, exit_status
 
 PROGRAM = "python -m gan_jax.evaluation"
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # what decides on the bits of a training

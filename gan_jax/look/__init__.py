@@ -19,9 +19,9 @@ from gan_jax.data.reading import Reader, size_text
 from gan_jax.data.records import BadExampleError, Records, fit, one_line, to_array, to_picture
 from gan_jax.data.source import draw_stored, evenly_spaced
 from gan_jax.data.stored import Images
-from gan_jax.devices import room_for_data
 from gan_jax.errors import InputError
 from gan_jax.images import grid, write_png
+from gan_jax.memory import room_for_data
 
 SAMPLE = 500  # examples decoded, evenly spaced; as many draws where they are generated
 COLUMNS, ROWS = 10, 10  # of a picture of a set without classes

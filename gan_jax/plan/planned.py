@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from gan_jax import data, recipe, schema, step
 from gan_jax.data import Source
-from gan_jax.devices import LAYOUTS, room_of
+from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
 from gan_jax.keys import keys_of
 from gan_jax.loader import call_shapes
+from gan_jax.memory import room_of
 from gan_jax.plan.chips import CHIPS, Machine
 from gan_jax.plan.prediction import Work
 from gan_jax.profiling import hlo, step_flops

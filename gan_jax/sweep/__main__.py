@@ -17,9 +17,9 @@ from gan_jax import command_line, runtime, workdirs
 from gan_jax.data import make_source
 from gan_jax.errors import InputError
 from gan_jax.evaluation.comparison import better
+from gan_jax.exit_status import exit_status
 from gan_jax.files import read_json, write_atomically
 from gan_jax.population import MAP, VMAP, WIDE
-from gan_jax.subcommands import exit_status
 from gan_jax.sweep.folders import end_of, require_same, unfinished
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
 from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary

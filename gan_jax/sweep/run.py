@@ -14,12 +14,13 @@ from tqdm import tqdm
 from gan_jax import images, recipe, workdirs
 from gan_jax.checkpoints import Checkpoints
 from gan_jax.data import Source
-from gan_jax.devices import EACH, Devices, Layout, population
+from gan_jax.devices import Devices
 from gan_jax.errors import InputError, NotFiniteError
 from gan_jax.evaluate import evaluate_run
 from gan_jax.files import read_json, write_atomically
 from gan_jax.generate import Generate
 from gan_jax.population import UNROLL, Population, PopulationState, devices_of_a_member, only_own, rule
+from gan_jax.population_layout import Layout, population
 from gan_jax.recipe import Setup
 from gan_jax.scoring import Scoring
 from gan_jax.state import TrainState
@@ -98,7 +99,7 @@ def layout_for(setups: list[Setup], how: str, per_member: int, folder: Path) -> 
     if how == AUTO:
         how = read_json(folder / HOW, {"how": rule(setups[0])})["how"]
     folders.settle(folder / HOW, {"devices": len(devices), "devices_per_member": per_member, "how": how})
-    return population(EACH[how], per_member, devices)
+    return population(how, per_member, devices)
 
 
 class _Training:

@@ -1,41 +1,25 @@
-"""Several processes of one run: how they find each other, agree on what to do, and end together.
-
-Each has some of the devices, and all make the same calls in the same order. What one of them alone knows (a signal, a
-mistake, what lies on the disk) becomes known to all before any acts on it: a process that left the others would keep
-them waiting in their next collective. With one process everything here is local and costs nothing.
-"""
+"""How the processes of one run find each other, and what ends one whose run has lost another."""
 
 import ctypes
-import itertools
-import json
 import os
-import re
 import signal
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 
-from gan_jax.devices import anywhere
+from gan_jax.agreement import GONE
 from gan_jax.errors import AgreedError, InputError
 
 # Seconds. A process that has not been heard of for so long is taken for dead, where no collective has noticed before.
 HEARTBEAT = 30
 JOIN_WITHIN = 300  # for all processes to be there
-AGREE_WITHIN = 24 * 3600  # between processes that live: one may be scoring for long
 
-_AND_NOW = "so this one ends too; the same command in all of them goes on from the newest checkpoint"
-GONE = f"another process of this run is gone, {_AND_NOW}"
-_ABORTED = f"error: JAX gives up, most likely since another process of this run is gone, {_AND_NOW}"
+_ABORTED = f"error: JAX gives up, most likely since {GONE}"
 _APART = (
     "the processes of the run did not find each other; start all of them, each with --num_processes, a --process_id of "
     "its own and the --coordinator=HOST:PORT of process 0, or give --num_processes=1 to one that is alone"
-)
-# What is said of a collective, or of JAX's coordinator, whose other end is gone.
-_LOST = re.compile(
-    r"Gloo \w+ failed|Connection (reset|closed) by peer|NCCL.*(remote|peer)|[Cc]oordination ?[Ss]ervice|GetKeyValue"
 )
 
 
@@ -49,7 +33,7 @@ class Place(NamedTuple):
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Before JAX's backend starts: joins the processes of the run, if there are several.
+    """Joins the processes of the run, if there are several. Call it before JAX's backend starts.
 
     Args:
       coordinator, count, index: what the flags say; what they leave out, the environment may.
@@ -98,6 +82,9 @@ def find(coordinator: str | None, count: int | None, index: int | None, environ:
     Each by its flag, else by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or JOB_COMPLETION_INDEX,
     which an indexed Kubernetes job sets); where nothing says how many there are, by Open MPI's or Slurm's variables or
     a TPU pod's, from which JAX finds the rest.
+
+    JAX's detection does not do for this: it reads none of these variables but the first, takes the processes of Open
+    MPI 5 for runs of their own, and in Kubernetes asks the cluster even for a process that is alone (jax 0.10.2).
     """
     count = _number(environ, "JAX_NUM_PROCESSES") if count is None else count
     if count == 1:
@@ -139,8 +126,8 @@ def _checked(place: Place) -> Place:
     if place.count < 1:
         raise InputError(f"--num_processes is {place.count}; it must be 1 or more")
     if place.index is None or not 0 <= place.index < place.count:
-        given = "missing" if place.index is None else place.index
-        raise InputError(f"--process_id is {given}; of {place.count} processes it is 0 to {place.count - 1}")
+        shown = "missing" if place.index is None else place.index
+        raise InputError(f"--process_id is {shown}; of {place.count} processes it is 0 to {place.count - 1}")
     host, colon, port = (place.coordinator or "").rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(
@@ -154,123 +141,6 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     if text is not None and not text.isdecimal():
         raise InputError(f"the environment's {name} is {text!r}; it must be an integer, 0 or more")
     return None if text is None else int(text)
-
-
-def several() -> bool:
-    """Whether this run has more than one process. Starts no backend where there is one."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def is_first() -> bool:
-    """Whether this is the process that writes logs, pictures and whatever else is written once."""
-    return not several() or jax.process_index() == 0
-
-
-def all_or_none(function: Callable[[], Any], often: bool = False, within: float = AGREE_WITHIN) -> Any:
-    """What the function returns, if no process makes a mistake in it; else an AgreedError in every process.
-
-    A mistake is an InputError or an OSError. All must call it, and the function must not wait for the others.
-
-    Args:
-      often: it is asked at every call: that all is well is then told by the devices, which costs the least.
-      within: seconds in which the others must have answered; else this one takes them for lost.
-    """
-    if not several():
-        return function()
-    result, wrong = None, ""
-    try:
-        result = function()
-    except InputError as error:
-        wrong = str(error) or "failed"
-    except OSError as error:
-        wrong = f"{error.filename or 'a file'}: {error.strerror or error}"
-    if often and not anywhere(bool(wrong)):
-        return result
-    wrongs = {index: text for index, text in enumerate(_gathered(wrong, within)) if text}
-    if not wrongs:
-        return result
-    index, text = next(iter(wrongs.items()))
-    raise AgreedError(text if set(wrongs.values()) == {text} and len(wrongs) > 1 else f"process {index}: {text}")
-
-
-def from_first(value: Any) -> Any:
-    """The first process's value, which JSON must be able to hold, in all of them."""
-    if not several():
-        return value
-    return json.loads(_gathered(json.dumps(value) if is_first() else "")[0])
-
-
-def by_first(function: Callable[[], Any]) -> Any:
-    """What the function returns in the first process, the only one to call it, in all; as in `all_or_none`."""
-    return from_first(all_or_none(lambda: function() if is_first() else None))
-
-
-def require_equal(what: str, own: Mapping[str, Any]) -> None:
-    """Raises AgreedError, naming a process and what differs in it, unless `own` is the same in all processes."""
-    first = from_first(dict(own))
-    all_or_none(lambda: _compare(what, json.loads(json.dumps(dict(own))), first))
-
-
-def _compare(what: str, own: dict, first: dict) -> None:
-    differing = [name for name in sorted(own | first) if own.get(name) != first.get(name)]
-    if differing:
-        name, more = differing[0], f" and {len(differing) - 1} more differ" if len(differing) > 1 else " differs"
-        shown, there = own.get(name, "missing"), first.get(name, "missing")
-        raise InputError(
-            f"{what} {name}{more}: {shown} here, {there} in process 0; start all processes of a run with the same"
-        )
-
-
-def together(question: Callable[[], bool]) -> Callable[[], bool]:
-    """A yes-or-no question as all processes answer it: yes in all of them, a call after one of them said so.
-
-    The answers of one call are read at the next one, so that no process waits for its devices to ask.
-    """
-    return _Together(question) if several() else question
-
-
-class _Together:
-    def __init__(self, question: Callable[[], bool]):
-        self._question, self._answer = question, None
-
-    def __call__(self) -> bool:
-        before = self._answer is not None and bool(self._answer)
-        self._answer = anywhere(self._question())
-        return before
-
-
-def _gathered(text: str, within: float = AGREE_WITHIN) -> list[str]:
-    """Every process's text, by the process: told through JAX's coordinator, so that no device has to be waited for."""
-    from jax._src.distributed import global_state  # JAX has no public way to it; Orbax goes this one
-
-    client, number, own = global_state.client, next(_gatherings), jax.process_index()
-    client.key_value_set(_key(number, own), text)
-    timeout = int(within * 1000)  # milliseconds
-    texts = [client.blocking_key_value_get(_key(number, i), timeout) for i in range(jax.process_count())]
-    if number >= 2:  # who has told this one has read all of the last one, and nobody needs the one before that
-        client.key_value_delete(_key(number - 2, own))
-    return texts
-
-
-_gatherings = itertools.count()
-
-
-def _key(number: int, index: int) -> str:
-    return f"gan_jax/{number}/{index}"
-
-
-def means_loss(error: BaseException) -> bool:
-    """Whether an error says that another process of the run is gone."""
-    if not several() or isinstance(error, (InputError, OSError)):
-        return False
-    return isinstance(error, (RuntimeError, ValueError)) and bool(_LOST.search(str(error)))
-
-
-def leave(status: int) -> NoReturn:
-    """Ends this process at once: at a usual exit it would wait for the others, who wait for it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _end_where_jax_aborts() -> None:

@@ -1,13 +1,14 @@
-"""What the command lines share: every mistake is one line on stderr and exit status 2."""
+"""How a command line ends: every mistake is one line on stderr and exit status 2."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
 
 import jax
 
-from gan_jax import processes
+from gan_jax import agreement
 from gan_jax.errors import AgreedError, DivergedError, InputError
 
 
@@ -27,23 +28,25 @@ def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) ->
     try:
         run()
     except (AgreedError, DivergedError) as error:  # which all processes of a run meet together
-        return _told(error, explain)
+        return _report(error, explain)
     except BaseException as error:  # noqa: BLE001
-        if not processes.several():
-            return _told(error, explain)
+        if not agreement.several():
+            return _report(error, explain)
         try:
-            status = _told(error, explain)
+            status = _report(error, explain)
         except BaseException:  # noqa: BLE001  a bug
             traceback.print_exc()
             status = 1
-        processes.leave(status)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # a usual exit would wait for the others, who wait for this process
     return 0
 
 
-def _told(error: BaseException, explain: Callable[[str], str]) -> int:
+def _report(error: BaseException, explain: Callable[[str], str]) -> int:
     """The exit status after this error, once its line is printed; raises it where it is nobody's mistake."""
-    if processes.means_loss(error):
-        print(f"error: {processes.GONE} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
+    if agreement.means_loss(error):
+        print(f"error: {agreement.GONE} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 1
     try:
         raise error
