@@ -1,22 +1,26 @@
 """Checkpoints: a state saved while training goes on, restored to the same bits, and held to its own fingerprint."""
 
 import gc
+import json
+import math
 import os
 import re
 import sys
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from gan_jax import agreement
+from gan_jax import agreement, legacy
 from gan_jax.bits import scramble
 from gan_jax.errors import AgreedError, InputError, UnsavedError
-from gan_jax.files import require_writable
+from gan_jax.files import read_json, require_writable, write_atomically
 from gan_jax.state import TrainState
 
+BEST, ABOUT_BEST = "best", "best.json"
 READ_WITHIN = 600  # seconds between the first and the last of several processes
 
 
@@ -43,12 +47,6 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=self._kept, create=not reads_only, read_only=reads_only)
         return ocp.CheckpointManager(self._directory, options=options)
 
-    def _is_untouched(self) -> bool:
-        """Whether this object has done nothing yet and found an empty folder, or none."""
-        if agreement.several():  # they make the manager together: it waits for all
-            return False
-        return "_manager" not in vars(self) and not (self._directory.is_dir() and any(self._directory.iterdir()))
-
     def save(self, state: TrainState) -> None:
         """Saves in the background; the state may be donated as soon as this returns.
 
@@ -58,23 +56,27 @@ class Checkpoints:
 
         payload = {"state": state, "fingerprint": self._fingerprint(state)}
         with self._unsaved():
-            self._require_folder()
+            if not self._directory.is_dir():  # Orbax would make it anew, and with it a run without its past
+                raise FileNotFoundError("the folder is gone")
             self._manager.save(int(state.step), args=ocp.args.Composite(payload=ocp.args.StandardSave(payload)))
-
-    def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, good or not; None without any."""
-        return None if self._is_untouched() else agreement.from_first(self._manager.latest_step())
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints, good or not, in order."""
-        return [] if self._is_untouched() else agreement.from_first(sorted(self._manager.all_steps()))
+        untouched = "_manager" not in vars(self) and not (self._directory.is_dir() and any(self._directory.iterdir()))
+        if untouched and not agreement.several():  # several make the manager together: it waits for all
+            return []
+        return agreement.from_first(sorted(self._manager.all_steps()))
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, good or not; None without any."""
+        return max(self.steps(), default=None)
 
     def restore_step(self, step: int, template: TrainState) -> TrainState:
         """The checkpoint of one step. Raises InputError where there is none, or it is not whole."""
         if step not in self.steps():
             raise InputError(f"no checkpoint of step {step} in {self._directory}; there are {self.steps()}")
         try:
-            return self._whole(step, template)
+            return self._restore(step, template)
         except InputError as error:
             raise InputError(f"checkpoint {step} in {self._directory} is corrupt ({error})") from error
 
@@ -91,7 +93,7 @@ class Checkpoints:
         for step in steps:
             try:
                 # One that alone cannot read it does not wait for ever for those who could: they wait in Orbax for it.
-                state = agreement.all_or_none(partial(self._whole, step, template), within=READ_WITHIN)
+                state = agreement.all_or_none(partial(self._restore, step, template), within=READ_WITHIN)
             except InputError as error:
                 reasons[step] = str(error)
                 continue
@@ -107,12 +109,9 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> None:
         """Moves the checkpoints after `step`, which a run passed over, out of its way: STEP becomes corrupt-STEP."""
-        agreement.by_first(partial(self._move_away, [each for each in self.steps() if each > step]))
+        later = [number for number in self.steps() if number > step]
+        agreement.by_first(partial(_move_away, self._directory, later))
         self._manager.reload()
-
-    def _move_away(self, steps: list[int]) -> None:
-        for step in steps:
-            (self._directory / str(step)).rename(_unused(self._directory / f"corrupt-{step}"))
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
@@ -125,11 +124,6 @@ class Checkpoints:
         if "_manager" in vars(self):
             with self._quiet, self._unsaved():
                 self._manager.close()
-
-    def _require_folder(self) -> None:
-        # Orbax would make it anew, and with it a run without its past.
-        if not self._directory.is_dir():
-            raise FileNotFoundError("the folder is gone")
 
     @contextmanager
     def _unsaved(self):
@@ -149,29 +143,38 @@ class Checkpoints:
                 "folder back, and the same command goes on from there"
             ) from error
 
-    def _whole(self, step: int, template: TrainState) -> TrainState:
+    def _restore(self, step: int, template: TrainState) -> TrainState:
         """Raises InputError, which says why, where the checkpoint is not whole."""
         try:
-            return self._restore(step, template)
-        except MemoryError:
+            return self._read(step, template, lambda state: (state, state))
+        except InputError:
+            with suppress(InputError):  # the first reason stands
+                return self._read(step, legacy.old_template(template), partial(legacy.new_state, template))
             raise
-        except Exception as error:  # Orbax and TensorStore raise whatever a torn file leads them to
-            raise InputError(_summary(error)) from error
 
-    def _restore(self, step: int, template: TrainState) -> TrainState:
+    def _read(self, step: int, template, form: Callable) -> TrainState:
+        """The state of a checkpoint; `form`: what has its arrays -> (the state, what has them as they were hashed)."""
         import orbax.checkpoint as ocp
 
-        shape = jax.ShapeDtypeStruct((), jnp.uint32, sharding=template.step.sharding)
+        sharding = jax.tree.leaves(template)[0].sharding
+        shape = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
             {"state": template, "fingerprint": shape},
         )
-        with self._quiet_threads():
-            restored = self._manager.restore(step, args=ocp.args.Composite(payload=ocp.args.StandardRestore(abstract)))
-        payload = restored["payload"]
-        if int(payload["fingerprint"]) != int(self._fingerprint(payload["state"])):
-            raise ValueError("its content is not what was saved")
-        return payload["state"]
+        try:
+            with self._quiet_threads():
+                args = ocp.args.Composite(payload=ocp.args.StandardRestore(abstract))
+                payload = self._manager.restore(step, args=args)["payload"]
+            state, hashed = form(payload["state"])
+            whole = int(payload["fingerprint"]) == int(self._fingerprint(hashed))
+        except MemoryError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever a torn file leads them to
+            raise InputError(_summary(error)) from error
+        if not whole:
+            raise InputError("its content is not what was saved")
+        return state
 
     @contextmanager
     def _quiet_threads(self):
@@ -192,6 +195,44 @@ class Checkpoints:
             if self._failed:
                 gc.collect()
             sys.unraisablehook = previous
+
+
+class Best(Checkpoints):
+    """The best checkpoint by one score, `WORKDIR/best/STEP/`; best.json: {"step": ..., NAME: ..., "protocol": ...}.
+
+    Not by Orbax's `best_fn`: that writes every state that is scored, and keeps the latest of equals and one whose score
+    is not a number (orbax-checkpoint 0.12.8).
+    """
+
+    def __init__(self, workdir: Path, name: str, sign: int, protocol: dict):
+        """`name` of the score, of which larger values are better where `sign` is 1, smaller ones where it is -1.
+
+        What was best by another score or protocol is forgotten.
+        """
+        super().__init__(workdir / BEST, kept=1)
+        self._path, self._name, self._sign, self._protocol = workdir / ABOUT_BEST, name, sign, protocol
+        self._value = agreement.by_first(self._known_value)
+
+    def _known_value(self) -> float | None:
+        about = read_json(self._path)
+        if not isinstance(about, dict) or about.get("protocol") != self._protocol:
+            return None
+        return about.get(self._name) if (self._directory / str(about.get("step"))).is_dir() else None
+
+    def see(self, state: TrainState, value: float) -> None:
+        """Keeps the state, if it is better than all before it; of equals the earliest; none that is not finite."""
+        if not math.isfinite(value) or (self._value is not None and self._sign * value <= self._sign * self._value):
+            return
+        step, latest = int(state.step), self.latest_step()
+        if latest is not None and latest > step:  # of a run that went back
+            self.discard_after(step)
+        if self.latest_step() != step:  # where a process was killed between the two writes
+            self.save(state)
+            self.wait()
+        about = {"step": step, self._name: value, "protocol": self._protocol}
+        if agreement.is_first():
+            write_atomically(self._path, (json.dumps(about) + "\n").encode())
+        self._value = value
 
 
 def fingerprint(tree) -> jax.Array:
@@ -220,7 +261,8 @@ def _summary(error: Exception) -> str:
     return line if len(line) <= 160 else line[:160] + "..."
 
 
-def _unused(path: Path) -> Path:
-    """`path`, or the first of path-1, path-2, ... that does not exist."""
-    candidates = [path, *(path.with_name(f"{path.name}-{i}") for i in range(1, 1000))]
-    return next(each for each in candidates if not each.exists())
+def _move_away(directory: Path, steps: list[int]) -> None:
+    """STEP becomes corrupt-STEP, or the first of corrupt-STEP-1, corrupt-STEP-2, ... that does not exist."""
+    for step in steps:
+        paths = (directory / f"corrupt-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
+        (directory / str(step)).rename(next(path for path in paths if not path.exists()))

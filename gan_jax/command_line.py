@@ -17,10 +17,10 @@ def parse(argv: list[str]) -> list[str]:
     """Parses the flags, for `absl.app.run`: the arguments left over, or exit status 2 after one line."""
     try:
         argument = _config_argument(argv)
-        if argument is None and any(re.match(r"--?config\.", each) for each in argv):
-            raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
         if argument is not None:
             load_config(argument)  # config_flags loads it once more, without a word on what is wrong in it
+        elif any(re.match(r"--?config\.", text) for text in argv):
+            raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
         _check_override_keys(argv)
         return flags.FLAGS(argv)
     except (InputError, flags.Error) as error:
@@ -65,7 +65,7 @@ def load_config(argument: str) -> ConfigDict:
 
 
 def _neighbours(path: Path) -> str:
-    configs = sorted(str(each) for each in path.parent.glob("*.py") if each.stem not in ("__init__", "base"))
+    configs = sorted(str(file) for file in path.parent.glob("*.py") if file.stem not in ("__init__", "base"))
     if path.name and configs:
         return f"; that folder has {', '.join(configs)}"
     if not path.is_absolute() and not Path("configs").is_dir():  # started elsewhere than in the clone
@@ -76,7 +76,7 @@ def _neighbours(path: Path) -> str:
 def _fault(path: Path, variant: str, error: BaseException) -> str:
     if isinstance(error, TypeError) and "get_config()" in str(error):
         return f"{path} has no variants; leave out {variant!r}" if variant else f"{path} needs a variant, {path}:NAME"
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename) == path.resolve()]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()]
     place = f"{path}, line {frames[-1].lineno}" if frames else str(path)
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return f"{place}: {kind}{str(error).splitlines()[0] if str(error) else 'failed'}"

@@ -82,7 +82,7 @@ class Generate:
         """The examples at latents [n, d], for a conditional generator with labels [n]: [n, *shape] float32."""
         inputs, n = (latents,) if labels is None else (latents, labels), len(latents)
         if missing := -n % self._devices.count:
-            inputs = [np.resize(each, (n + missing, *each.shape[1:])) for each in map(np.asarray, inputs)]
+            inputs = [np.resize(x, (n + missing, *x.shape[1:])) for x in map(np.asarray, inputs)]
         # Fetched before this returns: an `average` that lay in place is the run's own, donated to its next step.
         return np.asarray(self._from_latents(self._devices.place(average), *inputs))[:n]
 

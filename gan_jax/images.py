@@ -19,7 +19,8 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
     rows = -(-n // columns)
     tiles = np.zeros((rows * columns, height, width, channels), np.uint8)
     tiles[:n] = to_uint8(images)
-    tiles = _magnified(tiles, max(1, SMALLEST_TILE // height))
+    if height < SMALLEST_TILE:
+        tiles = _magnified(tiles, SMALLEST_TILE // height)
     tiles = np.pad(tiles, ((0, 0), (0, PAD), (0, PAD), (0, 0)))
     _, height, width, _ = tiles.shape
     picture = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
@@ -28,13 +29,14 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 def _magnified(tiles: np.ndarray, factor: int) -> np.ndarray:
     """Each tile [h, w, c] uint8, `factor` times as large, bicubic: an 8x8 digit is easier to read without its steps."""
-    if factor == 1:
-        return tiles
     n, height, width, channels = tiles.shape
-    planes = tiles.transpose(0, 3, 1, 2).reshape(-1, height, width)
-    size = (width * factor, height * factor)
-    large = np.stack([np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)) for plane in planes])
-    return large.reshape(n, channels, *large.shape[1:]).transpose(0, 2, 3, 1)
+    height, width = height * factor, width * factor
+    images = (_as_image(tile).resize((width, height), Image.Resampling.BICUBIC) for tile in tiles)
+    return np.stack([np.asarray(image) for image in images]).reshape(n, height, width, channels)
+
+
+def _as_image(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -45,7 +47,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 1 or 3 or 4]."""
     buffer = io.BytesIO()
-    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, "png")
+    _as_image(picture).save(buffer, "png")
     write_atomically(path, buffer.getvalue())
 
 
@@ -82,9 +84,8 @@ def _draw_plane(axes, samples, real, heights, landscape):
     right.scatter(*samples.T, s=3, c="tab:red", alpha=0.5, linewidths=0)
     right.figure.colorbar(shown, ax=right, fraction=0.046, pad=0.04)
     right.set_title("the discriminator's logit", fontsize=9)
-    for each in axes:
-        each.set_xlim(extent[:2])
-        each.set_ylim(extent[2:])
+    for half in axes:
+        half.set(xlim=extent[:2], ylim=extent[2:])
 
 
 def line_points(real: np.ndarray) -> np.ndarray:
@@ -126,14 +127,13 @@ ENDS = {"LM": "largest modulus", "LR": "largest real part", "LI": "largest imagi
 
 def _draw_spectrum(axes, values):
     largest = max(np.abs(np.concatenate(list(values.values()))).max(), np.finfo(np.float32).tiny)
-    for each in axes:
-        for (name, found), marker in zip(values.items(), "osD", strict=False):
-            each.scatter(
-                found.real, found.imag, s=14 if marker == "D" else 40, marker=marker, label=ENDS[name], alpha=0.6
-            )
-        each.axvline(0, color="black", linewidth=0.8)
-        each.axhline(0, color="grey", linewidth=0.5)
-        each.tick_params(labelsize=7)
+    for half in axes:
+        for (name, eigenvalues), marker, size in zip(values.items(), "osD", (40, 40, 14), strict=False):
+            x, y = eigenvalues.real, eigenvalues.imag
+            half.scatter(x, y, s=size, marker=marker, label=ENDS[name], alpha=0.6)
+        half.axvline(0, color="black", linewidth=0.8)
+        half.axhline(0, color="grey", linewidth=0.5)
+        half.tick_params(labelsize=7)
     axes[0].legend(fontsize=7)
     axes[0].set_title("eigenvalues: those left of the axis decay", fontsize=9)
     axes[1].set_xscale("symlog", linthresh=1e-2 * largest)

@@ -41,7 +41,7 @@ def old_template(template: TrainState) -> dict:
     return fields | {"hyperparameters": old, "memory": template.regularizers}
 
 
-def new_state(old: dict, template: TrainState) -> tuple[TrainState, list]:
+def new_state(template: TrainState, old: dict) -> tuple[TrainState, list]:
     """(the state of an old one, its arrays in the order in which they were fingerprinted)."""
     names = [name for name, number in old["hyperparameters"].items() if number is not None]
     in_order = [old["hyperparameters"][name] for name in _KEYS if name in names]

@@ -11,8 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from gan_jax import agreement, command_line, launch, recipe, runtime, schema, workdirs
-from gan_jax.best import FOLDER
-from gan_jax.checkpoints import Checkpoints
+from gan_jax.checkpoints import BEST, Checkpoints
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError
 from gan_jax.evaluate import evaluate_run
@@ -42,7 +41,7 @@ _CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "plan: which chips.")
 _INTERCONNECT = flags.DEFINE_float(
     "interconnect_gbps", None, "plan: gigabits a second that each device can send; else what the chip's own links can."
 )
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, FOLDER], "Of sample, evaluate and spectrum: which one.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, BEST], "Of sample, evaluate and spectrum: which one.")
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT where process 0 is reached.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "That train together; 1: this one is alone, wherever it runs.")
@@ -52,6 +51,12 @@ _RUNTIME = flags.DEFINE_enum(
     "fast",
     list(runtime.RUNTIMES),
     "fast: set an XLA flag, the allocator and the compilation cache where you have not; plain: set nothing.",
+)
+_ONLY_FOR = (  # flags, and the verbs that have a use for them
+    ((_NUM_SAMPLES, _CHECKPOINT), ("sample", *_MEASURES)),
+    ((_INTERPOLATION,), ("sample",)),
+    ((_PROFILE_STEPS,), ("profile",)),
+    ((_HOSTS, _DEVICES_PER_HOST, _CHIP, _INTERCONNECT), ("plan",)),
 )
 
 
@@ -81,25 +86,17 @@ def _run(argv: list[str]) -> None:
 def _check_flags() -> None:
     if _NUM_SAMPLES.value < 0:
         raise InputError(f"--num_samples is {_NUM_SAMPLES.value}; it must be 0 or more")
-    if _NUM_SAMPLES.value and _MODE.value in ("train", "profile", "plan"):
-        raise InputError("--num_samples is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
     if _PROFILE_STEPS.value < 1:
         raise InputError(f"--profile_steps is {_PROFILE_STEPS.value}; it must be a positive integer")
-    if _PROFILE_STEPS.value != _PROFILE_STEPS.default and _MODE.value != "profile":
-        raise InputError("--profile_steps is for --mode=profile; leave it out")
-    if _CHECKPOINT.value != NEWEST and _MODE.value in ("train", "profile", "plan"):
-        raise InputError("--checkpoint is for --mode=sample, --mode=evaluate and --mode=spectrum; leave it out")
-    if _INTERPOLATION.value and _MODE.value != "sample":
-        raise InputError("--interpolation is for --mode=sample; leave it out")
-    _check_plan_flags()
+    for flag, modes in ((flag, modes) for some, modes in _ONLY_FOR for flag in some):
+        if flag.value != flag.default and _MODE.value not in modes:
+            listed = ", ".join(f"--mode={mode}" for mode in modes)
+            raise InputError(f"--{flag.name} is for {' and '.join(listed.rsplit(', ', 1))}; leave it out")
+    if _MODE.value == "plan":
+        _check_plan_flags()
 
 
 def _check_plan_flags() -> None:
-    if _MODE.value != "plan":
-        for flag in (_HOSTS, _DEVICES_PER_HOST, _CHIP, _INTERCONNECT):
-            if flag.value != flag.default:
-                raise InputError(f"--{flag.name} is for --mode=plan; leave it out")
-        return
     for flag in (_HOSTS, _DEVICES_PER_HOST, _INTERCONNECT):
         if flag.value is not None and not 0 < flag.value < math.inf:
             raise InputError(f"--{flag.name} is {flag.value}; it must be positive")
@@ -130,10 +127,9 @@ def _train(runs_with: str) -> None:
 
 def _require_equal_starts(config: ConfigDict) -> None:
     """Raises InputError in all processes where one differs from the first in what would lead them apart."""
-    given = schema.flatten(config.to_dict())
-    agreement.require_equal(
-        "config key", {key: value for key, value in given.items() if key not in workdirs.MAY_DIFFER_BETWEEN_PROCESSES}
-    )
+    values = schema.flatten(config.to_dict()).items()
+    shared = {key: value for key, value in values if key not in workdirs.MAY_DIFFER_BETWEEN_PROCESSES}
+    agreement.require_equal("config key", shared)
     agreement.require_equal("the version of", agreement.all_or_none(agreement.code_versions))
     agreement.require_equal("the kind of", {"devices": jax.local_devices()[0].device_kind})
     _say(f"{jax.process_count()} processes with {jax.local_device_count()} devices each, the same config and code")
@@ -180,9 +176,8 @@ def _use_run(runs_with: str) -> None:
     setup = recipe.build(config, mesh(jax.devices()[:1]), known)
     state = Checkpoints(workdir / _CHECKPOINT.value).restore(recipe.abstract_state(setup))
     if state is None:
-        if _CHECKPOINT.value == FOLDER:
-            raise InputError(f"{workdir} has no best checkpoint; train it with evaluation.best set")
-        raise InputError(f"{workdir} has no checkpoint yet; train it first")
+        best = "no best checkpoint; train it with evaluation.best set"
+        raise InputError(f"{workdir} has {best if _CHECKPOINT.value == BEST else 'no checkpoint yet; train it first'}")
     if _MODE.value == "sample":
         for path in sample(setup, state, workdir, _NUM_SAMPLES.value, _INTERPOLATION.value):
             print(f"wrote {path}")
@@ -195,8 +190,8 @@ def _print(measured: dict) -> None:
     intervals = measured.pop("intervals", {})
     for name, value in schema.flatten(measured).items():
         shown = f"{value:.6g}" if isinstance(value, float) else "did not converge" if value is None else value
-        between = "  [{:.4g}, {:.4g}]".format(*intervals[name]) if name in intervals else ""
-        print(f"{name:28s} {shown}{between}")
+        interval = "  [{:.4g}, {:.4g}]".format(*intervals[name]) if name in intervals else ""
+        print(f"{name:28s} {shown}{interval}")
 
 
 if __name__ == "__main__":

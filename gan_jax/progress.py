@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
+import jax
 from tqdm import tqdm
-
-from gan_jax import agreement
 
 PATIENCE = 1.0  # seconds without a bar
 
@@ -14,5 +13,6 @@ def progress(items: Sequence, what: str) -> tqdm:
 
     Of several processes the first one shows it.
     """
-    disable = None if agreement.is_first() else True  # None: without a terminal
+    others = jax.distributed.is_initialized() and jax.process_index() > 0
+    disable = others or None  # None: without a terminal
     return tqdm(items, desc=what, delay=PATIENCE, leave=False, dynamic_ncols=True, disable=disable)

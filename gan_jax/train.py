@@ -5,9 +5,9 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,7 @@ import numpy as np
 from flax import struct
 
 from gan_jax import agreement, step, workdirs
-from gan_jax.best import Best
-from gan_jax.checkpoints import Checkpoints
+from gan_jax.checkpoints import Best, Checkpoints
 from gan_jax.data.source import content
 from gan_jax.devices import Program
 from gan_jax.errors import AgreedError, DivergedError, InputError, UnsavedError
@@ -32,6 +31,8 @@ from gan_jax.state import TrainState
 from gan_jax.vitals import Vitals
 from gan_jax.writers import METRICS, Silent, Writers, read_metrics
 
+CADENCES = ("log_every", "sample_every", "evaluate_every", "health_every", "checkpoint_every")
+
 
 def train(setup: Setup, workdir: Path) -> bool:
     """Trains to config.num_steps in `workdir`, from the newest checkpoint there; False if a signal ended it early.
@@ -42,27 +43,28 @@ def train(setup: Setup, workdir: Path) -> bool:
     Of several processes all call it with the same setup. They step and save together; the first one does the rest.
     """
     _settle_data(setup, workdir)
-    generate = Generate(setup)
-    scoring = agreement.all_or_none(partial(_scoring, setup, generate))
+    config, generate = setup.config, Generate(setup)
+    scoring = _on_first(lambda: Scoring(setup, generate) if config.evaluate_every else None)
     with (
         stop_signals() as stop_requested,
-        closing(Checkpoints(workdir / "checkpoints", setup.config.checkpoints_kept)) as checkpoints,
+        closing(Checkpoints(workdir / "checkpoints", config.checkpoints_kept)) as checkpoints,
     ):
-        if checkpoints.latest_step() is None:
-            state = initial_state(setup)
-        else:
-            state = checkpoints.restore(abstract_state(setup))
-            checkpoints.discard_after(int(state.step))
-            if agreement.is_first():
-                print(f"going on from step {int(state.step):,}", file=sys.stderr)
+        state = _newest_state(setup, checkpoints)
+        now = int(state.step)
         with (
-            closing(agreement.all_or_none(partial(_writers, setup, workdir, int(state.step)))) as writers,
-            closing(open_loader(setup, state, partial(next_boundary, setup.config))) as data,
+            closing(_on_first(lambda: Writers(workdir, now, config.num_steps)) or Silent()) as writers,
+            closing(open_loader(setup, state, partial(next_boundary, config))) as data,
             _best(setup, scoring, workdir) as best,
         ):
-            health = agreement.all_or_none(partial(_health, setup, workdir))
-            loop = _Loop(setup, workdir, checkpoints, writers, data, generate, scoring, best, health)
+            watch = _on_first(lambda: _watch(setup, workdir) if config.health_every else None)
+            vitals = Vitals(setup) if watch else None
+            loop = _Loop(setup, checkpoints, writers, data, generate, scoring, best, vitals, watch)
             return loop.run(state, agreement.in_any_process(stop_requested))
+
+
+def _on_first(function: Callable):
+    """What the function returns in the first process; None in the others. What fails there fails in all."""
+    return agreement.all_or_none(lambda: function() if agreement.is_first() else None)
 
 
 def _settle_data(setup: Setup, workdir: Path) -> None:
@@ -71,35 +73,28 @@ def _settle_data(setup: Setup, workdir: Path) -> None:
         agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
 
 
-def _scoring(setup: Setup, generate: Generate) -> Scoring | None:
-    return Scoring(setup, generate) if setup.config.evaluate_every and agreement.is_first() else None
+def _newest_state(setup: Setup, checkpoints: Checkpoints) -> TrainState:
+    """The state that the run goes on from."""
+    if checkpoints.latest_step() is None:
+        return initial_state(setup)
+    state = checkpoints.restore(abstract_state(setup))
+    checkpoints.discard_after(int(state.step))
+    if agreement.is_first():
+        print(f"going on from step {int(state.step):,}", file=sys.stderr)
+    return state
 
 
-def _writers(setup: Setup, workdir: Path, step: int) -> Writers | Silent:
-    return Writers(workdir, step, setup.config.num_steps) if agreement.is_first() else Silent()
-
-
-class Health(NamedTuple):
-    """How the run's health is followed."""
-
-    vitals: Vitals
-    watch: Watch
-
-
-def _health(setup: Setup, workdir: Path) -> Health | None:
-    """Of the first process alone. It knows what the run's metrics so far were."""
-    if not setup.config.health_every or not agreement.is_first():
-        return None
-    config, past = flatten(setup.config.to_dict()), read_metrics(workdir / METRICS)
-    return Health(Vitals(setup), Watch(config, past, setup.devices.count))
+def _watch(setup: Setup, workdir: Path) -> Watch:
+    return Watch(flatten(setup.config.to_dict()), read_metrics(workdir / METRICS), setup.devices.count)
 
 
 def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
-    wanted = setup.config.evaluation
-    if not wanted.best:
+    evaluation = setup.config.evaluation
+    if not evaluation.best:
         return nullcontext()
-    protocol = agreement.by_first(lambda: {"num_samples": wanted.num_samples} | scoring.protocol)
-    return closing(Best(workdir, wanted.best, better(wanted.extractor, setup.source)[wanted.best], protocol))
+    protocol = agreement.by_first(lambda: {"num_samples": evaluation.num_samples} | scoring.protocol)
+    sign = better(evaluation.extractor, setup.source)[evaluation.best]
+    return closing(Best(workdir, evaluation.best, sign, protocol))
 
 
 def open_loader(setup: Setup, state: TrainState, following: Callable[[int], int] | None) -> Loader:
@@ -133,155 +128,141 @@ def _train_steps(setup: Setup, steps: int, state: TrainState, data):
     return state, Metrics(tuple(metrics), jnp.stack(list(metrics.values())))
 
 
+@dataclass
 class _Loop:
     """What the loop needs at every boundary, so that the loop itself reads as what it does."""
 
-    def __init__(
-        self,
-        setup: Setup,
-        workdir: Path,
-        checkpoints: Checkpoints,
-        writers: Writers | Silent,
-        data: Loader,
-        generate: Generate,
-        scoring: Scoring | None,
-        best: Best | None,
-        health: Health | None,
-    ):
-        self._setup, self._config = setup, setup.config
-        self._workdir, self._checkpoints, self._writers, self._data = workdir, checkpoints, writers, data
-        self._generate, self._scoring, self._best, self._health = generate, scoring, best, health
-        self._compiled = {}  # by the steps of a call
-        self._unseen = []  # (first step, Metrics) of the calls whose numbers nobody has looked at
+    setup: Setup
+    checkpoints: Checkpoints
+    writers: Writers | Silent
+    data: Loader
+    generate: Generate
+    scoring: Scoring | None  # this and the next three: None where the config has none of it, or another process does it
+    best: Best | None
+    vitals: Vitals | None
+    watch: Watch | None
+    compiled: dict[int, Program] = field(default_factory=dict)  # by the steps of a call
+    unseen: list[tuple[int, Metrics]] = field(default_factory=list)  # first step and metrics of calls not looked at yet
+
+    @property
+    def config(self):
+        return self.setup.config
 
     def run(self, state: TrainState, stop_requested: Callable) -> bool:
-        state, now = advance_to_end(self._config, state, stop_requested, self._take, self._at_boundary)
-        if now < self._config.num_steps:
-            self._stop(state, now)
-            return False
-        self._checkpoints.wait()
-        return True
+        # A streamed set may have an example that cannot be read; samples may be such that they cannot be scored.
+        advance, at_boundary = self._saving(self._advance), self._saving(self._do_what_is_due)
+        state, now = advance_to_end(self.config, state, stop_requested, advance, at_boundary)
+        if now < self.config.num_steps:
+            self._save(state, now)
+            line = f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there"
+            self.writers.say(line)
+        self.checkpoints.wait()
+        return now == self.config.num_steps
 
-    def _take(self, state: TrainState, now: int, after: int) -> TrainState:
-        with self._saved_before_a_mistake(state, now):  # a streamed set may have an example that cannot be read
-            return self._advance(state, now, after)
+    def _saving(self, function: Callable) -> Callable:
+        """The function of (state, now, ...), such that an InputError in it saves that state before it ends the run."""
 
-    def _at_boundary(self, state: TrainState, now: int) -> None:
-        with self._saved_before_a_mistake(state, now):  # samples may be such that they cannot be scored
-            self._do_what_is_due(state, now)
+        def call(state: TrainState, now: int, *more):
+            try:
+                return function(state, now, *more)
+            except UnsavedError:
+                raise
+            except InputError as error:
+                if not agreement.several() or isinstance(error, AgreedError):  # saving waits for all
+                    self._save(state, now)
+                raise
 
-    @contextmanager
-    def _saved_before_a_mistake(self, state: TrainState, now: int):
-        try:
-            yield
-        except UnsavedError:
-            raise
-        except InputError as error:
-            if not agreement.several() or isinstance(error, AgreedError):  # saving waits for all
-                self._save(state, now)
-            raise
+        return call
 
     def _advance(self, state: TrainState, now: int, after: int) -> TrainState:
-        data = self._read(now, after)
-        if after - now not in self._compiled:
-            self._compiled[after - now] = compiled_call(self._setup, after - now, state, data)
-        state, metrics = self._compiled[after - now](state, data)
-        self._unseen.append((now, metrics))
+        read = partial(self.data.call, now, after)
+        # Each process reads rows of its own, and what one cannot read the others must not wait for.
+        data = agreement.all_or_none(read, often=True) if self.setup.source.streamed else read()
+        if after - now not in self.compiled:
+            self.compiled[after - now] = compiled_call(self.setup, after - now, state, data)
+        state, metrics = self.compiled[after - now](state, data)
+        self.unseen.append((now, metrics))
         return state
 
-    def _read(self, now: int, after: int):
-        read = partial(self._data.call, now, after)
-        # Each process reads rows of its own, and what one cannot read the others must not wait for.
-        return agreement.all_or_none(read, often=True) if self._setup.source.streamed else read()
-
     def _do_what_is_due(self, state: TrainState, now: int) -> None:
-        if is_due(self._config, "log_every", now):
-            self._report(now, self._look())
-            self._writers.progress(now, self._data.waited)
-        if is_due(self._config, "sample_every", now):
-            self._look()
-            self._writers.picture(now, self._generate.drawing(state))
-        if is_due(self._config, "evaluate_every", now):
-            self._look()
-            scores = self._evaluate(state)
-            self._writers.metrics(now, scores)
-            if self._best is not None:
-                self._best.see(state, scores[self._config.evaluation.best])
-        if is_due(self._config, "health_every", now):
-            self._look()
-            if self._health is not None:  # of several processes, the first one's
-                self._report(now, self._health.vitals.measure(state))
-        if is_due(self._config, "checkpoint_every", now):
-            self._look()
-            self._writers.flush()
-            self._checkpoints.save(state)
+        due = [cadence for cadence in CADENCES if is_due(self.config, cadence, now)]
+        newest = self._look() if due else {}
+        if "log_every" in due:
+            self._report(now, newest)
+            self.writers.progress(now, self.data.waited)
+        if "sample_every" in due:
+            self.writers.picture(now, self.generate.drawing(state))
+        if "evaluate_every" in due:
+            self._evaluate(state, now)
+        if "health_every" in due and self.vitals is not None:
+            self._report(now, self.vitals.measure(state))
+        if "checkpoint_every" in due:
+            self.writers.flush()
+            self.checkpoints.save(state)
 
     def _report(self, now: int, values: dict[str, float]) -> None:
-        self._writers.metrics(now, values)
-        for line in self._health.watch.see(now, values) if self._health is not None else ():
-            self._writers.say(line)
+        self.writers.metrics(now, values)
+        for line in self.watch.see(now, values) if self.watch is not None else ():
+            self.writers.say(line)
 
-    def _evaluate(self, state: TrainState) -> dict[str, float]:
-        count, key = self._config.evaluation.num_samples, self._setup.keys.evaluation
-        samples = self._generate.for_scores(state.ema, key, count)
-        return agreement.by_first(lambda: self._scoring.values(samples))
+    def _evaluate(self, state: TrainState, now: int) -> None:
+        evaluation = self.config.evaluation
+        samples = self.generate.for_scores(state.ema, self.setup.keys.evaluation, evaluation.num_samples)
+        scores = agreement.by_first(lambda: self.scoring.values(samples))
+        self.writers.metrics(now, scores)
+        if self.best is not None:
+            self.best.see(state, scores[evaluation.best])
 
     def _look(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""
         newest = {}
-        for first, metrics in jax.device_get(self._unseen):
+        for first, metrics in jax.device_get(self.unseen):
             finite = np.isfinite(metrics.values).all(axis=0)
             if not finite.all():
                 index = int(np.argmin(finite))
                 self._diverged(first, index, dict(zip(metrics.names, metrics.values[:, index], strict=True)))
             newest = dict(zip(metrics.names, metrics.values[:, -1].tolist(), strict=True))
-        self._unseen.clear()
+        self.unseen.clear()
         return newest
 
     def _diverged(self, first: int, index: int, metrics: dict[str, np.ndarray]) -> None:
         """Saves the state before the call that left the finite numbers at its step `index`, and raises."""
         bad = [name for name, value in metrics.items() if not np.isfinite(value)]
-        self._checkpoints.wait()
-        if self._checkpoints.latest_step() != first:
-            self._checkpoints.save(self._state_at(first))
-        self._checkpoints.wait()
+        self.checkpoints.wait()
+        if self.checkpoints.latest_step() != first:
+            self.checkpoints.save(self._state_at(first))
+        self.checkpoints.wait()
         raise DivergedError(
             f"step {first + index + 1:,}: {', '.join(bad)} not finite; the largest |logit| was "
             f"{metrics['max_logit']:.4g}; the state of step {first:,} is saved"
-            + advice(DIVERGING, flatten(self._config.to_dict()), self._setup.devices.count)
+            + advice(DIVERGING, flatten(self.config.to_dict()), self.setup.devices.count)
         )
 
-    def _state_at(self, wanted: int) -> TrainState:
+    def _state_at(self, target: int) -> TrainState:
         """The state of a step that was donated away: computed again, since a run is a function of its config."""
-        state = self._checkpoints.restore(abstract_state(self._setup)) or initial_state(self._setup)
-        now = int(state.step)
-        while now < wanted:
-            after = next_boundary(self._config, now)
-            state, now = self._advance(state, now, after), after
-        return state
+        state = self.checkpoints.restore(abstract_state(self.setup)) or initial_state(self.setup)
+        return advance_to_end(self.config, state, lambda: False, self._advance, lambda *_: None, target)[0]
 
     def _save(self, state: TrainState, now: int) -> None:
         """Saves a state that no cadence asks for, before the run ends."""
         self._look()
-        if self._checkpoints.latest_step() != now:
-            self._checkpoints.save(state)
-        self._checkpoints.wait()
-
-    def _stop(self, state: TrainState, now: int) -> None:
-        self._save(state, now)
-        self._writers.say(f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there")
+        if self.checkpoints.latest_step() != now:
+            self.checkpoints.save(state)
+        self.checkpoints.wait()
 
 
-def advance_to_end(config, state, stop_requested: Callable, advance: Callable, at_boundary: Callable):
-    """The loop itself: (state, step) at config.num_steps, or where a signal asked it to stop.
+def advance_to_end(
+    config, state, stop_requested: Callable, advance: Callable, at_boundary: Callable, end: int | None = None
+):
+    """The loop itself: (state, step) at `end`, config.num_steps by default, or where a signal asked it to stop.
 
     Args:
       state: of a run, or of a population: what has a `step`.
       advance: (state, now, after) -> the state of step `after`.
       at_boundary: (state, now) -> None: does what is due there.
     """
-    now = int(state.step)
-    while now < config.num_steps and not stop_requested():
+    now, end = int(state.step), config.num_steps if end is None else end
+    while now < end and not stop_requested():
         after = next_boundary(config, now)
         state, now = advance(state, now, after), after
         at_boundary(state, now)
@@ -298,16 +279,14 @@ def next_boundary(config, now: int) -> int:
 
     A function of `now` alone, so that a resumed run makes the same calls as an uninterrupted one.
     """
-    cadences = ("steps_per_call", "log_every", "sample_every", "evaluate_every", "health_every", "checkpoint_every")
-    following = [now - now % config[name] + config[name] for name in cadences if config[name]]
-    return min(*following, config.num_steps)
+    cadences = [config[name] for name in ("steps_per_call", *CADENCES) if config[name]]
+    return min(*(now - now % cadence + cadence for cadence in cadences), config.num_steps)
 
 
 @contextmanager
 def stop_signals():
     """Within it SIGTERM and SIGINT only set a flag, which the yielded function reads; a second Ctrl-C acts as usual."""
     received = []
-    previous = {}
 
     def note(number, frame):
         received.append(number)
@@ -315,8 +294,7 @@ def stop_signals():
         if number == signal.SIGINT:
             signal.signal(number, previous[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        previous[number] = signal.signal(number, note)
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(received)
     finally:

@@ -26,6 +26,7 @@ MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
 MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
 SCORING = "evaluation."  # keys that begin so
 LOCK = ".lock"
+_DATA_TYPES = {"shape": list, "size": int, "classes": list, "identity": str}  # fields of data.json, as of a Source
 SEEN_WITHIN = 60  # seconds in which a file that one host writes is to be seen by another
 
 
@@ -53,12 +54,10 @@ def claimed(workdir: Path, config: ConfigDict):
         yield
 
 
-def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str | None:
-    """What the lock holds from now on, for other processes to see that it is this one; None where there are none."""
+def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
+    """Locks the folder and writes a random token into its lock, by which the other processes know the folder."""
     lock = stack.enter_context(locked(workdir))
     _settle(workdir, config)
-    if not agreement.several():
-        return None
     token = secrets.token_hex(8)
     lock.truncate(0)
     lock.write(token)
@@ -70,18 +69,15 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str | None:
 def require_shared(workdir: Path, token: str) -> None:
     """Raises InputError where the folder is not the one that the first process has claimed, and marked by `token`."""
     end = time.monotonic() + SEEN_WITHIN
-    while not _is_marked(workdir, token):
+    while True:  # another host's file may be seen with a delay
+        with suppress(OSError):
+            if (workdir / LOCK).read_text() == token:
+                return
         if time.monotonic() > end:
             raise InputError(
                 f"workdir {workdir} is not that of process 0; --workdir must be a folder that all of them share"
             )
-        time.sleep(1)  # another host's file may be seen with a delay
-
-
-def _is_marked(workdir: Path, token: str) -> bool:
-    with suppress(OSError):
-        return (workdir / LOCK).read_text() == token
-    return False
+        time.sleep(1)
 
 
 @contextmanager
@@ -155,20 +151,18 @@ def settle_data(workdir: Path, source: Source) -> None:
 
     Raises InputError where the data has another shape, size or classes than it had; of other changes a line is printed.
     """
-    path, new = workdir / DATA, {name: getattr(source, name) for name in ("shape", "size", "classes", "identity")}
-    new = json.loads(json.dumps(new))
-    old = _known_data(workdir)
-    if old is not None:
-        changed = [name for name in ("shape", "size", "classes") if old[name] != new[name]]
-        if changed:
-            was, is_now = (len(each["classes"]) if changed == ["classes"] else each[changed[0]] for each in (old, new))
+    new = json.loads(json.dumps({name: getattr(source, name) for name in _DATA_TYPES}))
+    old = _known_data(workdir) or new
+    for name in ("shape", "size", "classes"):
+        if old[name] != new[name]:
+            was, now = (len(about[name]) if name == "classes" else about[name] for about in (old, new))
             raise InputError(
-                f"the data is not what the run in {workdir} began with: its {changed[0]} was {was} and is {is_now}; "
+                f"the data is not what the run in {workdir} began with: its {name} was {was} and is {now}; "
                 "put it back, or choose another --workdir"
             )
-        if old["identity"] != new["identity"]:
-            print("the files of the data, or their times, have changed since the run began", file=sys.stderr)
-    write_atomically(path, (json.dumps(new) + "\n").encode())
+    if old["identity"] != new["identity"]:
+        print("the files of the data, or their times, have changed since the run began", file=sys.stderr)
+    write_atomically(workdir / DATA, (json.dumps(new) + "\n").encode())
 
 
 def known_source(workdir: Path) -> Source | None:
@@ -183,9 +177,10 @@ def _known_data(workdir: Path) -> dict | None:
     """What a run has noted of its data; None where it has not. Raises InputError where that cannot be understood."""
     path = workdir / DATA
     about = read_json(path)
-    types = {"shape": list, "size": int, "classes": list, "identity": str}
-    whole = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in types.items())
-    if about is not None and not (whole and all(isinstance(side, int) for side in about["shape"])):
+    if about is None:
+        return None
+    whole = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in _DATA_TYPES.items())
+    if not whole or not all(isinstance(side, int) for side in about["shape"]):
         raise InputError(f"{path} does not describe the data of a run; remove it to begin it anew")
     return about
 

@@ -23,8 +23,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int):
         """Opens the file to go on after `step`: later lines, one cut off by a kill and other garbage are dropped."""
-        kept = [line for line in _lines(path) if _is_up_to(line, step)]
-        write_atomically(path, b"".join(kept))
+        write_atomically(path, b"".join(line for line in _lines(path) if _is_up_to(line, step)))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -63,25 +62,10 @@ def _is_up_to(line: bytes, step: int) -> bool:
 
 
 class Silent:
-    """Writes nothing: what a process has instead of `Writers` where another one writes."""
+    """Has the methods of `Writers` and writes nothing: for a process beside the one that writes."""
 
-    def progress(self, step: int, waited: float) -> None:
-        """Moves no bar."""
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Writes no numbers."""
-
-    def picture(self, step: int, drawing: Callable[[], np.ndarray]) -> None:
-        """Draws no picture."""
-
-    def flush(self) -> None:
-        """Has nothing to flush."""
-
-    def say(self, text: str) -> None:
-        """Says nothing."""
-
-    def close(self) -> None:
-        """Has nothing to close."""
+    def __getattr__(self, name: str) -> Callable:
+        return lambda *_: None
 
 
 class Writers:
@@ -98,11 +82,10 @@ class Writers:
     def progress(self, step: int, waited: float) -> None:
         """Moves the bar to `step`; `waited`: seconds for which the run has waited for data, whose share is logged."""
         self._bar.update(step - self._bar.n)
-        now = time.monotonic()
+        seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
         if waited:
-            share = (waited - self._waited) / (now - self._clock)
-            self._tensorboard.add_scalar("share_waiting_for_data", share, step)
-        self._clock, self._waited = now, waited
+            self._tensorboard.add_scalar("share_waiting_for_data", (waited - self._waited) / seconds, step)
+        self._waited = waited
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """One set of numbers, to the file and to TensorBoard; the losses also beside the bar."""
@@ -111,7 +94,8 @@ class Writers:
             self._tensorboard.add_scalar(name, value, step)
         if "d_loss" in values:
             self._bar.set_postfix({name: f"{values[name]:.3f}" for name in ("d_loss", "g_loss")}, refresh=False)
-            self._speed(step)
+            if rate := self._bar.format_dict["rate"]:
+                self._tensorboard.add_scalar("steps_per_second", rate, step)
 
     def picture(self, step: int, drawing: Callable[[], np.ndarray]) -> None:
         """What is drawn, uint8 [h, w, c], to `samples/STEP.png` and to TensorBoard."""
@@ -132,8 +116,3 @@ class Writers:
         self._bar.close()
         self._metrics.close()
         self._tensorboard.close()
-
-    def _speed(self, step: int) -> None:
-        rate = self._bar.format_dict["rate"]
-        if rate:
-            self._tensorboard.add_scalar("steps_per_second", rate, step)

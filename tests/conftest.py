@@ -1,14 +1,18 @@
 """What the tests share: four fake CPU devices, one compilation cache, and shipped configs made small."""
 
 import atexit
+import contextlib
 import gc
+import hashlib
 import importlib
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jaxlib
@@ -28,9 +32,33 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 EMITTERS = "--xla_cpu_use_fusion_emitters"
 if jaxlib.__version__ == "0.10.2" and EMITTERS not in os.environ["XLA_FLAGS"]:  # later ones end at a flag they lost
     os.environ["XLA_FLAGS"] += f" {EMITTERS}=false"
+
+
+def _kept_cache() -> Path:
+    """A folder of compiled programs that the next run finds again; what is two weeks old goes.
+
+    Its name has what a program depends on beside JAX's own key for it: Python, jaxlib and the instructions of this CPU.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan_jax-tests"
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
+    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    key = f"{platform.python_version()} {jaxlib.__version__} {platform.machine()} {instructions}"
+    folder = home / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in home.rglob("*"):
+        with contextlib.suppress(OSError):  # another run may have removed it
+            if path.is_file() and path.stat().st_mtime < time.time() - 14 * 24 * 3600:
+                path.unlink()
+    return folder
+
+
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gan_jax-tests-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    try:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_kept_cache())
+    except (OSError, RuntimeError):  # no home, or one that cannot be written
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gan_jax-tests-")
+        atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 

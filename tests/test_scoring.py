@@ -10,8 +10,7 @@ from conftest import ROOT  # noqa: F401  sets up the devices before JAX starts
 
 from configs import base
 from gan_jax import recipe, workdirs
-from gan_jax.best import Best
-from gan_jax.checkpoints import Checkpoints
+from gan_jax.checkpoints import Best, Checkpoints
 from gan_jax.data import Source, make_source
 from gan_jax.devices import mesh
 from gan_jax.errors import InputError

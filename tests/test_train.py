@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import Command
 from conftest import ROOT
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from gan_jax import images, recipe, schema, step, workdirs, writers
+from gan_jax import train as loop
 from gan_jax.checkpoints import Checkpoints
+from gan_jax.devices import mesh
 from gan_jax.errors import DivergedError
 from gan_jax.exit_status import exit_status
 from gan_jax.generate import Generate
@@ -39,9 +42,44 @@ def shipped():
     return found
 
 
-def start_run(config, workdir):
+SETUPS = {}  # by their configs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    """Runs of one setup share their compiled programs: to trace and load these takes longer than to run them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("compiled_call", "Generate", "Vitals"):
+            patch.setattr(loop, name, once_a_setup(getattr(loop, name)))
+        yield
+        SETUPS.clear()
+
+
+def once_a_setup(function):
+    """The function of (setup, steps, ...), called once for each of SETUPS and each number of steps."""
+    results = {}
+
+    def call(setup, *arguments):
+        if not any(setup is shared for shared in SETUPS.values()):
+            return function(setup, *arguments)
+        key = id(setup), arguments[:1]
+        if key not in results:
+            results[key] = function(setup, *arguments)
+        return results[key]
+
+    return call
+
+
+def shared_setup(config):
+    """The setup of a config, the same one each time."""
+    key = config.to_json()
+    SETUPS[key] = SETUPS.get(key) or recipe.build(config)
+    return SETUPS[key]
+
+
+def start_run(config, workdir, setup=None):
     """What the command line does to train, in this process."""
-    setup = recipe.build(config)
+    setup = setup or shared_setup(config)
     with workdirs.claimed(workdir, config):
         return train(setup, workdir)
 
@@ -52,7 +90,7 @@ def lines(workdir):
 
 def newest_state(config, workdir):
     """The arrays of the newest checkpoint."""
-    return arrays(Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(recipe.build(config))))
+    return arrays(Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(shared_setup(config))))
 
 
 def arrays(state):
@@ -97,11 +135,11 @@ def stands_in(request, name, variant):
 
 @pytest.mark.parametrize(("name", "variant"), shipped())
 def test_a_shipped_config_trains_from_end_to_end(request, shrunk, tmp_path, monkeypatch, name, variant):
-    measured = variant in (None, "ring8", "digits")  # one of each file: a run's health
+    measured = variant in (None, "ring8", "digits")  # one of each file: a run's health, and all devices
     changes = stands_in(request, name, variant) | {"health_every": 4 * measured}
     config, saved = shrunk(name, variant, changes), []
     interrupt(monkeypatch, (Checkpoints, "save"), 2, lambda _, state: saved.append(arrays(state)))
-    assert start_run(config, tmp_path)
+    assert start_run(config, tmp_path, recipe.build(config, None if measured else mesh(jax.devices()[:1])))
     logged, signs = lines(tmp_path)[:4], lines(tmp_path)[4:]
     assert [line["step"] for line in (*logged, *signs)] == [1, 2, 3, 4] + [4] * measured
     assert all(line.keys() >= SIGNS and np.isfinite([*line.values()]).all() for line in signs)
@@ -274,30 +312,29 @@ def wait_for_lines(workdir, n, process):
     """Returns once metrics.jsonl has n lines."""
     path, end = workdir / "metrics.jsonl", time.monotonic() + 120
     while not path.exists() or path.read_bytes().count(b"\n") < n:
-        assert process.poll() is None, process.communicate()
+        assert process.running, process.wait()
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
 def test_a_process_killed_then_terminated_then_left_alone_ends_in_the_same_bits(
-    shrunk, uninterrupted, tmp_path, start, capsys
+    shrunk, uninterrupted, tmp_path, capsys
 ):
     config = shrunk("mixture", "ring8", INTERRUPTED | {"checkpoint_every": 2})  # long enough to be met within
     command = ("--config=configs/mixture.py:ring8", *as_flags(config), f"--workdir={tmp_path}")
 
-    process = start(*command)
+    process = Command("gan_jax.main", *command)
     wait_for_lines(tmp_path, 4, process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.send(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     done = (tmp_path / "metrics.jsonl").read_bytes().count(b"\n")
 
-    process = start(*command)
+    process = Command("gan_jax.main", *command)
     wait_for_lines(tmp_path, done + 2, process)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    step = int(re.search(r"stopped by a signal at step (\d+), which is saved", out + err)[1])
+    process.send(signal.SIGTERM)
+    ended = process.wait()
+    assert ended.returncode == 0, ended.stderr
+    step = int(re.search(r"stopped by a signal at step (\d+), which is saved", ended.stdout + ended.stderr)[1])
     assert steps_saved(tmp_path)[-1] == step < config.num_steps
 
     assert start_run(config, tmp_path)
@@ -485,36 +522,6 @@ def test_a_line_of_metrics_is_on_disk_when_write_returns(tmp_path):
     metrics.write(1, {"g_loss": float(jnp.float32(0.1))})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["g_loss"] == float(np.float32(0.1))
     metrics.close()
-
-
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@pytest.fixture
-def compilations():
-    """A list that grows by one whenever XLA compiles a program (or takes it from the cache on disk)."""
-    found = []
-
-    def note(event, duration, **_):
-        if event == COMPILED:
-            found.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(note)
-
-
-def test_nothing_is_compiled_again_once_everything_has_happened(shrunk, tmp_path, compilations):
-    """Logging, pictures, evaluation and checkpoints: a run three times as long compiles no more."""
-    counts = []
-    for i, steps in enumerate((4, 4, 12)):  # the first warms what jax compiles for the whole process
-        changes = {"num_steps": steps, "steps_per_call": 2, "evaluate_every": 2, "log_every": 2}
-        setup = recipe.build(shrunk("dcgan", None, changes))
-        before = len(compilations)
-        assert train(setup, tmp_path / str(i))
-        counts.append(len(compilations) - before)
-    assert counts[1] > 0
-    assert counts[2] == counts[1]
 
 
 @pytest.mark.parametrize("name", ["mixture", "dcgan"])
