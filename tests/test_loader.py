@@ -73,10 +73,10 @@ def test_a_streamed_run_interrupted_or_not_gives_the_bits_of_a_resident_one(shru
     run("device", "device")
     run("stream", "stream")
     calls = []
-    monkeypatch.setattr(Writers, "progress", lambda *_: calls.append(1) or (1 / 0 if len(calls) == 4 else None))
-    with pytest.raises(ZeroDivisionError):
-        run("interrupted", "stream")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Writers, "progress", lambda *_: calls.append(1) or (1 / 0 if len(calls) == 4 else None))
+        with pytest.raises(ZeroDivisionError):
+            run("interrupted", "stream")
     run("interrupted", "stream")
     assert metrics["device"] == metrics["stream"] == metrics["interrupted"]
     assert pictures["device"] == pictures["stream"] == pictures["interrupted"]
