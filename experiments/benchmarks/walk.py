@@ -5,8 +5,7 @@ python experiments/benchmarks/walk.py --config=configs/dcgan.py --main   # `pyth
 
 Called from the root of the checkout. The step is `step.train_steps` of one step, traced on shapes alone, minibatches
 drawn on the device. The run has --runtime=plain and health_every=0. What the main thread executes counts, but imports:
-- functions: distinct ones that are entered, lambdas too. Comprehensions and generator expressions belong to the
-  function around them; the bodies of modules and classes are no functions.
+- functions: distinct ones that are entered, lambdas too; a comprehension belongs to the function around it.
 - files: those of these functions.
 - changes of file: how often two functions entered one after the other lie in different files.
 - lines: distinct source lines of these functions, docstrings and comments in them included.
