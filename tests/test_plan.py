@@ -17,8 +17,7 @@ from gan_jax import main
 from gan_jax.data import resident
 from gan_jax.plan import plan
 from gan_jax.plan.chips import CHIPS, Interconnect, Machine, Peak, interconnect
-from gan_jax.plan.planned import planned_step
-from gan_jax.plan.prediction import SENT, Work, predict
+from gan_jax.plan.planned import SENT, Work, planned_step, predict
 from gan_jax.profiling.hlo import KINDS, Collective
 from gan_jax.profiling.page import quantity
 

@@ -27,7 +27,7 @@ from gan_jax.profiling.device_time import busy_seconds
 def _small():
     """The ceilings' work made small, and nothing timed for long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ceilings.SIZES, True, ceilings.Sizes(64, 1 << 12))
+        patch.setitem(ceilings.SIZES, True, (64, 1 << 12))
         patch.setattr(profiling, "SHORTEST", 0.0)
         yield
 
@@ -91,18 +91,23 @@ def compiled(function, *arguments):
     return jax.jit(function).lower(*arguments).compile()
 
 
-def test_bytes_of_a_program_are_xlas_own_but_for_loops():
-    def function(x, w, table):
-        x = jax.lax.fori_loop(0, 7, lambda _, x: jnp.tanh(x @ w), x)
-        return jnp.sum(x * 2), jax.lax.dynamic_slice(table, (5,), (3,)), w + 1
+@pytest.mark.parametrize(("name", "variant"), [("mixture", "ring8"), ("dcgan", "digits")])
+def test_traffic_counts_every_micro_batch(shrunk, name, variant):
+    """Extrapolated from two micro-batches, it is that of four written out."""
+    setup = recipe.build(shrunk(name, variant, {"batch_size": 64, "accumulate": 4}), mesh(jax.devices()[:1]))
+    written_out = profiling.compiled_step(setup, unroll=True).cost_analysis()["bytes accessed"]
+    assert profiling.step_traffic(setup) == pytest.approx(written_out, rel=0.1)
 
-    call = compiled(function, jnp.ones((8, 64)), jnp.ones((64, 64)), jnp.ones(100_000))
-    program, own = hlo.parse(call.as_text()), call.cost_analysis()["bytes accessed"]
-    once = hlo.bytes_accessed(program, loops=False)
-    assert once == pytest.approx(own, rel=0.02)
-    body = 4 * (64 * 64 + 2 * 8 * 64)  # of a product: its factors and itself
-    assert hlo.bytes_accessed(program) - once >= 6 * body
-    assert once < 4 * 100_000  # a slice reads what it takes
+
+def test_traffic_does_not_depend_on_the_steps_of_a_call(shrunk):
+    """The body of the loop over steps and the loop over k count as often as they run."""
+    once, twice = (
+        profiling.step_traffic(
+            recipe.build(shrunk("mixture", "ring8", {"discriminator.steps": k}), mesh(jax.devices()[:1]))
+        )
+        for k in (1, 2)
+    )
+    assert 1.3 < twice / once < 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +18,6 @@ from gan_jax.feed import call_shapes, feed
 from gan_jax.files import write_atomically
 from gan_jax.profiling import ceilings, flops, hlo, page
 from gan_jax.profiling.device_time import busy_seconds
-from gan_jax.profiling.page import Measured, Memory, Traced
 from gan_jax.recipe import Setup
 from gan_jax.train import compiled_call, next_boundary
 
@@ -28,41 +28,46 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     """Profiles the call that the training loop makes, from the initial state; returns the page that it writes.
 
     Writes `profile/`, the trace of `steps` train steps rounded up to whole calls, and `profile.md`, each in
-    the place of an earlier one, and nothing else: a run in `workdir` stays as it is.
+    the place of an earlier one, and nothing else: a run in `workdir` stays as it is. FLOPs are counted in the jaxpr;
+    traffic and memory are XLA's own analysis; busy times come from the trace.
     """
     a_call = next_boundary(setup.config, 0)
     calls = -(-steps // a_call)
     state = recipe.initial_state(setup)
     with closing(feed(setup, state, None)) as first:
         data = first.call(0, a_call)  # what is profiled is the call: all of them get the first one's data
-    advance, compile_seconds = _compile(setup, a_call, state, data)
-    compiled = advance.compiled
-    state, durations = _time(advance, state, data, calls)
+    with _no_compilation_cache():
+        start = time.perf_counter()
+        advance = compiled_call(setup, a_call, state, data)
+        compile_seconds = time.perf_counter() - start
+    state, durations = _time(advance, state, data, max(calls, FEWEST_CALLS))
     peak = _peak()  # before the ceilings, which take much memory
-    program = hlo.parse(compiled.as_text())
-    counted = compiled.cost_analysis() or {}
-    measured = Measured(
+    counted = advance.compiled.cost_analysis() or {}
+    # Where loops are written out, XLA's count of the call is that of its steps.
+    traffic = counted.get("bytes accessed", 0) / a_call if setup.recipe.unroll else step_traffic(setup)
+    traced_seconds = _trace(advance, state, data, calls, workdir)
+    try:
+        busy, problem = busy_seconds(workdir / "profile"), None
+    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
+        busy, problem = {}, (str(error).splitlines() or ["unreadable"])[0]
+    measured = page.Measured(
         steps=a_call,
-        seconds=np.array(durations) / a_call,
+        seconds=durations / a_call,
         compile_seconds=compile_seconds,
         flops=step_flops(setup),
-        bytes=setup.devices.count * hlo.bytes_accessed(program) / a_call,
-        counted_by_xla=(counted.get("flops"), counted.get("bytes accessed")),
-        memory=Memory(compiled.memory_analysis(), *peak),
-        traced=_traced(advance, state, data, calls, a_call, workdir, program),
+        bytes=setup.devices.count * traffic,
+        counted_by_xla=counted,
+        memory=advance.compiled.memory_analysis(),
+        peak=peak,
+        traced_steps=calls * a_call,
+        traced_seconds=traced_seconds / (calls * a_call),
+        operations=page.operations(hlo.parse(advance.compiled.as_text()), busy, calls * a_call),
+        problem=problem,
         ceilings=ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision),
     )
     text = page.render(setup, measured, name, runs_with, workdir)
     write_atomically(workdir / "profile.md", text.encode())
     return text
-
-
-def _compile(setup: Setup, steps: int, state, data):
-    """The compiled call, and the seconds that tracing and compiling it takes without a cache."""
-    with _no_compilation_cache():
-        start = time.perf_counter()
-        advance = compiled_call(setup, steps, state, data)
-        return advance, time.perf_counter() - start
 
 
 @contextmanager
@@ -82,11 +87,10 @@ def _no_compilation_cache():
 
 
 def _time(advance: Callable, state, data, calls: int):
-    """The state, and the seconds of each of so many calls or more.
+    """The state, and the seconds of each of so many calls or more: float64 [calls].
 
     Where dispatch is asynchronous, as on an accelerator, none waits for the one before.
     """
-    calls = max(calls, FEWEST_CALLS)
     ends, previous = [], None
     while len(ends) <= calls or ends[-1] - ends[0] < SHORTEST:
         state, metrics = advance(state, data)
@@ -101,11 +105,31 @@ def step_flops(setup: Setup) -> int:
     """FLOPs of one train step by formula: on one device, its convolutions direct, however they are computed here."""
     config = ConfigDict(setup.config.to_dict() | {"convolution": "plain"})
     alone = recipe.build(config, mesh(jax.devices()[:1]), setup.source, runs=False)
-
-    def one_step(state, data):
-        return step.train_steps(alone.recipe, alone.devices, alone.source, 1, state, data)
-
+    one_step = partial(step.train_steps, alone.recipe, alone.devices, alone.source, 1)
     return flops.count(one_step, recipe.abstract_state(alone), call_shapes(alone, 1))
+
+
+def compiled_step(setup: Setup, **changes):
+    """JAX's `Compiled` of a single train step on the setup's devices, with `changes` of its Recipe."""
+    setup = setup._replace(recipe=setup.recipe._replace(**changes))
+    one_step = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
+    return setup.devices.compile(one_step, recipe.abstract_state(setup), call_shapes(setup, 1)).compiled
+
+
+def step_traffic(setup: Setup) -> float:
+    """Bytes that one device reads and writes in a step, were nothing kept in caches, by XLA's `cost_analysis`.
+
+    XLA takes the body of a loop once, so loops are written out. Of micro-batches, which may be too many for that, two
+    are: each further one costs what the second adds to the first.
+    """
+    count, size = setup.recipe.accumulate, setup.recipe.batch_size // setup.recipe.accumulate
+
+    def traffic(j):
+        step_of_j = compiled_step(setup, unroll=True, accumulate=j, batch_size=j * size)
+        return step_of_j.cost_analysis()["bytes accessed"]
+
+    one = traffic(1)
+    return one if count == 1 else one + (count - 1) * (traffic(2) - one)
 
 
 def _peak() -> tuple[int, str]:
@@ -116,8 +140,8 @@ def _peak() -> tuple[int, str]:
     return page.peak_of_process(), "the process"
 
 
-def _traced(advance, state, data, calls: int, a_call: int, workdir: Path, program) -> Traced:
-    """Traces so many calls into `profile/` in `workdir`, and reads what the trace says."""
+def _trace(advance: Callable, state, data, calls: int, workdir: Path) -> float:
+    """Traces so many calls into `profile/` in `workdir`; the seconds that they took."""
     folder, new = workdir / "profile", workdir / "profile.partial"
     shutil.rmtree(new, ignore_errors=True)
     options = jax.profiler.ProfileOptions()
@@ -127,11 +151,7 @@ def _traced(advance, state, data, calls: int, a_call: int, workdir: Path, progra
         for _ in range(calls):
             state, _ = advance(state, data)
         jax.block_until_ready(state)
-        seconds = (time.perf_counter() - start) / (calls * a_call)
+        seconds = time.perf_counter() - start
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-    try:
-        busy = busy_seconds(folder)
-    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
-        return Traced(calls * a_call, seconds, [], (str(error).splitlines() or ["unreadable"])[0])
-    return Traced(calls * a_call, seconds, page.operations(program, busy, calls * a_call), None)
+    return seconds
