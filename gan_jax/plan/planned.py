@@ -14,7 +14,7 @@ from gan_jax.devices import LAYOUTS, room_of
 from gan_jax.errors import InputError
 from gan_jax.feed import call_shapes
 from gan_jax.plan.chips import CHIPS, Chip, Interconnect, Machine, Peak
-from gan_jax.profiling import compiled_step, hlo, step_flops, step_traffic
+from gan_jax.profiling import bytes_accessed, compiled_step, hlo, step_flops, step_traffic
 from gan_jax.recipe import Setup
 
 # Bytes that each of n devices sends, for every byte of its own operand: with rings, which are optimal in bytes.
@@ -63,32 +63,16 @@ class Planned(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Seconds of a step's parts on each device."""
+    """Seconds of a step's parts on each device, and the efficiency of weak scaling."""
 
     products: float  # at the peak of the chip's matrix products
     traffic: float  # at the full bandwidth of its memory
+    compute: float  # by the roofline: the longer of the two
     transfer: float  # at the full bandwidth of the interconnect
     latency: float  # of all collectives
-
-    @property
-    def compute(self) -> float:
-        """By the roofline: the longer of the two."""
-        return max(self.products, self.traffic)
-
-    @property
-    def communication(self) -> float:
-        """Of all collectives, one after the other."""
-        return self.transfer + self.latency
-
-    @property
-    def efficiency(self) -> float:
-        """Of weak scaling, where nothing is computed during a collective: compute / (compute + communication)."""
-        return self.compute / (self.compute + self.communication)
-
-    @property
-    def overlapped_efficiency(self) -> float:
-        """Of weak scaling, where all communication that can be is hidden behind the computing."""
-        return self.compute / max(self.compute, self.communication)
+    communication: float  # both, one after the other
+    efficiency: float  # where nothing is computed during a collective: compute / (compute + communication)
+    overlapped_efficiency: float  # where all communication that can be is hidden behind the computing
 
 
 def transfer_seconds(collective: hlo.Collective, count: int, links: Interconnect) -> float:
@@ -98,12 +82,12 @@ def transfer_seconds(collective: hlo.Collective, count: int, links: Interconnect
 
 def predict(work: Work, count: int, chip: Chip, peak: Peak, links: Interconnect) -> Prediction:
     """The times of a step's work on each of `count` devices of which only the data sheet is known."""
-    return Prediction(
-        products=work.flops / peak.flops,
-        traffic=work.traffic / chip.bandwidth,
-        transfer=sum(transfer_seconds(collective, count, links) for collective in work.collectives),
-        latency=sum(collective.count for collective in work.collectives) * links.latency,
-    )
+    products, traffic = work.flops / peak.flops, work.traffic / chip.bandwidth
+    transfer = sum(transfer_seconds(collective, count, links) for collective in work.collectives)
+    latency = sum(collective.count for collective in work.collectives) * links.latency
+    compute, communication = max(products, traffic), transfer + latency
+    efficiencies = compute / (compute + communication), compute / max(compute, communication)
+    return Prediction(products, traffic, compute, transfer, latency, communication, *efficiencies)
 
 
 def planned_step(config: ConfigDict, machine: Machine) -> Planned:
@@ -121,15 +105,15 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     state, written_out = recipe.abstract_state(setup), config.accumulate == 1
     # Written out, so that nothing hides in a loop; micro-batches, which are there to save memory, stay one.
     compiled = compiled_step(setup, unroll=written_out)
-    counted, flops = compiled.cost_analysis(), step_flops(setup)
-    traffic = counted["bytes accessed"] if written_out else step_traffic(setup)
+    flops = step_flops(setup)
+    traffic = bytes_accessed(compiled) if written_out else step_traffic(setup)
     return Planned(
         setup=setup,
         parameters=(_count(state.generator.params), _count(state.discriminator.params)),
         memory=_memory(setup, compiled.memory_analysis(), _bytes(state), config.steps_per_call),
         flops=flops,
         work=Work(flops / machine.count, traffic, hlo.collectives(hlo.parse(compiled.as_text()))),
-        counted_by_xla=counted["flops"] if written_out else None,
+        counted_by_xla=compiled.cost_analysis()["flops"] if written_out else None,
     )
 
 

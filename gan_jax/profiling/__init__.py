@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
 from gan_jax import recipe, step
-from gan_jax.devices import mesh
+from gan_jax.devices import Program, mesh
 from gan_jax.feed import call_shapes, feed
 from gan_jax.files import write_atomically
 from gan_jax.profiling import ceilings, flops, hlo, page
@@ -41,33 +41,34 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
         advance = compiled_call(setup, a_call, state, data)
         compile_seconds = time.perf_counter() - start
     state, durations = _time(advance, state, data, max(calls, FEWEST_CALLS))
-    peak = _peak()  # before the ceilings, which take much memory
-    counted = advance.compiled.cost_analysis() or {}
-    # Where loops are written out, XLA's count of the call is that of its steps.
-    traffic = counted.get("bytes accessed", 0) / a_call if setup.recipe.unroll else step_traffic(setup)
-    traced_seconds = _trace(advance, state, data, calls, workdir)
-    try:
-        busy, problem = busy_seconds(workdir / "profile"), None
-    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
-        busy, problem = {}, (str(error).splitlines() or ["unreadable"])[0]
-    measured = page.Measured(
-        steps=a_call,
-        seconds=durations / a_call,
-        compile_seconds=compile_seconds,
-        flops=step_flops(setup),
-        bytes=setup.devices.count * traffic,
-        counted_by_xla=counted,
-        memory=advance.compiled.memory_analysis(),
-        peak=peak,
-        traced_steps=calls * a_call,
-        traced_seconds=traced_seconds / (calls * a_call),
-        operations=page.operations(hlo.parse(advance.compiled.as_text()), busy, calls * a_call),
-        problem=problem,
-        ceilings=ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision),
+    peak, peak_of = _peak()  # before what takes more memory than training does
+    traced_seconds = _trace(advance, state, data, calls, workdir) / (calls * a_call)
+    has_loops = not setup.recipe.unroll and a_call * setup.recipe.discriminator_steps * setup.recipe.accumulate > 1
+    traffic = step_traffic(setup) if has_loops else bytes_accessed(advance.compiled) / a_call
+    work, accessed, seconds = step_flops(setup), setup.devices.count * traffic, durations / a_call
+    limits = ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision)
+    rows = {
+        **page.setting(setup, a_call, runs_with),
+        **page.times(setup, seconds, compile_seconds),
+        **page.needs(advance.compiled, work, accessed, peak, peak_of),
+        **page.roofline(work, accessed, float(np.median(seconds)), limits),
+    }
+    text = (
+        f"# Profile of {name}\n\n{page.table(rows)}\n\n"
+        f"{_costliest(advance, workdir / 'profile', calls * a_call, traced_seconds)}\n\n"
+        f"The trace of {calls * a_call:,} steps: `tensorboard --logdir={workdir / 'profile'}`, or "
+        "`perfetto_trace.json.gz` in there at https://ui.perfetto.dev.\n"
     )
-    text = page.render(setup, measured, name, runs_with, workdir)
     write_atomically(workdir / "profile.md", text.encode())
     return text
+
+
+def _costliest(advance: Program, trace: Path, steps: int, traced_seconds: float) -> str:
+    try:
+        busy = busy_seconds(trace)
+    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
+        return f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
+    return page.costliest(page.operations(hlo.parse(advance.compiled.as_text()), busy, steps), traced_seconds)
 
 
 @contextmanager
@@ -116,8 +117,13 @@ def compiled_step(setup: Setup, **changes):
     return setup.devices.compile(one_step, recipe.abstract_state(setup), call_shapes(setup, 1)).compiled
 
 
+def bytes_accessed(compiled) -> float:
+    """What one device reads and writes in a call, were nothing kept in caches, by XLA's count; NaN if it has none."""
+    return (compiled.cost_analysis() or {}).get("bytes accessed", float("nan"))
+
+
 def step_traffic(setup: Setup) -> float:
-    """Bytes that one device reads and writes in a step, were nothing kept in caches, by XLA's `cost_analysis`.
+    """Bytes that one device reads and writes in a step, by XLA's count.
 
     XLA takes the body of a loop once, so loops are written out. Of micro-batches, which may be too many for that, two
     are: each further one costs what the second adds to the first.
@@ -125,8 +131,7 @@ def step_traffic(setup: Setup) -> float:
     count, size = setup.recipe.accumulate, setup.recipe.batch_size // setup.recipe.accumulate
 
     def traffic(j):
-        step_of_j = compiled_step(setup, unroll=True, accumulate=j, batch_size=j * size)
-        return step_of_j.cost_analysis()["bytes accessed"]
+        return bytes_accessed(compiled_step(setup, unroll=True, accumulate=j, batch_size=j * size))
 
     one = traffic(1)
     return one if count == 1 else one + (count - 1) * (traffic(2) - one)
