@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gan_jax import agreement, step, workdirs
+from gan_jax import agreement, loader, step, workdirs
 from gan_jax.checkpoints import Best, Checkpoints
 from gan_jax.data.source import content
 from gan_jax.devices import Program
@@ -109,6 +109,12 @@ def open_loader(setup: Setup, state: TrainState, following: Callable[[int], int]
         workers=setup.config.data.workers,
         following=following,
     )
+
+
+def call_shapes(setup: Setup, steps: int):
+    """The shapes, dtypes and placement of the data that a compiled call of so many steps takes, without its arrays."""
+    config = setup.config
+    return loader.call_shapes(setup.source, setup.devices, steps, config.discriminator.steps, config.batch_size)
 
 
 class Metrics(struct.PyTreeNode):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
+from types import SimpleNamespace
 
 import jax
 import jaxlib
@@ -31,9 +32,9 @@ def bare_environment(**changes):
     return kept | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | changes
 
 
-def python(source, **environment):
+def python(source, *arguments, **environment):
     """The last line that this program prints, as JSON, in a process of its own."""
-    command, environment = [sys.executable, "-c", source], bare_environment(**environment)
+    command, environment = [sys.executable, "-c", source, *arguments], bare_environment(**environment)
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
@@ -258,103 +259,112 @@ def test_accelerator_gets_the_cache_alone(bare, monkeypatch, tmp_path):
 
 # --- In processes of their own
 
-LOOKS = """
-import json, os
-import jax
-{what}
-from jax._src import xla_bridge
-print(json.dumps({{"environ": dict(os.environ), "started": xla_bridge.backends_are_initialized(),
-    "cache": jax.config.jax_compilation_cache_dir}}))
-"""
-
-
-def test_importing_sets_nothing_and_starts_no_backend(tmp_path):
-    what = "import gan_jax.main, gan_jax.runtime; gan_jax.runtime.plain()"
-    seen = python(LOOKS.format(what=what), XDG_CACHE_HOME=str(tmp_path))
-    assert not seen["started"]
-    assert seen["cache"] is None
-    assert [name for name in seen["environ"] if name.startswith(("XLA_FLAGS", "GLIBC_TUNABLES", *PREFIXES))] == []
-    assert not (tmp_path / "gan_jax").exists()
-
-
-def test_setting_starts_no_backend(tmp_path):
-    what = "import gan_jax.main; gan_jax.main.runtime.fast()"
-    seen = python(LOOKS.format(what=what), XDG_CACHE_HOME=str(tmp_path))
-    assert not seen["started"]
-    assert seen["cache"] == str(tmp_path / "gan_jax")
-    tried = jaxlib.__version__ in runtime.TRIED_JAXLIB
-    assert seen["environ"].get("XLA_FLAGS") == (runtime.CONVOLUTIONS_BY_EIGEN if tried else None)
-
-
+# What a convolution compiles to, and how many programs came from the cache.
 CONVOLVES = """
-import json
+import json, sys
 import jax, jax.numpy as jnp
 from gan_jax import runtime
-runtime.fast()
+seen["said"] = runtime.RUNTIMES[sys.argv[1]]()
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
 def f(x, w):
     return jax.lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 text = jax.jit(f).lower(jnp.ones((64, 8, 8, 64)), jnp.ones((4, 4, 64, 64))).compile().as_text()
-print(json.dumps({"hits": len(hits), "ynn": "ynn" in text}))
+print(json.dumps(seen | {"hits": len(hits), "ynn": "ynn" in text}))
 """
 
-
-def test_the_second_process_finds_what_the_first_compiled(tmp_path):
-    first = python(CONVOLVES, XDG_CACHE_HOME=str(tmp_path))
-    files = set((tmp_path / "gan_jax").iterdir())
-    assert files
-    assert first["hits"] < len(files)
-    second = python(CONVOLVES, XDG_CACHE_HOME=str(tmp_path))
-    assert second["hits"] >= len(files)
-    assert set((tmp_path / "gan_jax").iterdir()) == files
-
-
-@pytest.mark.skipif(jaxlib.__version__ not in runtime.TRIED_JAXLIB, reason="the flag was not tried with this jaxlib")
-def test_the_flag_reaches_the_compiler(tmp_path):
-    """A flag in os.environ counts as long as the backend has not started, also after `import jax`."""
-    plain = CONVOLVES.replace("runtime.fast()", "runtime.plain()")
-    assert not python(CONVOLVES, XDG_CACHE_HOME=str(tmp_path))["ynn"]
-    assert python(plain, XDG_CACHE_HOME=str(tmp_path))["ynn"]
-
-
-@pytest.mark.skipif(not runtime._is_glibc(), reason="mallopt is glibc's")
-def test_freed_memory_is_not_faulted_in_again(tmp_path):
-    source = """
-import json, resource
+# What the process is like after the import, and after `fast`, which two kinds of memory are freed in.
+LOOKS = """
+import os, resource
+import jax
 import numpy as np
+import gan_jax.main
 from gan_jax import runtime
-runtime.{choice}()
+from jax._src import xla_bridge
+
+def look():
+    return {"environ": dict(os.environ), "started": xla_bridge.backends_are_initialized(),
+        "cache": jax.config.jax_compilation_cache_dir, "folder": runtime.cache_folder().exists()}
+
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(64 << 20, np.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(json.dumps([faults() for _ in range(3)]))
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+
+seen = {"imported": look()}
+if runtime._is_glibc():
+    faults()
+    seen["plain_faults"] = [faults() for _ in range(3)]
+runtime.fast()
+seen["set"] = look()
+if runtime._is_glibc():
+    faults()
+    seen["fast_faults"] = [faults() for _ in range(3)]
+    small = [np.ones(1 << 16, np.uint8) for _ in range(1600)]
+    kept = small.pop()
+    del small
+    seen["before"] = resident()
+    runtime.give_back()
+    seen["after"] = resident()
 """
-    assert max(python(source.format(choice="fast"), XDG_CACHE_HOME=str(tmp_path))) < 10
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """What three processes saw: `first` looked around and then convolved, `second` did so with the cache that the
+    first left, `plain` set nothing. `files` and `later`: the cache after the first and after the second."""
+    cache = tmp_path_factory.mktemp("cache")
+    first = python(LOOKS + CONVOLVES, "fast", XDG_CACHE_HOME=str(cache))
+    files = set((cache / "gan_jax").iterdir())
+    second = python("seen = {}" + CONVOLVES, "fast", XDG_CACHE_HOME=str(cache))
+    later = set((cache / "gan_jax").iterdir())
+    plain = python("seen = {}" + CONVOLVES, "plain", XDG_CACHE_HOME=str(cache))
+    return SimpleNamespace(cache=cache, first=first, second=second, plain=plain, files=files, later=later)
+
+
+def test_importing_sets_nothing_and_starts_no_backend(processes):
+    seen = processes.first["imported"]
+    assert not seen["started"]
+    assert seen["cache"] is None
+    assert [name for name in seen["environ"] if name.startswith(("XLA_FLAGS", "GLIBC_TUNABLES", *PREFIXES))] == []
+    assert not seen["folder"]
+
+
+def test_setting_starts_no_backend(processes):
+    seen = processes.first["set"]
+    assert not seen["started"]
+    assert seen["cache"] == str(processes.cache / "gan_jax")
+    tried = jaxlib.__version__ in runtime.TRIED_JAXLIB
+    assert seen["environ"].get("XLA_FLAGS") == (runtime.CONVOLUTIONS_BY_EIGEN if tried else None)
+
+
+def test_the_second_process_finds_what_the_first_compiled(processes):
+    assert processes.files
+    assert processes.first["hits"] < len(processes.files)
+    assert processes.second["hits"] >= len(processes.files)
+    assert processes.later == processes.files
+
+
+@pytest.mark.skipif(jaxlib.__version__ not in runtime.TRIED_JAXLIB, reason="the flag was not tried with this jaxlib")
+def test_the_flag_reaches_the_compiler(processes):
+    """A flag in os.environ counts as long as the backend has not started, also after `import jax`."""
+    assert not processes.first["ynn"]
+    assert processes.plain["ynn"]
+
+
+@pytest.mark.skipif(not runtime._is_glibc(), reason="mallopt is glibc's")
+def test_freed_memory_is_not_faulted_in_again(processes):
+    assert max(processes.first["fast_faults"]) < 10
     # A kernel with huge pages everywhere has few of them.
-    assert min(python(source.format(choice="plain"), XDG_CACHE_HOME=str(tmp_path))) >= 32
+    assert min(processes.first["plain_faults"]) >= 32
 
 
 @pytest.mark.skipif(not runtime._is_glibc(), reason="malloc_trim is glibc's")
-def test_memory_that_is_given_back_leaves_the_process(tmp_path):
-    source = """
-import json
-import numpy as np
-from gan_jax import runtime
-runtime.fast()
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
-small = [np.ones(1 << 16, np.uint8) for _ in range(1600)]
-kept = small.pop()
-del small
-before = resident()
-runtime.give_back()
-print(json.dumps([before, resident()]))
-"""
-    before, after = python(source, XDG_CACHE_HOME=str(tmp_path))
-    assert before - after > 80  # of the 100 MB that were freed
+def test_memory_that_is_given_back_leaves_the_process(processes):
+    assert processes.first["before"] - processes.first["after"] > 80  # of the 100 MB that were freed
 
 
 @pytest.mark.parametrize(

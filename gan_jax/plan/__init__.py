@@ -7,14 +7,13 @@ from ml_collections import ConfigDict
 
 from gan_jax.plan import page
 from gan_jax.plan.chips import CHIPS, Machine, interconnect
-from gan_jax.plan.planned import planned_step
-from gan_jax.plan.prediction import predict
+from gan_jax.plan.planned import planned_step, predict
 
 
 def plan(config: ConfigDict, machine: Machine, name: str) -> str:
     """The page. Raises InputError where the config or the machine makes no sense."""
     links = interconnect(machine)
     planned = planned_step(config, machine)
-    peak = CHIPS[machine.chip].peak(config.precision, config.matmul_precision)
-    prediction = predict(planned.work, machine.count, CHIPS[machine.chip], peak, links)
-    return page.render(planned, machine, peak, links, prediction, name)
+    chip = CHIPS[machine.chip]
+    peak = chip.peak(config.precision, config.matmul_precision)
+    return page.render(planned, machine, peak, links, predict(planned.work, machine.count, chip, peak, links), name)

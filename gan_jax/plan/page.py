@@ -3,9 +3,8 @@
 from collections import Counter
 
 from gan_jax.plan.chips import CHIPS, Chip, Interconnect, Machine, Peak
-from gan_jax.plan.planned import Memory, Planned
-from gan_jax.plan.prediction import Prediction, transfer_seconds
-from gan_jax.profiling.page import digits, micro_batches, quantity, shortened
+from gan_jax.plan.planned import Memory, Planned, Prediction, transfer_seconds
+from gan_jax.profiling.page import digits, micro_batches, quantity, shortened, table
 
 SHOWN = 8  # of the collectives
 
@@ -20,22 +19,19 @@ def render(
         **_assumed(CHIPS[machine.chip], peak, links),
         **_predicted(planned, prediction),
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return (
-        f"# Plan of {name} on {machine.count:,} x {machine.chip}\n\n| | |\n|---|---|\n{table}\n\n"
-        f"{_collectives(planned, machine.count, links)}\n"
-    )
+    heading = f"# Plan of {name} on {machine.count:,} x {machine.chip}"
+    return f"{heading}\n\n{table(rows)}\n\n{_collectives(planned, machine.count, links)}\n"
 
 
 def _what(planned: Planned, machine: Machine) -> dict[str, str]:
     config = planned.setup.config
-    k, each = config.discriminator.steps, config.batch_size // machine.count
     generator, discriminator = planned.parameters
     return {
         "machine": f"hosts: {machine.hosts:,}, {machine.chip} on each: {machine.devices_per_host}; fake devices of a "
         "CPU stood in for them",
         "config": f"{config.precision}, matmul precision {config.matmul_precision}, batch {config.batch_size:,} "
-        f"({each:,} on a device{micro_batches(config.accumulate)}), {k} + 1 updates a step, {config.parallel}",
+        f"({config.batch_size // machine.count:,} on a device{micro_batches(config.accumulate)}), "
+        f"{config.discriminator.steps} + 1 updates a step, {config.parallel}",
         "parameters": f"G {generator:,}, D {discriminator:,}",
     }
 
@@ -47,7 +43,7 @@ def _needs(planned: Planned, machine: Machine) -> dict[str, str]:
         "work": f"{quantity(planned.flops, 'FLOP')} a step in matrix products and convolutions, "
         f"{quantity(work.flops, 'FLOP')} on a device{_counted(planned, machine)}",
         "traffic": f"{quantity(work.traffic, 'B')} a step in the memory of a device, were nothing kept in caches",
-        "collectives": f"{_total(planned)}",
+        "collectives": _total(planned),
     }
 
 
@@ -75,9 +71,9 @@ def _memory(memory: Memory, streamed: bool, room: float) -> str:
 
 def _total(planned: Planned) -> str:
     runs, sent = Counter(), Counter()
-    for each in planned.work.collectives:
-        runs[each.kind] += each.count
-        sent[each.kind] += each.count * each.bytes
+    for collective in planned.work.collectives:
+        runs[collective.kind] += collective.count
+        sent[collective.kind] += collective.count * collective.bytes
     shown = (f"{runs[kind]:,} {kind} of {quantity(sent[kind], 'B')}" for kind in runs)
     return f"{', '.join(shown) or 'none'} a step on each device"
 
@@ -93,10 +89,7 @@ def _assumed(chip: Chip, peak: Peak, links: Interconnect) -> dict[str, str]:
 
 def _predicted(planned: Planned, prediction: Prediction) -> dict[str, str]:
     binding = "matrix products bind" if prediction.products >= prediction.traffic else "memory binds"
-    shortest, longest = (
-        max(prediction.compute, prediction.communication),
-        prediction.compute + prediction.communication,
-    )
+    shortest = max(prediction.compute, prediction.communication)
     examples = planned.setup.config.batch_size * planned.setup.config.discriminator.steps
     return {
         "computing": f"{_ms(prediction.compute)} a step at least: matrix products {_ms(prediction.products)}, traffic "
@@ -105,8 +98,8 @@ def _predicted(planned: Planned, prediction: Prediction) -> dict[str, str]:
         f"{_ms(prediction.latency)}",
         "weak scaling": f"**efficiency {prediction.efficiency:.1%}** with no overlap, "
         f"{prediction.overlapped_efficiency:.1%} with all that can be",
-        "step": f"{_ms(longest)} with no overlap, {_ms(shortest)} with all: at most {examples / shortest:,.0f} real "
-        "examples/s",
+        "step": f"{_ms(prediction.compute + prediction.communication)} with no overlap, {_ms(shortest)} with all: "
+        f"at most {examples / shortest:,.0f} real examples/s",
     }
 
 
@@ -115,15 +108,15 @@ def _ms(seconds: float) -> str:
 
 
 def _collectives(planned: Planned, count: int, links: Interconnect) -> str:
-    found = sorted(planned.work.collectives, key=lambda each: each.count * each.bytes, reverse=True)
-    if not found:
+    by_size = sorted(planned.work.collectives, key=lambda one: one.count * one.bytes, reverse=True)
+    if not by_size:
         return "No collectives: nothing is exchanged."
     rows = "\n".join(
-        f"| {each.kind} | {each.count} | {quantity(each.bytes, 'B')} | {_ms(transfer_seconds(each, count, links))} | "
-        f"`{_first(each.place)}` |"
-        for each in found[:SHOWN]
+        f"| {one.kind} | {one.count} | {quantity(one.bytes, 'B')} | {_ms(transfer_seconds(one, count, links))} "
+        f"| `{_first(one.place)}` |"
+        for one in by_size[:SHOWN]
     )
-    rest = found[SHOWN:]
+    rest = by_size[SHOWN:]
     more = f"\n\nAnd {len(rest)} smaller ones, {quantity(sum(x.count * x.bytes for x in rest), 'B')}." if rest else ""
     head = "| collective | times a step | bytes | transfer | where its first part comes from |\n|---|---|---|---|---|"
     return f"{head}\n{rows}{more}"

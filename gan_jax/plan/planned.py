@@ -1,25 +1,34 @@
-"""What a step needs on each device of a machine that one does not have."""
+"""What a step needs on each device of a machine that one does not have, and how long it should take there."""
 
 import math
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gan_jax import data, recipe, schema, step
+from gan_jax import data, recipe, schema
 from gan_jax.data import Source
 from gan_jax.devices import LAYOUTS
 from gan_jax.errors import InputError
 from gan_jax.keys import keys_of
-from gan_jax.loader import call_shapes
 from gan_jax.memory import room_of
-from gan_jax.plan.chips import CHIPS, Machine
-from gan_jax.plan.prediction import Work
-from gan_jax.profiling import hlo, step_flops
+from gan_jax.plan.chips import CHIPS, Chip, Interconnect, Machine, Peak
+from gan_jax.profiling import bytes_accessed, compiled_step, hlo, step_flops, step_traffic
 from gan_jax.recipe import Setup
-from gan_jax.state import TrainState
+from gan_jax.train import call_shapes
+
+# Bytes that each of n devices sends, for every byte of its own operand: with rings, which are optimal in bytes.
+SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: n - 1,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+    "collective-broadcast": lambda n: 1,
+}
 
 
 class Memory(NamedTuple):
@@ -36,6 +45,14 @@ class Memory(NamedTuple):
         return self.state + self.data + self.temporaries
 
 
+class Work(NamedTuple):
+    """What one device does in a step."""
+
+    flops: float  # of matrix products and convolutions
+    traffic: float  # bytes that it reads and writes in its memory
+    collectives: Sequence[hlo.Collective]
+
+
 class Planned(NamedTuple):
     """A step on each device of a machine."""
 
@@ -45,6 +62,34 @@ class Planned(NamedTuple):
     flops: int  # of the whole step, by formula
     work: Work
     counted_by_xla: float | None  # FLOPs on one device; None where there are loops, whose bodies it counts once
+
+
+class Prediction(NamedTuple):
+    """Seconds of a step's parts on each device, and the efficiency of weak scaling."""
+
+    products: float  # at the peak of the chip's matrix products
+    traffic: float  # at the full bandwidth of its memory
+    compute: float  # by the roofline: the longer of the two
+    transfer: float  # at the full bandwidth of the interconnect
+    latency: float  # of all collectives
+    communication: float  # both, one after the other
+    efficiency: float  # where nothing is computed during a collective: compute / (compute + communication)
+    overlapped_efficiency: float  # where all communication that can be is hidden behind the computing
+
+
+def transfer_seconds(collective: hlo.Collective, count: int, links: Interconnect) -> float:
+    """Of all its runs in a step, on `count` devices."""
+    return collective.count * SENT[collective.kind](count) * collective.bytes / links.bandwidth
+
+
+def predict(work: Work, count: int, chip: Chip, peak: Peak, links: Interconnect) -> Prediction:
+    """The times of a step's work on each of `count` devices of which only the data sheet is known."""
+    products, traffic = work.flops / peak.flops, work.traffic / chip.bandwidth
+    transfer = sum(transfer_seconds(collective, count, links) for collective in work.collectives)
+    latency = sum(collective.count for collective in work.collectives) * links.latency
+    compute, communication = max(products, traffic), transfer + latency
+    efficiencies = compute / (compute + communication), compute / max(compute, communication)
+    return Prediction(products, traffic, compute, transfer, latency, communication, *efficiencies)
 
 
 def planned_step(config: ConfigDict, machine: Machine) -> Planned:
@@ -59,19 +104,18 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     plain = ConfigDict(config.to_dict() | {"convolution": "plain", "steps_per_call": 1}).lock()
     devices = LAYOUTS[config.parallel](jax.devices()[: machine.count])
     setup = recipe.build(plain, devices, _source(config, CHIPS[machine.chip].memory), runs=False)
-    state, rows = (
-        recipe.abstract_state(setup),
-        call_shapes(setup.source, setup.devices, 1, config.discriminator.steps, config.batch_size),
-    )
-    compiled = _compile(setup, state, rows)
-    program, flops = hlo.parse(compiled.as_text()), step_flops(setup)
+    state, written_out = recipe.abstract_state(setup), config.accumulate == 1
+    # Written out, so that nothing hides in a loop; micro-batches, which are there to save memory, stay one.
+    compiled = compiled_step(setup, unroll=written_out)
+    flops = step_flops(setup)
+    traffic = bytes_accessed(compiled) if written_out else step_traffic(setup)
     return Planned(
         setup=setup,
         parameters=(_count(state.generator.params), _count(state.discriminator.params)),
-        memory=_memory(setup, compiled.memory_analysis(), _bytes(state), _bytes(rows), config.steps_per_call),
+        memory=_memory(setup, compiled.memory_analysis(), _bytes(state), config.steps_per_call),
         flops=flops,
-        work=Work(flops / machine.count, hlo.bytes_accessed(program), hlo.collectives(program)),
-        counted_by_xla=compiled.cost_analysis()["flops"] if config.accumulate == 1 else None,
+        work=Work(flops / machine.count, traffic, hlo.collectives(hlo.parse(compiled.as_text()))),
+        counted_by_xla=compiled.cost_analysis()["flops"] if written_out else None,
     )
 
 
@@ -90,18 +134,12 @@ def _source(config: ConfigDict, memory: float) -> Source:
     return source._replace(rows=None, data=whole)
 
 
-def _compile(setup: Setup, state: TrainState, rows):
-    # Written out, so that nothing hides in a loop; micro-batches may be too many for it.
-    planned = setup.recipe._replace(unroll=setup.config.accumulate == 1)
-    one_step = partial(step.train_steps, planned, setup.devices, setup.source, 1)
-    return setup.devices.compile(one_step, state, rows).compiled
-
-
-def _memory(setup: Setup, program, state: int, held: int, steps_per_call: int) -> Memory:
-    """Of a device, from the bytes of the state and of one step's data."""
-    if setup.source.streamed:
+def _memory(setup: Setup, program, state: int, steps_per_call: int) -> Memory:
+    """Of a device, from the bytes of the state and XLA's analysis of a step."""
+    held, streamed = _bytes(call_shapes(setup, 1)), setup.source.streamed
+    if streamed:
         held = 2 * steps_per_call * held // setup.devices.count  # a call's minibatches, and those of the next
-    streamable = not setup.source.streamed and _may_be_streamed(setup.config)
+    streamable = not streamed and _may_be_streamed(setup.config)
     results = program.output_size_in_bytes - program.alias_size_in_bytes
     return Memory(state, held, streamable, program.temp_size_in_bytes + results)
 

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,14 +13,12 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
 from gan_jax import recipe, step
-from gan_jax.devices import mesh
+from gan_jax.devices import Program, mesh
 from gan_jax.files import write_atomically
-from gan_jax.loader import call_shapes
 from gan_jax.profiling import ceilings, flops, hlo, page
 from gan_jax.profiling.device_time import busy_seconds
-from gan_jax.profiling.page import Measured, Memory, Traced
 from gan_jax.recipe import Setup
-from gan_jax.train import compiled_call, next_boundary, open_loader
+from gan_jax.train import call_shapes, compiled_call, next_boundary, open_loader
 
 FEWEST_CALLS, SHORTEST = 5, 1.0  # seconds: what is timed without the tracer
 
@@ -28,41 +27,47 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     """Profiles the call that the training loop makes, from the initial state; returns the page that it writes.
 
     Writes `profile/`, the trace of `steps` train steps rounded up to whole calls, and `profile.md`, each in
-    the place of an earlier one, and nothing else: a run in `workdir` stays as it is.
+    the place of an earlier one, and nothing else: a run in `workdir` stays as it is. FLOPs are counted in the jaxpr;
+    traffic and memory are XLA's own analysis; busy times come from the trace.
     """
     a_call = next_boundary(setup.config, 0)
     calls = -(-steps // a_call)
     state = recipe.initial_state(setup)
     with closing(open_loader(setup, state, None)) as first:
         data = first.call(0, a_call)  # what is profiled is the call: all of them get the first one's data
-    advance, compile_seconds = _compile(setup, a_call, state, data)
-    compiled = advance.compiled
-    state, durations = _time(advance, state, data, calls)
-    peak = _peak()  # before the ceilings, which take much memory
-    program = hlo.parse(compiled.as_text())
-    counted = compiled.cost_analysis() or {}
-    measured = Measured(
-        steps=a_call,
-        seconds=np.array(durations) / a_call,
-        compile_seconds=compile_seconds,
-        flops=step_flops(setup),
-        bytes=setup.devices.count * hlo.bytes_accessed(program) / a_call,
-        counted_by_xla=(counted.get("flops"), counted.get("bytes accessed")),
-        memory=Memory(compiled.memory_analysis(), *peak),
-        traced=_traced(advance, state, data, calls, a_call, workdir, program),
-        ceilings=ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision),
+    with _no_compilation_cache():
+        start = time.perf_counter()
+        advance = compiled_call(setup, a_call, state, data)
+        compile_seconds = time.perf_counter() - start
+    state, durations = _time(advance, state, data, max(calls, FEWEST_CALLS))
+    peak, peak_of = _peak()  # before what takes more memory than training does
+    traced_seconds = _trace(advance, state, data, calls, workdir) / (calls * a_call)
+    has_loops = not setup.recipe.unroll and a_call * setup.recipe.discriminator_steps * setup.recipe.accumulate > 1
+    traffic = step_traffic(setup) if has_loops else bytes_accessed(advance.compiled) / a_call
+    work, accessed, seconds = step_flops(setup), setup.devices.count * traffic, durations / a_call
+    limits = ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision)
+    rows = {
+        **page.setting(setup, a_call, runs_with),
+        **page.times(setup, seconds, compile_seconds),
+        **page.needs(advance.compiled, work, accessed, peak, peak_of),
+        **page.roofline(work, accessed, float(np.median(seconds)), limits),
+    }
+    text = (
+        f"# Profile of {name}\n\n{page.table(rows)}\n\n"
+        f"{_costliest(advance, workdir / 'profile', calls * a_call, traced_seconds)}\n\n"
+        f"The trace of {calls * a_call:,} steps: `tensorboard --logdir={workdir / 'profile'}`, or "
+        "`perfetto_trace.json.gz` in there at https://ui.perfetto.dev.\n"
     )
-    text = page.render(setup, measured, name, runs_with, workdir)
     write_atomically(workdir / "profile.md", text.encode())
     return text
 
 
-def _compile(setup: Setup, steps: int, state, data):
-    """The compiled call, and the seconds that tracing and compiling it takes without a cache."""
-    with _no_compilation_cache():
-        start = time.perf_counter()
-        advance = compiled_call(setup, steps, state, data)
-        return advance, time.perf_counter() - start
+def _costliest(advance: Program, trace: Path, steps: int, traced_seconds: float) -> str:
+    try:
+        busy = busy_seconds(trace)
+    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
+        return f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
+    return page.costliest(page.operations(hlo.parse(advance.compiled.as_text()), busy, steps), traced_seconds)
 
 
 @contextmanager
@@ -82,11 +87,10 @@ def _no_compilation_cache():
 
 
 def _time(advance: Callable, state, data, calls: int):
-    """The state, and the seconds of each of so many calls or more.
+    """The state, and the seconds of each of so many calls or more: float64 [calls].
 
     Where dispatch is asynchronous, as on an accelerator, none waits for the one before.
     """
-    calls = max(calls, FEWEST_CALLS)
     ends, previous = [], None
     while len(ends) <= calls or ends[-1] - ends[0] < SHORTEST:
         state, metrics = advance(state, data)
@@ -101,12 +105,35 @@ def step_flops(setup: Setup) -> int:
     """FLOPs of one train step by formula: on one device, its convolutions direct, however they are computed here."""
     config = ConfigDict(setup.config.to_dict() | {"convolution": "plain"})
     alone = recipe.build(config, mesh(jax.devices()[:1]), setup.source, runs=False)
+    one_step = partial(step.train_steps, alone.recipe, alone.devices, alone.source, 1)
+    return flops.count(one_step, recipe.abstract_state(alone), call_shapes(alone, 1))
 
-    def one_step(state, data):
-        return step.train_steps(alone.recipe, alone.devices, alone.source, 1, state, data)
 
-    shapes = call_shapes(alone.source, alone.devices, 1, config.discriminator.steps, config.batch_size)
-    return flops.count(one_step, recipe.abstract_state(alone), shapes)
+def compiled_step(setup: Setup, **changes):
+    """JAX's `Compiled` of a single train step on the setup's devices, with `changes` of its Recipe."""
+    setup = setup._replace(recipe=setup.recipe._replace(**changes))
+    one_step = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
+    return setup.devices.compile(one_step, recipe.abstract_state(setup), call_shapes(setup, 1)).compiled
+
+
+def bytes_accessed(compiled) -> float:
+    """What one device reads and writes in a call, were nothing kept in caches, by XLA's count; NaN if it has none."""
+    return (compiled.cost_analysis() or {}).get("bytes accessed", float("nan"))
+
+
+def step_traffic(setup: Setup) -> float:
+    """Bytes that one device reads and writes in a step, by XLA's count.
+
+    XLA takes the body of a loop once, so loops are written out. Of micro-batches, which may be too many for that, two
+    are: each further one costs what the second adds to the first.
+    """
+    count, size = setup.recipe.accumulate, setup.recipe.batch_size // setup.recipe.accumulate
+
+    def traffic(j):
+        return bytes_accessed(compiled_step(setup, unroll=True, accumulate=j, batch_size=j * size))
+
+    one = traffic(1)
+    return one if count == 1 else one + (count - 1) * (traffic(2) - one)
 
 
 def _peak() -> tuple[int, str]:
@@ -117,8 +144,8 @@ def _peak() -> tuple[int, str]:
     return page.peak_of_process(), "the process"
 
 
-def _traced(advance, state, data, calls: int, a_call: int, workdir: Path, program) -> Traced:
-    """Traces so many calls into `profile/` in `workdir`, and reads what the trace says."""
+def _trace(advance: Callable, state, data, calls: int, workdir: Path) -> float:
+    """Traces so many calls into `profile/` in `workdir`; the seconds that they took."""
     folder, new = workdir / "profile", workdir / "profile.partial"
     shutil.rmtree(new, ignore_errors=True)
     options = jax.profiler.ProfileOptions()
@@ -128,11 +155,7 @@ def _traced(advance, state, data, calls: int, a_call: int, workdir: Path, progra
         for _ in range(calls):
             state, _ = advance(state, data)
         jax.block_until_ready(state)
-        seconds = (time.perf_counter() - start) / (calls * a_call)
+        seconds = time.perf_counter() - start
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-    try:
-        busy = busy_seconds(folder)
-    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
-        return Traced(calls * a_call, seconds, [], (str(error).splitlines() or ["unreadable"])[0])
-    return Traced(calls * a_call, seconds, page.operations(program, busy, calls * a_call), None)
+    return seconds

@@ -11,16 +11,8 @@ from gan_jax.devices import Devices
 from gan_jax.networks import products
 
 PASSES = 5  # of which the fastest counts
-
-
-class Sizes(NamedTuple):
-    """How large the work is."""
-
-    product: int  # rows and columns of a matrix
-    array: int  # bytes of an array that no cache holds
-
-
-SIZES = {True: Sizes(2048, 1 << 28), False: Sizes(8192, 1 << 32)}  # by whether the device is a CPU
+# By whether the device is a CPU: rows and columns of a matrix, bytes of an array that no cache holds.
+SIZES = {True: (2048, 1 << 28), False: (8192, 1 << 32)}
 
 
 class Ceilings(NamedTuple):
@@ -33,26 +25,18 @@ class Ceilings(NamedTuple):
 
 def measure(devices: Devices, precision: str, matmul_precision: str) -> Ceilings:
     """The ceilings of the devices, with matrices of the dtype `precision` and products as precise as the networks'."""
-    sizes = SIZES[jax.default_backend() == "cpu"]
-    n, length = sizes.product, sizes.array // 4
+    n, size = SIZES[jax.default_backend() == "cpu"]
     # Of this scale a product's entries are about as large as its factors', however often one multiplies.
     factor = jax.random.normal(jax.random.key(0), (n, n), precision) / jnp.sqrt(n).astype(precision)
     with products(matmul_precision):
-        product = _seconds(devices, _multiply, *devices.place((jnp.ones_like(factor), factor)))
-    one_pass = _seconds(devices, _touch, *devices.place((jnp.zeros(length, jnp.float32), ())))
-    return Ceilings(devices.count * 2.0 * n**3 / product, devices.count * 2.0 * 4 * length / one_pass, n)
+        product = _seconds(devices, lambda x, y: (x @ y, ()), jnp.ones_like(factor), factor)
+    one_pass = _seconds(devices, lambda x, _: (x + 1, ()), jnp.zeros(size // 4, jnp.float32), ())
+    return Ceilings(devices.count * 2.0 * n**3 / product, devices.count * 2.0 * size / one_pass, n)
 
 
-def _multiply(x, factor):
-    return x @ factor, ()
-
-
-def _touch(x, _):
-    return x + 1, ()
-
-
-def _seconds(devices: Devices, function: Callable, x, data) -> float:
+def _seconds(devices: Devices, function: Callable, *arguments) -> float:
     """Of the fastest call, after one that warms up."""
+    x, data = devices.place(arguments)
     function, durations = devices.compile(function, x, data), []
     for _ in range(1 + PASSES):
         start = time.perf_counter()

@@ -1,6 +1,7 @@
 """How long each operation of a compiled program kept the device busy, from the trace of `jax.profiler.trace`."""
 
-from collections import defaultdict
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,12 @@ _EXECUTOR = "ThunkExecutor::"  # it only chooses what runs next
 
 
 class _Span(NamedTuple):
-    """Something that a thread or a stream did; spans of one line lie inside or behind each other."""
+    """Something that a thread or a stream did. Spans of one line lie inside or behind each other."""
 
     start: float  # nanoseconds
     end: float
-    operation: str | None
-    task: int | None  # of the thread pool
+    owner: str | int | None  # the operation, or the task of the thread pool, whose time this is
+    hands_over: bool = False  # whether it is the moment at which the task `owner` is handed over
 
 
 def busy_seconds(folder: Path) -> dict[str, float]:
@@ -31,15 +32,15 @@ def busy_seconds(folder: Path) -> dict[str, float]:
     paths = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not paths:
         raise ValueError("the profiler wrote no trace")
-    lines = list(_lines(ProfileData.from_file(str(paths[-1]))))
-    own, owners = defaultdict(float), {}
-    for line in lines:
-        _add_line(line, own, owners)
-    seconds = defaultdict(float)
-    for (operation, task), nanoseconds in own.items():
-        operation = _owner(operation, task, owners)
-        if operation:
-            seconds[operation] += nanoseconds * 1e-9
+    nanoseconds, handed_over_by = Counter(), {}
+    for events in _lines(ProfileData.from_file(str(paths[-1]))):
+        _add_line(sorted(_spans(events), key=lambda span: (span.start, -span.end)), nanoseconds, handed_over_by)
+    seconds = Counter()
+    for owner, duration in nanoseconds.items():
+        while isinstance(owner, int):
+            owner = handed_over_by.get(owner)
+        if owner:
+            seconds[owner] += duration * 1e-9
     if sum(seconds.values()) <= 0:
         raise ValueError("the profiler wrote a trace without the device's operations")
     return dict(seconds)
@@ -53,62 +54,37 @@ def _lines(data: ProfileData) -> Iterator[Iterable]:
         lines = list(plane.lines)
         # A TPU shows its modules, steps and operations as three lines; a GPU its streams; a CPU all of its threads.
         operations = [line for line in lines if line.name == "XLA Ops"]
-        for line in operations or lines:
-            if line.name != "python":
-                yield line.events
+        yield from (line.events for line in operations or lines if line.name != "python")
 
 
-def _add_line(events: Iterable, own: dict, owners: dict) -> None:
-    """Adds the time of a line's spans, without that of the spans inside them, to `own`, by (operation, task).
-
-    `owners` learns, for each task that is handed over here, the (operation, task) that does so.
-    """
-    spans, records = _read(events)
-    points = sorted(
-        [(span.start, -span.end, span) for span in spans] + [(time, 0.0, task) for time, task in records],
-        key=lambda point: point[:2],
-    )
-    stack = []
-    for time, _, what in points:
-        while stack and stack[-1].end <= time:
+def _add_line(spans: Iterable[_Span], nanoseconds: Counter, handed_over_by: dict) -> None:
+    """Adds the time of a line's spans, without that of the spans inside them, by owner."""
+    stack = [_Span(-math.inf, math.inf, None)]
+    for span in spans:
+        while stack[-1].end <= span.start:
             stack.pop()
-        outer = stack[-1] if stack else None
-        if not isinstance(what, _Span):
-            owners[what] = (outer.operation, outer.task) if outer else (None, None)
+        outer = stack[-1]
+        if span.hands_over:
+            handed_over_by[span.owner] = outer.owner
             continue
-        end = min(what.end, outer.end) if outer else what.end  # clocks are read one after the other
-        own[what.operation, what.task] += end - time
-        if outer:
-            own[outer.operation, outer.task] -= end - time
-        stack.append(what._replace(end=end))
+        span = span._replace(end=min(span.end, outer.end))  # clocks are read one after the other
+        nanoseconds[span.owner] += span.end - span.start
+        nanoseconds[outer.owner] -= span.end - span.start
+        stack.append(span)
 
 
-def _read(events: Iterable) -> tuple[list[_Span], list[tuple[float, int]]]:
-    """The spans of a line, and (time, task) wherever a task is handed over."""
-    spans, records, started = [], [], None
+def _spans(events: Iterable) -> Iterator[_Span]:
+    started = None  # (start, task) of the thread pool's task at hand
     for event in events:
-        name = event.name
-        if name.startswith("end: "):
-            continue
-        start, end = event.start_ns, event.start_ns + event.duration_ns
+        name, start, end = event.name, event.start_ns, event.start_ns + event.duration_ns
         if name == _RECORD:
-            records.append((start, dict(event.stats).get("_p")))
+            yield _Span(start, start, dict(event.stats).get("_p"), hands_over=True)
         elif name == _START:
-            started = (start, dict(event.stats).get("_c"))
-        elif name == _STOP:
-            if started:
-                spans.append(_Span(started[0], start, None, started[1]))
+            started = start, dict(event.stats).get("_c")
+        elif name == _STOP and started:
+            yield _Span(started[0], start, started[1])
             started = None
         elif name.startswith(_EXECUTOR):
-            spans.append(_Span(start, end, None, None))
-        else:
-            operation = dict(event.stats).get("hlo_op")
-            if operation:
-                spans.append(_Span(start, end, operation, None))
-    return spans, records
-
-
-def _owner(operation: str | None, task: int | None, owners: dict) -> str | None:
-    while operation is None and task is not None:
-        operation, task = owners.get(task, (None, None))
-    return operation
+            yield _Span(start, end, None)
+        elif not name.startswith("end: ") and (operation := dict(event.stats).get("hlo_op")):
+            yield _Span(start, end, operation)

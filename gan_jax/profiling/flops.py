@@ -31,7 +31,7 @@ def _of_jaxpr(jaxpr) -> int:
 def _of_equation(equation) -> int:
     name = equation.primitive.name
     if name in _COUNTED:
-        return _COUNTED[name](equation.params, *(each.aval.shape for each in (*equation.invars, *equation.outvars)))
+        return _COUNTED[name](equation.params, *(x.aval.shape for x in (*equation.invars, *equation.outvars)))
     inner = [_of_jaxpr(jaxpr) for jaxpr in jaxprs_in_params(equation.params)]
     if name == "cond":
         return max(inner)

@@ -4,10 +4,10 @@ import os
 import platform
 import resource
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -31,60 +31,23 @@ class Operation(NamedTuple):
     count: int  # HLO operations
 
 
-class Traced(NamedTuple):
-    """What the trace says."""
-
-    steps: int
-    seconds: float | None  # a step, while being traced
-    operations: list[Operation]  # the costliest first
-    problem: str | None  # why there are none
-
-
-class Memory(NamedTuple):
-    """Bytes."""
-
-    program: Any  # jax's CompiledMemoryStats of one device; None where the backend does not say
-    peak: int
-    peak_of: str
-
-
-class Measured(NamedTuple):
-    """Everything of a profile."""
-
-    steps: int  # of a call
-    seconds: np.ndarray  # [calls], a step of each timed call
-    compile_seconds: float
-    flops: float  # a step
-    bytes: float  # a step, over all devices
-    counted_by_xla: tuple[float | None, float | None]  # FLOPs and bytes of a call on one device, in XLA's own count
-    memory: Memory
-    traced: Traced
-    ceilings: Ceilings
-
-
 def operations(program: hlo.Program, busy: dict[str, float], steps: int) -> list[Operation]:
     """The operations, the costliest first, from the seconds that each HLO operation took in so many steps."""
-    by_name = {each.name: each for computation in program.computations.values() for each in computation}
-    seconds, counts = defaultdict(float), Counter()
+    by_name = {instruction.name: instruction for lines in program.computations.values() for instruction in lines}
+    seconds, counts = Counter(), Counter()
     for name, duration in busy.items():
         key = _kind_and_place(program, by_name, name)
         seconds[key] += duration / steps
         counts[key] += 1
-    found = [Operation(value, *key, counts[key]) for key, value in seconds.items()]
-    return sorted(found, key=lambda each: each.seconds, reverse=True)
+    return [Operation(value, *key, counts[key]) for key, value in seconds.most_common()]
 
 
 def _kind_and_place(program: hlo.Program, by_name: dict[str, hlo.Instruction], name: str) -> tuple[str, str]:
-    each = by_name.get(name)
-    if not each:
+    instruction = by_name.get(name)
+    if not instruction:
         return "unknown", name
-    kind = hlo.kind(program, each)
-    if each.place or kind == "copy":
-        return kind, shortened(each.place) or "(added by XLA)"
-    # What XLA rewrites for many devices may lose its name; that of an operand tells nearly as much.
-    operands = (by_name[operand].place for operand in each.operands if operand in by_name)
-    near = next(filter(None, operands), "")
-    return kind, f"(near) {shortened(near)}" if near else "(without a name)"
+    kind = hlo.kind(program, instruction)
+    return kind, shortened(instruction.place) or ("(added by XLA)" if kind == "copy" else "(without a name)")
 
 
 def shortened(place: str) -> str:
@@ -96,41 +59,29 @@ def shortened(place: str) -> str:
     return place if len(place) <= LONGEST else place[:LONGEST] + "..."
 
 
-def render(setup: Setup, measured: Measured, name: str, runs_with: str, workdir: Path) -> str:
-    """The page."""
-    rows = {**_what(setup, measured, runs_with), **_numbers(setup, measured), **_roofline(measured)}
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return (
-        f"# Profile of {name}\n\n| | |\n|---|---|\n{table}\n\n{_costliest(measured)}\n\n"
-        f"The trace of {measured.traced.steps:,} steps: `tensorboard --logdir={workdir / 'profile'}`, or "
-        "`perfetto_trace.json.gz` in there at https://ui.perfetto.dev.\n"
-    )
+def table(rows: dict[str, str]) -> str:
+    """A table of two columns, without a heading."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
-def _what(setup: Setup, measured: Measured, runs_with: str) -> dict[str, str]:
-    config = setup.config
+def setting(setup: Setup, steps: int, runs_with: str) -> dict[str, str]:
+    """The rows on what was measured, with so many steps in a call."""
+    config, device = setup.config, jax.devices()[0]
+    kind = f"CPU ({_cpu_model()}, {os.cpu_count()} cores)" if device.platform == "cpu" else device.device_kind
     packages = ", ".join(f"{package} {version(package)}" for package in ("jax", "jaxlib", "flax", "optax"))
     return {
-        "device": _device(setup.devices.count),
+        "device": f"{setup.devices.count} x {kind}",
         "versions": f"{packages}, Python {platform.python_version()}",
         "runtime": runs_with.replace(str(Path.home()), "~"),
         "config": f"{config.precision}, matmul precision {config.matmul_precision}, batch {config.batch_size}"
-        f"{micro_batches(config.accumulate)}, "
-        f"{config.discriminator.steps} + 1 updates a step, "
-        f"steps in a call: {measured.steps}, {config.parallel}",
+        f"{micro_batches(config.accumulate)}, {config.discriminator.steps} + 1 updates a step, "
+        f"steps in a call: {steps}, {config.parallel}",
     }
 
 
 def micro_batches(count: int) -> str:
     """How a page says that gradients are accumulated."""
     return f" in {count} micro-batches" if count > 1 else ""
-
-
-def _device(count: int) -> str:
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{count} x {device.device_kind}"
-    return f"{count} x CPU ({_cpu_model()}, {os.cpu_count()} cores)"
 
 
 def _cpu_model() -> str:
@@ -141,69 +92,65 @@ def _cpu_model() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _numbers(setup: Setup, measured: Measured) -> dict[str, str]:
-    seconds, config, memory = _median(measured), setup.config, measured.memory
-    low, high = np.quantile(measured.seconds, (0.25, 0.75))
-    examples = config.batch_size * config.discriminator.steps / seconds
-    flops, accessed = (
-        quantity(value, unit) for value, unit in zip(measured.counted_by_xla, ("FLOP", "B"), strict=True)
-    )
-    program = memory.program
-    parts = (
-        f"arguments {quantity(program.argument_size_in_bytes, 'B')}, "
-        f"temporaries {quantity(program.temp_size_in_bytes, 'B')}, "
-        f"output {quantity(program.output_size_in_bytes, 'B')} (of it {quantity(program.alias_size_in_bytes, 'B')} in "
-        "the arguments' place); "
-        if program
-        else ""
-    )
+def times(setup: Setup, seconds: np.ndarray, compile_seconds: float) -> dict[str, str]:
+    """The rows on time, from the seconds a step of each timed call, [calls]."""
+    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75))
+    examples = setup.config.batch_size * setup.config.discriminator.steps / median
     return {
-        "time": f"**{seconds * 1e3:.4g} ms a step** (median of {len(measured.seconds)} calls, quartiles "
-        f"{(high - low) / seconds:.0%} apart), {examples:,.0f} real examples/s",
-        "compilation": f"{measured.compile_seconds:.1f} s, without a cache",
-        "work": f"{quantity(measured.flops, 'FLOP')} a step in matrix products and convolutions",
-        "traffic": f"{quantity(measured.bytes, 'B')} a step, were nothing kept in caches",
-        "XLA's own count": f"{flops}, {accessed} a call on one device, with the body of each loop once",
-        "memory": f"{parts}peak of {memory.peak_of} {quantity(memory.peak, 'B')}",
+        "time": f"**{median * 1e3:.4g} ms a step** (median of {len(seconds)} calls, quartiles "
+        f"{(high - low) / median:.0%} apart), {examples:,.0f} real examples/s",
+        "compilation": f"{compile_seconds:.1f} s, without a cache",
     }
 
 
-def _roofline(measured: Measured) -> dict[str, str]:
-    seconds, ceilings = _median(measured), measured.ceilings
-    work, traffic = measured.flops / ceilings.flops, measured.bytes / ceilings.bytes  # seconds at each ceiling
+def needs(compiled, flops: float, accessed: float, peak: int, peak_of: str) -> dict[str, str]:
+    """The rows of a step's FLOPs and bytes over all devices, of what XLA says of a call, and of the peak of memory."""
+    counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    parts = ""
+    if memory:
+        arguments, temporaries, output, aliased = (
+            quantity(getattr(memory, f"{part}_size_in_bytes"), "B") for part in ("argument", "temp", "output", "alias")
+        )
+        parts = f"arguments {arguments}, temporaries {temporaries}, output {output} (of it {aliased} in the arguments' "
+        parts += "place); "
+    return {
+        "work": f"{quantity(flops, 'FLOP')} a step in matrix products and convolutions",
+        "traffic": f"{quantity(accessed, 'B')} a step, were nothing kept in caches",
+        "XLA's own count": f"{quantity(counted.get('flops'), 'FLOP')}, {quantity(counted.get('bytes accessed'), 'B')} "
+        "a call on one device, with the body of each loop once",
+        "memory": f"{parts}peak of {peak_of} {quantity(peak, 'B')}",
+    }
+
+
+def roofline(flops: float, accessed: float, seconds: float, ceilings: Ceilings) -> dict[str, str]:
+    """The rows that hold a step's FLOPs and bytes, over all devices, against what these can do in its seconds."""
+    work, traffic = flops / ceilings.flops, accessed / ceilings.bytes  # seconds at each ceiling
     binding = "the matrix product" if work >= traffic else "memory"
     return {
         "ceilings here": f"matrix product of {ceilings.product}: {quantity(ceilings.flops, 'FLOP/s')}; pass over "
         f"memory: {quantity(ceilings.bytes, 'B/s')}",
-        "reached": f"**{quantity(measured.flops / seconds, 'FLOP/s')}, {work / seconds:.1%}** of the matrix "
-        f"product's; {quantity(measured.bytes / seconds, 'B/s')}, {traffic / seconds:.1%} of memory's",
-        "roofline": f"{measured.flops / measured.bytes:.3g} FLOP a byte; the ceilings meet at "
+        "reached": f"**{quantity(flops / seconds, 'FLOP/s')}, {work / seconds:.1%}** of the matrix "
+        f"product's; {quantity(accessed / seconds, 'B/s')}, {traffic / seconds:.1%} of memory's",
+        "roofline": f"{flops / accessed:.3g} FLOP a byte; the ceilings meet at "
         f"{ceilings.flops / ceilings.bytes:.3g}: {binding} binds, at {max(work, traffic) * 1e3:.3g} ms a step",
     }
 
 
-def _costliest(measured: Measured) -> str:
-    traced = measured.traced
-    if traced.problem:
-        return f"The costliest operations are not known: {traced.problem}."
-    busy = sum(each.seconds for each in traced.operations)
-    by_kind = Counter()
-    for each in traced.operations:
-        by_kind[each.kind] += each.seconds / busy
+def costliest(operations: list[Operation], traced_seconds: float) -> str:
+    """The table of the costliest operations, from the costliest on, in a step that took so long while traced."""
+    busy, shares = sum(operation.seconds for operation in operations), Counter()
+    for operation in operations:
+        shares[operation.kind] += operation.seconds / busy
     rows = "\n".join(
-        f"| {digits(each.seconds * 1e3)} | {each.seconds / busy:.1%} | {each.kind} | `{each.place}` | {each.count} |"
-        for each in traced.operations[:COSTLIEST]
+        f"| {digits(seconds * 1e3)} | {seconds / busy:.1%} | {kind} | `{place}` | {count} |"
+        for seconds, kind, place, count in operations[:COSTLIEST]
     )
     return (
         f"| ms a step | share | kind | where | HLO operations |\n|---|---|---|---|---|\n{rows}\n\n"
-        f"All kinds: {', '.join(f'{kind} {share:.0%}' for kind, share in by_kind.most_common())}. Shares are of the "
+        f"All kinds: {', '.join(f'{kind} {share:.0%}' for kind, share in shares.most_common())}. Shares are of the "
         f"busy time, {busy * 1e3:.4g} ms a step: the time of all operations, summed over threads and devices, in a "
-        f"step that took {traced.seconds * 1e3:.4g} ms while it was traced."
+        f"step that took {traced_seconds * 1e3:.4g} ms while it was traced."
     )
-
-
-def _median(measured: Measured) -> float:
-    return float(np.median(measured.seconds))
 
 
 def quantity(value: float | None, unit: str) -> str:
