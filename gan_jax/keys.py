@@ -3,9 +3,9 @@
 A part is a function, a dataclass (so a Linen module) or a NamedTuple. Its config keys are those of its parameters that
 are annotated with a `Rule`:
 
-    def soft_hinge(margin: Annotated[float, POSITIVE, "distance at which an example costs nothing", TRACED] = 1.0): ...
+    def soft_hinge(margin: Annotated[float, POSITIVE, "logit at which an example costs nothing", TRACED] = 1.0): ...
 
-What follows a Rule: a text, which docs/configuration.md shows, and any of the marks TRACED, SCHEDULED and `Needs`.
+What follows a Rule: a text, which docs/configuration.md shows, and any of the marks TRACED, COMMON, SCHEDULED and `Needs`.
 Parameters without a Rule are what the program itself hands over: shapes, keys, arrays.
 """
 
@@ -47,10 +47,11 @@ class Mark(Enum):
     """What else a key may be."""
 
     TRACED = "a number that a compiled step takes as an array: the runs of one program may differ in it"
+    COMMON = "a key that most parts have: one without it ignores its value, where any other key is refused"
     SCHEDULED = "a traced number with a second key, NAME_to: where it ends after the burn-in; 0: it is constant"
 
 
-TRACED, SCHEDULED = Mark.TRACED, Mark.SCHEDULED
+TRACED, COMMON, SCHEDULED = Mark
 
 
 class Needs(NamedTuple):
@@ -71,6 +72,7 @@ class Key(NamedTuple):
     text: str
     traced: bool = False
     needs: Needs | None = None
+    common: bool = False
 
     @property
     def optional(self) -> bool:
@@ -95,7 +97,7 @@ def keys_of(part: Callable) -> Mapping[str, Key]:
             raise TypeError(f"the config key {name} of {part.__module__}.{part.__qualname__} has no default")
         text = next((mark for mark in marks if isinstance(mark, str)), "")
         needs = next((mark for mark in marks if isinstance(mark, Needs)), None)
-        keys[name] = Key(parameter.default, rule, text, TRACED in marks or SCHEDULED in marks, needs)
+        keys[name] = Key(parameter.default, rule, text, TRACED in marks or SCHEDULED in marks, needs, COMMON in marks)
         if SCHEDULED in marks:
             keys[f"{name}_to"] = Key(0.0, rule, f"where {name} ends after the burn-in; 0: constant", True, needs)
     return keys
@@ -149,7 +151,7 @@ def require_defaults(
     """
     has = keys_of(parts[chosen])
     for name, key in union(parts).items():
-        if name not in has and values.get(name, key.default) != key.default:
+        if name not in has and not key.common and values.get(name, key.default) != key.default:
             able = [other for other in parts if name in keys_of(parts[other])]
             raise InputError(
                 f"config key {prefix}.{name} is {values[name]!r}, but {chosen} has no {name}; set it to "

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax.keys import COUNT, FRACTION, NON_NEGATIVE, POSITIVE, SCHEDULED, SHARE, TRACED, bind
+from gan_jax.keys import COMMON, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, SCHEDULED, SHARE, TRACED, bind
 
-Momentum = Annotated[float, FRACTION, "momentum: decay of the averaged gradients", TRACED]
-SquareDecay = Annotated[float, FRACTION, "decay of the averaged squared gradients; sgd has none", SCHEDULED]
-Unused = Annotated[float, FRACTION, "", TRACED]
+Momentum = Annotated[float, FRACTION, "momentum: decay of the averaged gradients", TRACED, COMMON]
+SquareDecay = Annotated[float, FRACTION, "decay of the averaged squared gradients; sgd has none", SCHEDULED, COMMON]
 
 
 def adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
@@ -37,8 +36,8 @@ def rmsprop(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
     return optax.chain(optax.scale_by_rms(decay=b2), optax.trace(decay=b1))
 
 
-def sgd(b1: Momentum = 0.5, b2: Unused = 0.999):
-    """Gradient descent with heavy-ball momentum b1; b2 has no meaning here."""
+def sgd(b1: Momentum = 0.5):
+    """Gradient descent with heavy-ball momentum b1."""
     return optax.trace(decay=b1)
 
 
@@ -50,8 +49,8 @@ def optimistic_adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
     return optax.chain(adam(b1, b2), optax.scale_by_optimistic_gradient())
 
 
-def optimistic_sgd(b1: Momentum = 0.5, b2: Unused = 0.999):
-    """Optimistic gradient descent (arXiv:1711.00141) with heavy-ball momentum b1; b2 has no meaning here."""
+def optimistic_sgd(b1: Momentum = 0.5):
+    """Optimistic gradient descent (arXiv:1711.00141) with heavy-ball momentum b1."""
     return optax.chain(sgd(b1), optax.scale_by_optimistic_gradient())
 
 

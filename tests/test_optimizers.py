@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from gan_jax.keys import arguments
 from gan_jax.optimizers import OPTIMIZERS, clip_weights, scale_by_decayed_rate
 
 REFERENCES = {
@@ -37,7 +38,8 @@ def test_optimisers_are_optax_s_with_constants_that_may_be_traced(name):
 
     @jax.jit
     def ours(rate, b1, b2):
-        tx = optax.chain(OPTIMIZERS[name](b1, b2), scale_by_decayed_rate(rate, 8, 1.0))
+        decays = arguments(OPTIMIZERS[name], {"b1": b1, "b2": b2})
+        tx = optax.chain(OPTIMIZERS[name](**decays), scale_by_decayed_rate(rate, 8, 1.0))
         return trajectory(tx, params, gradients) - params
 
     for constants in ((0.5, 0.9), (0.0, 0.99), (0.9, 0.999)):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.keys import COUNT, POSITIVE_INT, one_of
+from gan_jax.keys import COMMON, COUNT, POSITIVE_INT, one_of
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -22,9 +22,11 @@ GROUPS = 32  # of channels, at most (arXiv:1803.08494)
 LEAST_GROUP = 4  # channels: of a single number, which a layer of units would have there, normalisation leaves 0
 
 # The config keys that families share.
-Width = Annotated[int, POSITIVE_INT, "units of a hidden layer; channels: for dcgan of the layer next to the image"]
-Depth = Annotated[int, COUNT, "hidden layers (0: an affine map); elsewhere, how often the image is halved"]
-Activation = Annotated[str, one_of(ACTIVATIONS), "between layers"]
+Width = Annotated[
+    int, POSITIVE_INT, "units of a hidden layer; channels: for dcgan of the layer next to the image", COMMON
+]
+Depth = Annotated[int, COUNT, "hidden layers (0: an affine map); elsewhere, how often the image is halved", COMMON]
+Activation = Annotated[str, one_of(ACTIVATIONS), "between layers", COMMON]
 Normalization = Annotated[str, one_of(NORMALIZATIONS), "before an activation"]
 Attention = Annotated[int, COUNT, "height of the images inside that self-attention follows; 0: none"]
 
