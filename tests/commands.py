@@ -55,7 +55,7 @@ def run(module: str, *arguments) -> CompletedProcess:
 
 
 def end_server() -> None:
-    """Ends the process with the imports, once its commands have ended: only then is their time counted as the tests'."""
+    """Ends the process with the imports, once its commands have ended: their time then counts as that of the tests."""
     multiprocessing.forkserver._forkserver._stop()
 
 
