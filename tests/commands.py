@@ -3,7 +3,7 @@
 It is a real process, with an exit status, and can be killed. What is left out is the import and `atexit`.
 """
 
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -52,6 +52,11 @@ class Command:
 def run(module: str, *arguments) -> CompletedProcess:
     """How the command ended."""
     return Command(module, *arguments).wait()
+
+
+def end_server() -> None:
+    """Ends the process with the imports, once its commands have ended: their time then counts as that of the tests."""
+    multiprocessing.forkserver._forkserver._stop()
 
 
 def _run(module: str, arguments: list[str], paths: list[Path]) -> None:

@@ -128,6 +128,12 @@ def run(*arguments):
     return commands.run("gan_jax.sweep", *arguments)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _server():
+    yield
+    commands.end_server()
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """(the sweep's file, its finished folder), by the command itself."""
