@@ -1,5 +1,6 @@
 """Checkpoints: what is restored is what was saved, bit for bit, and what is torn is passed over and named."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -67,6 +68,19 @@ def save(folder, *states, kept=3):
             checkpoints.save(state)
 
 
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    """`saved(folder, *steps)`: copies of the checkpoints of these steps, of 1, 2 and 3."""
+    originals = tmp_path_factory.mktemp("saved")
+    save(originals, *run.states[1:4])
+
+    def copy(folder, *steps):
+        for number in steps:
+            shutil.copytree(originals / str(number), folder / str(number))
+
+    return copy
+
+
 def restore(folder, template):
     with closing(Checkpoints(folder)) as checkpoints:
         return checkpoints.restore(template)
@@ -118,8 +132,8 @@ def test_the_newest_state_comes_back_bit_for_bit(run, tmp_path):
         assert_same(restored, run.states[2])
 
 
-def test_the_key_is_the_saved_one_and_not_the_templates(run, tmp_path):
-    save(tmp_path, run.states[1])
+def test_the_key_is_the_saved_one_and_not_the_templates(run, saved, tmp_path):
+    saved(tmp_path, 1)
     template = run.states[0].replace(key=run.setup.devices.place(jax.random.key(987)))
     assert_same(restore(tmp_path, template), run.states[1])
 
@@ -131,11 +145,11 @@ def test_numbers_that_are_not_finite_come_back_too(run, tmp_path):
     assert_same(restore(tmp_path, run.states[0]), odd)
 
 
-def test_a_state_saved_by_four_devices_is_restored_by_one(run, tmp_path):
+def test_a_state_saved_by_four_devices_is_restored_by_one(run, saved, tmp_path):
     if jax.device_count() < 2:
         pytest.skip("needs more than one device")
     assert len(run.states[1].step.sharding.device_set) == jax.device_count()
-    save(tmp_path, run.states[1])
+    saved(tmp_path, 1)
     restored = restore(tmp_path, mesh(jax.devices()[:1]).place(run.states[0]))
     assert {device for leaf in jax.tree.leaves(restored) for device in leaf.devices()} == {jax.devices()[0]}
     assert_same(restored, run.states[1])
@@ -189,8 +203,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_named(run, tmp_path, capsys, damage):
-    save(tmp_path, *run.states[1:4])
+def test_a_damaged_checkpoint_is_passed_over_and_named(run, saved, tmp_path, capsys, damage):
+    saved(tmp_path, 1, 2, 3)
     DAMAGES[damage](largest_file(tmp_path, 3))
     assert_same(restore(tmp_path, run.states[0]), run.states[2])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("checkpoint ")]
@@ -199,8 +213,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run, tmp_path, capsys, da
     assert lines[0].endswith("going back to 2")
 
 
-def test_a_bit_flipped_in_a_file_never_goes_unnoticed(run, tmp_path, capsys):
-    save(tmp_path, *run.states[1:3])
+def test_a_bit_flipped_in_a_file_never_goes_unnoticed(run, saved, tmp_path, capsys):
+    saved(tmp_path, 1, 2)
     passed_over = 0
     for path in {*files(tmp_path, 2)[::4], largest_file(tmp_path, 2)}:  # there are dozens of one kind
         content = path.read_bytes()
@@ -213,8 +227,8 @@ def test_a_bit_flipped_in_a_file_never_goes_unnoticed(run, tmp_path, capsys):
     assert passed_over  # the largest file, if no other: some are left over from the writing
 
 
-def test_each_of_two_damaged_checkpoints_is_named(run, tmp_path, capsys):
-    save(tmp_path, *run.states[1:4])
+def test_each_of_two_damaged_checkpoints_is_named(run, saved, tmp_path, capsys):
+    saved(tmp_path, 1, 2, 3)
     flip_bits(largest_file(tmp_path, 3))
     truncate(largest_file(tmp_path, 2))
     assert_same(restore(tmp_path, run.states[0]), run.states[1])
@@ -222,15 +236,15 @@ def test_each_of_two_damaged_checkpoints_is_named(run, tmp_path, capsys):
     assert [line.partition(" is corrupt (")[0] for line in lines] == ["checkpoint 3", "checkpoint 2"]
 
 
-def test_a_whole_checkpoint_is_restored_without_a_word(run, tmp_path, capsys):
-    save(tmp_path, *run.states[1:3])
+def test_a_whole_checkpoint_is_restored_without_a_word(run, saved, tmp_path, capsys):
+    saved(tmp_path, 1, 2)
     flip_bits(largest_file(tmp_path, 1))  # not the newest: nobody looks
     assert_same(restore(tmp_path, run.states[0]), run.states[2])
     assert "corrupt" not in capsys.readouterr().err
 
 
-def test_content_that_can_be_read_but_is_not_what_was_saved_is_passed_over(run, tmp_path, capsys, monkeypatch):
-    save(tmp_path, run.states[1])
+def test_content_that_can_be_read_but_is_not_what_was_saved_is_passed_over(run, saved, tmp_path, capsys, monkeypatch):
+    saved(tmp_path, 1)
     with monkeypatch.context() as patch:  # saves one state under another's fingerprint: a bad sector, as seen by Orbax
         patch.setattr("gan_jax.checkpoints.fingerprint", lambda tree: fingerprint(tree) ^ jnp.uint32(1))
         save(tmp_path, run.states[2])
@@ -238,8 +252,8 @@ def test_content_that_can_be_read_but_is_not_what_was_saved_is_passed_over(run, 
     assert "checkpoint 2 is corrupt (its content is not what was saved); going back to 1" in capsys.readouterr().err
 
 
-def test_nothing_but_damage_is_an_error_of_one_line(run, tmp_path):
-    save(tmp_path, *run.states[1:3])
+def test_nothing_but_damage_is_an_error_of_one_line(run, saved, tmp_path):
+    saved(tmp_path, 1, 2)
     for number in (1, 2):
         flip_bits(largest_file(tmp_path, number))
     with pytest.raises(InputError, match=r"no checkpoint in .* is whole") as caught:
@@ -248,16 +262,16 @@ def test_nothing_but_damage_is_an_error_of_one_line(run, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_another_network_is_an_error_of_one_line(run, shrunk, tmp_path):
-    save(tmp_path, run.states[1])
+def test_a_checkpoint_of_another_network_is_an_error_of_one_line(run, saved, shrunk, tmp_path):
+    saved(tmp_path, 1)
     wider = recipe.initial_state(recipe.build(shrunk("mixture", "ring8", {"generator.width": 9})))
     with pytest.raises(InputError) as caught:
         restore(tmp_path, wider)
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_saves_again_where_it_passed_a_checkpoint_over(run, tmp_path):
-    save(tmp_path, *run.states[1:4])
+def test_a_run_saves_again_where_it_passed_a_checkpoint_over(run, saved, tmp_path):
+    saved(tmp_path, 1, 2, 3)
     flip_bits(largest_file(tmp_path, 3))
     for corrupt in (["corrupt-3"], ["corrupt-3", "corrupt-3-1"]):
         with closing(Checkpoints(tmp_path, 3)) as checkpoints:
@@ -271,8 +285,8 @@ def test_a_run_saves_again_where_it_passed_a_checkpoint_over(run, tmp_path):
         flip_bits(largest_file(tmp_path, 3))
 
 
-def test_discarding_nothing_moves_nothing(run, tmp_path):
-    save(tmp_path, *run.states[1:3])
+def test_discarding_nothing_moves_nothing(run, saved, tmp_path):
+    saved(tmp_path, 1, 2)
     with closing(Checkpoints(tmp_path, 3)) as checkpoints:
         checkpoints.discard_after(2)
         assert checkpoints.latest_step() == 2
