@@ -3,7 +3,7 @@
 A part is a function, a dataclass (so a Linen module) or a NamedTuple. Its config keys are those of its parameters that
 are annotated with a `Rule`:
 
-    def soft_hinge(margin: Annotated[float, POSITIVE, "logit at which a loss is 0", TRACED] = 1.0) -> Objective: ...
+    def soft_hinge(margin: Annotated[float, POSITIVE, "logit at which a loss is 0", TRACED] = 1.0): ...
 
 What follows a Rule: a text, which docs/configuration.md shows, and any of the marks TRACED, COMMON, SCHEDULED and `Needs`.
 Parameters without a Rule are what the program itself hands over: shapes, keys, arrays.
