@@ -5,7 +5,7 @@ are annotated with a `Rule`:
 
     def soft_hinge(margin: Annotated[float, POSITIVE, "logit at which a loss is 0", TRACED] = 1.0): ...
 
-What follows a Rule: a text, which docs/configuration.md shows, and any of the marks TRACED, COMMON, SCHEDULED and `Needs`.
+What follows a Rule: a text, which docs/configuration.md shows, and any of the marks TRACED, COMMON, SCHEDULED, `Needs`.
 Parameters without a Rule are what the program itself hands over: shapes, keys, arrays.
 """
 
