@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from absl.testing import flagsaver
 from conftest import ROOT
 from PIL import Image
 
+import gan_jax.plan
 from gan_jax import command_line, main
 from gan_jax.data import resident
 from gan_jax.plan import plan, planned
@@ -86,11 +88,23 @@ def mlp_parameters(inputs, width, outputs):
     return (inputs + 1) * width + (width + 1) * width + (width + 1) * outputs
 
 
+PLAYERS = "generator", "discriminator"
 PLAIN = {"objective.name": "non_saturating", "penalty.name": "none", "penalty.weight": 0.0}
 
 
-def test_parameters_and_memory_are_the_closed_form(shrunk):
-    found = planned_step(shrunk("digits"), machine(4))
+@pytest.fixture(scope="module")
+def digits(shrunk):
+    """`digits(count)`: the plan of a batch of 64 digits on so many devices, made once."""
+
+    @cache
+    def planned_on(count):
+        return planned_step(shrunk("digits", None, {"batch_size": 64}), machine(count))
+
+    return planned_on
+
+
+def test_parameters_and_memory_are_the_closed_form(digits):
+    found = digits(4)
     generator, discriminator = mlp_parameters(4, 8, 64), mlp_parameters(64, 8, 1)
     assert found.parameters == (generator, discriminator)
     # Both players with two moments, and G's average; then the key, the numbers of the config, counts of steps.
@@ -99,8 +113,15 @@ def test_parameters_and_memory_are_the_closed_form(shrunk):
     assert found.memory.temporaries > 0
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_what_pmap_reduces_are_the_gradients_and_some_scalars(shrunk, k):
+@pytest.fixture
+def without_flops(monkeypatch):
+    """Counts no FLOPs, which takes as long as a small compilation: for tests of all else."""
+    monkeypatch.setattr(planned, "step_flops", lambda setup: 1)
+
+
+@pytest.mark.usefixtures("without_flops")
+def test_what_pmap_reduces_are_the_gradients_and_some_scalars(shrunk):
+    k = 2
     found = planned_step(shrunk("mixture", "ring8", {"parallel": "pmap", "discriminator.steps": k}), machine(4))
     generator, discriminator = found.parameters
     scalars = sum(each.bytes for each in found.work.collectives) - 4 * (k * discriminator + generator)
@@ -109,6 +130,7 @@ def test_what_pmap_reduces_are_the_gradients_and_some_scalars(shrunk, k):
     assert 0 < scalars <= 4 * (8 * k + 2)  # the metrics of k updates of D and one of G
 
 
+@pytest.mark.usefixtures("without_flops")
 def test_what_jit_reduces_are_the_gradients_of_each_pass_at_most(shrunk):
     found = planned_step(shrunk("mixture", "ring8", PLAIN), machine(4))
     generator, discriminator = found.parameters
@@ -116,11 +138,12 @@ def test_what_jit_reduces_are_the_gradients_of_each_pass_at_most(shrunk):
     assert 4 * (discriminator + generator) < reduced <= 4 * (2 * discriminator + generator + 10)
 
 
+@pytest.mark.usefixtures("without_flops")
 @pytest.mark.parametrize(
     ("name", "variant", "changes"),
     [
         ("mixture", "grid25", {}),
-        ("wgan_gp", None, {}),
+        ("wgan_gp", None, {"discriminator.steps": 1}),
         ("dcgan", None, {"conditional": True}),
         ("resnet", None, {"discriminator.steps": 1}),
     ],
@@ -130,9 +153,8 @@ def test_the_shipped_configs_reduce_and_exchange_nothing_else(shrunk, name, vari
     assert {each.kind for each in found.work.collectives} == {"all-reduce"}
 
 
-def test_each_device_has_its_part_of_the_work(shrunk):
-    config = shrunk("digits", None, {"batch_size": 64})
-    one, two, four = (planned_step(config, machine(count)) for count in (1, 2, 4))
+def test_each_device_has_its_part_of_the_work(digits):
+    one, two, four = map(digits, (1, 2, 4))
     assert one.flops == two.flops == four.flops == one.work.flops == 4 * four.work.flops
     # a + b / n: a is what every device does, the optimisers' arithmetic.
     shared = 2 * (one.counted_by_xla - two.counted_by_xla)
@@ -140,8 +162,9 @@ def test_each_device_has_its_part_of_the_work(shrunk):
     assert 0 < one.counted_by_xla - shared < 0.1 * one.counted_by_xla
 
 
-def test_one_device_exchanges_nothing_and_loses_nothing(shrunk):
-    page = plan(shrunk("digits"), machine(1), "digits")
+def test_one_device_exchanges_nothing_and_loses_nothing(digits, shrunk, monkeypatch):
+    monkeypatch.setattr(gan_jax.plan, "planned_step", lambda config, machine: digits(1))
+    page = plan(shrunk("digits", None, {"batch_size": 64}), machine(1), "digits")
     assert page.startswith("# Plan of digits on 1 x v5e\n")
     assert row(page, "collectives") == "none a step on each device"
     assert row(page, "weak scaling").startswith("**efficiency 100.0%**")
@@ -162,6 +185,7 @@ def pictures(tmp_path):
 WHOLE, PART = 10 * 192, 2 * 2 * 4 * 192  # all images; of two calls of two steps, four examples on a device
 
 
+@pytest.mark.usefixtures("without_flops")
 @pytest.mark.parametrize(
     ("placement", "memory", "said"),
     [
@@ -176,7 +200,7 @@ def test_a_set_lies_where_it_would_on_the_chip_and_is_not_decoded(
 ):
     monkeypatch.setattr(resident, "load", None)
     if placement != "stream":  # one real program is enough: where the data lies does not depend on it
-        some_program = jax.jit(jnp.sin).lower(1.0).compile()
+        some_program = jax.jit(jnp.dot).lower(jnp.ones((2, 2)), jnp.ones((2, 2))).compile()
         monkeypatch.setattr(planned, "compiled_step", lambda setup, **changes: some_program)
     monkeypatch.setitem(CHIPS, "v5e", CHIPS["v5e"]._replace(memory=memory))
     changes = {"data.name": "folder", "data.dir": str(pictures), "data.placement": placement}
@@ -193,15 +217,17 @@ def test_a_set_lies_where_it_would_on_the_chip_and_is_not_decoded(
 
 
 def test_the_verb_prints_a_page_for_devices_that_are_not_there_and_writes_nothing(tmp_path):
-    flags = [f"--config={ROOT / 'configs' / 'dcgan.py'}", "--mode=plan", "--hosts=2", "--devices_per_host=4"]
-    command = [sys.executable, "-m", "gan_jax.main", *flags, "--chip=h100", "--interconnect_gbps=400"]
+    flags = [f"--config={ROOT / 'configs' / 'mixture.py'}:ring8", "--mode=plan", "--hosts=2", "--devices_per_host=4"]
+    flags += [f"--config.{player}.{key}={value}" for player in PLAYERS for key, value in (("width", 64), ("depth", 2))]
+    flags += ["--config.batch_size=16384", "--chip=h100", "--interconnect_gbps=400"]
+    command = [sys.executable, "-m", "gan_jax.main", *flags]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     out = done.stdout
     assert (done.returncode, done.stderr) == (0, "")
-    assert out.startswith("# Plan of dcgan on 8 x h100\n")
-    assert row(out, "parameters") == "G 165,249, D 132,929"
-    assert "batch 64 (8 on a device)" in row(out, "config")
+    assert out.startswith("# Plan of mixture-ring8 on 8 x h100\n")
+    assert row(out, "parameters") == f"G {mlp_parameters(2, 64, 2):,}, D {mlp_parameters(2, 64, 1):,}"
+    assert "batch 16,384 (2,048 on a device)" in row(out, "config")
     assert row(out, "interconnect") == "50.0 GB/s from each device (stated), 20.4 us a collective"
     assert "all-reduce" in row(out, "collectives")
     low, high = map(float, re.findall(r"([\d.]+)%", row(out, "weak scaling")))
