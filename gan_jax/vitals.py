@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import scipy  # by itself it loads none of its parts until they are used
 
 from gan_jax import losses, step
 from gan_jax.data import independent
@@ -86,11 +87,16 @@ def mean_distance(x: np.ndarray) -> float:
 
 
 def cluster_centers(x: np.ndarray) -> np.ndarray:
-    """The centers of CLUSTERS clusters of x [n, d] by k-means, or of fewer where x has fewer different rows: [k, d]."""
+    """The centers of CLUSTERS clusters of x [n, d] by k-means, or of fewer where x has fewer different rows: [k, d].
+
+    It starts from the first example and, one after another, those farthest from all that are chosen.
+    """
     from sklearn.cluster import KMeans
 
-    count = min(CLUSTERS, len(np.unique(x, axis=0)))
-    return KMeans(count, n_init=1, random_state=0).fit(x).cluster_centers_
+    chosen = x[:1]
+    while len(chosen) < CLUSTERS and (apart := scipy.spatial.distance.cdist(x, chosen).min(axis=1)).max() > 0:
+        chosen = np.concatenate([chosen, x[[apart.argmax()]]])
+    return KMeans(len(chosen), init=chosen, n_init=1).fit(x).cluster_centers_
 
 
 def clusters_met(x: np.ndarray, centers: np.ndarray) -> float:
