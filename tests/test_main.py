@@ -205,7 +205,7 @@ def parse(monkeypatch, *argv):
         ("zzz=8", r"^unknown config key zzz; valid keys: seed, "),
         (
             "data=ring8",
-            r"^config key data is a group; set one of data\.name, data\.split, data\.dir, data\.image_size, ",
+            r"^config key data is a group; set one of data\.name, data\.split, ",
         ),
         ("generator.optimizer=adam", r"^config key generator\.optimizer is a group; set one of .*optimizer\.b1"),
     ],
