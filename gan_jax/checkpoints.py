@@ -255,8 +255,8 @@ def fingerprint(tree) -> jax.Array:
 
 def _summary(error: Exception) -> str:
     """The first sentence of an error, short enough for a line, or what the system said where TensorStore tells it."""
-    if found := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(found[1]))
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
     line = str(error).partition("\n")[0].partition(". ")[0]
     return line if len(line) <= 160 else line[:160] + "..."
 

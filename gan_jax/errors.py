@@ -2,14 +2,11 @@
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message is one line: what is wrong, and what would be right.
-
-    `main` prints the line and exits with status 2.
-    """
+    """A mistake of the user. The message is one line, what is wrong and what would be right; the exit status is 2."""
 
 
 class AgreedError(InputError):
-    """An InputError of which every process of the run knows, so that all end by themselves."""
+    """An InputError that every process of the run raises, so that all end by themselves."""
 
 
 class UnsavedError(InputError):
@@ -17,8 +14,8 @@ class UnsavedError(InputError):
 
 
 class NotFiniteError(InputError):
-    """What a generator gives is not finite, and cannot be scored."""
+    """A sample is not finite, and cannot be scored."""
 
 
 class DivergedError(ArithmeticError):
-    """Training left the finite numbers; the message is one line that names the step. `main` exits with status 1."""
+    """A number of training is not finite. The message is one line that names the step; the exit status is 1."""

@@ -20,8 +20,8 @@ def evaluate_run(
 
     `generate`: that of the setup, where there is one already.
 
-    The scores by name; under "intervals" [low, high] of those that have one; under "protocol" what else they depend on.
-    With an extractor and a finite set, PICTURE too.
+    The dict has the scores by name, their intervals [low, high] by name under "intervals", and under "protocol" what
+    else the scores depend on. With an extractor and a finite set it writes PICTURE too.
     """
     scoring = Scoring(setup, generate or Generate(setup))
     samples = scoring.samples(state.ema, num_samples or setup.config.evaluation.num_samples)

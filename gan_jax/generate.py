@@ -54,7 +54,7 @@ class Generate:
         return other
 
     def labels(self, n: int) -> np.ndarray | None:
-        """What n examples of a conditional generator are examples of, int32 [n]: the classes in turn; else None."""
+        """The labels of n examples of a conditional generator, int32 [n]: the classes in turn; else None."""
         return np.arange(n, dtype=np.int32) % len(self._setup.source.classes) if self._conditional else None
 
     def examples(self, average: Average, key, n: int, labels: np.ndarray | None = None) -> np.ndarray:
@@ -91,11 +91,11 @@ class Generate:
         return self.drawing(state)()
 
     def drawing(self, state: TrainState) -> Callable[[], np.ndarray]:
-        """The same, still to be drawn: what is computed for it takes all processes, and drawing takes one."""
+        """The same, still to be drawn: all processes compute its contents, one draws it."""
         kind = self._kind
-        if kind == "grid" and self._conditional:
-            return partial(images.grid, self._a_class_a_row(state), COLUMNS)
-        samples = self.examples(state.ema, self._setup.keys.pictures, SHOWN[kind])
+        labels = self._class_rows() if kind == "grid" and self._conditional else None
+        count = SHOWN[kind] if labels is None else len(labels)
+        samples = self.examples(state.ema, self._setup.keys.pictures, count, labels)
         if kind == "grid":
             return partial(images.grid, samples, COLUMNS)
         real, points, density = self._backdrop
@@ -107,12 +107,11 @@ class Generate:
     def _conditional(self) -> bool:
         return self._setup.recipe.conditional
 
-    def _a_class_a_row(self, state: TrainState) -> np.ndarray:
-        """Examples for a grid whose rows are the classes, evenly chosen where there are more than MOST_ROWS."""
+    def _class_rows(self) -> np.ndarray:
+        """Labels of a grid whose rows are the classes, evenly chosen where there are more than MOST_ROWS."""
         count = len(self._setup.source.classes)
         rows = np.unique(np.linspace(0, count - 1, min(count, MOST_ROWS)).round().astype(np.int32))
-        labels = np.repeat(rows, COLUMNS)
-        return self.examples(state.ema, self._setup.keys.pictures, len(labels), labels)
+        return np.repeat(rows, COLUMNS)
 
     @property
     def _kind(self) -> str:

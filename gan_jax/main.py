@@ -28,24 +28,24 @@ _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs tha
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES, "profile", "plan"], "What to do.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; train and profile make one in runs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default for train and profile: a new one in runs/.")
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples",
     0,
-    "sample: so many to samples.npz; evaluate: score so many; spectrum: average the field over so many.",
+    "sample: how many to write to samples.npz; evaluate: how many to score; spectrum: how many to average over.",
 )
-_PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 10, "profile: trace so many train steps, in whole calls.")
-_HOSTS = flags.DEFINE_integer("hosts", 1, "plan: of the machine that is planned for.")
-_DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "plan: chips on each of these hosts.")
-_CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "plan: which chips.")
+_PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 10, "profile: how many train steps to trace, in whole calls.")
+_HOSTS = flags.DEFINE_integer("hosts", 1, "plan: how many hosts.")
+_DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "plan: chips on each host.")
+_CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "plan: the kind of chip.")
 _INTERCONNECT = flags.DEFINE_float(
-    "interconnect_gbps", None, "plan: gigabits a second that each device can send; else what the chip's own links can."
+    "interconnect_gbps", None, "plan: gigabits a second that a device can send. Default: those of the chip's links."
 )
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, BEST], "Of sample, evaluate and spectrum: which one.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, BEST], "sample, evaluate, spectrum: which checkpoint.")
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT where process 0 is reached.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "That train together; 1: this one is alone, wherever it runs.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "train in several processes: HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "train: how many processes share the run; 1: only this one.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "train in several processes: the number of this one, from 0.")
 _RUNTIME = flags.DEFINE_enum(
     "runtime",
     "fast",

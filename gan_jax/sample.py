@@ -18,11 +18,11 @@ ROWS = 8  # of an interpolation
 
 
 def sample(setup: Setup, state: TrainState, workdir: Path, num_samples: int, interpolation: bool) -> list[Path]:
-    """Writes what was asked for into `workdir` and returns the paths.
+    """Writes pictures and arrays of the averaged generator into `workdir`; returns their paths.
 
-    Always `samples.png`, the run's fixed latents. With num_samples, `samples.npz`: `samples` [N, *shape] float32,
+    `samples.png` shows the run's fixed latents. num_samples > 0 adds `samples.npz`: `samples` [N, *shape] float32,
     images in [-1, 1] and points in the data's own units, and of a conditional run `labels` [N] int32, the classes in
-    turn. With `interpolation` (images only), `interpolation.png`, a class a row where there are classes.
+    turn. `interpolation` (images only) adds `interpolation.png`, a class a row where there are classes.
     """
     if interpolation and len(setup.source.shape) != 3:
         raise InputError(f"--interpolation draws images, but {setup.config.data.name} is points; leave it out")
@@ -30,10 +30,9 @@ def sample(setup: Setup, state: TrainState, workdir: Path, num_samples: int, int
     written = [workdir / "samples.png"]
     images.write_png(written[0], generate.picture(state))
     if num_samples:
-        buffer = io.BytesIO()
-        labels = generate.labels(num_samples)
-        arrays = {"samples": generate.examples(state.ema, setup.keys.pictures, num_samples, labels)}
-        np.savez(buffer, **arrays | ({} if labels is None else {"labels": labels}))
+        buffer, labels = io.BytesIO(), generate.labels(num_samples)
+        samples = generate.examples(state.ema, setup.keys.pictures, num_samples, labels)
+        np.savez(buffer, samples=samples, **({} if labels is None else {"labels": labels}))
         written.append(workdir / "samples.npz")
         write_atomically(written[-1], buffer.getvalue())
     if interpolation:
@@ -67,6 +66,6 @@ def _great_circle(start, end, t):
     start, end = start / lengths[0], end / lengths[1]
     angle = jnp.arccos(jnp.clip(jnp.sum(start * end, -1, keepdims=True), -1, 1))
     turned = jnp.sin((1 - t) * angle) * start + jnp.sin(t * angle) * end
-    # Along a line through the origin no direction of turning is given; there the path is straight.
+    # Opposite or equal latents span no plane to turn in: the path between them is straight.
     turned = jnp.where(jnp.sin(angle) < 1e-3, _straight(start, end, t), turned / jnp.sin(angle))
     return turned * _straight(*lengths, t)
