@@ -4,7 +4,7 @@ The keys are those of the parts that own them: `python -m gan_jax.config` prints
 command line: `--config=configs/mixture.py:ring8 --config.objective.name=wgan`.
 """
 
-from gan_jax.schema import default_config
+from gan_jax.config.schema import default_config
 
 
 def get_config():

@@ -10,18 +10,22 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from gan_jax import agreement, command_line, launch, recipe, runtime, schema, workdirs
-from gan_jax.checkpoints import BEST, Checkpoints
-from gan_jax.devices import mesh
-from gan_jax.errors import InputError
-from gan_jax.evaluate import evaluate_run
-from gan_jax.exit_status import exit_status
-from gan_jax.plan import plan
-from gan_jax.plan.chips import CHIPS, Machine
-from gan_jax.profiling import profile
-from gan_jax.sample import sample
-from gan_jax.spectrum import spectrum_of_run
-from gan_jax.train import train
+from gan_jax.analysis.plan import plan
+from gan_jax.analysis.plan.chips import CHIPS, Machine
+from gan_jax.analysis.profiling import profile
+from gan_jax.analysis.spectrum import spectrum_of_run
+from gan_jax.cli import command_line
+from gan_jax.cli.evaluate import evaluate_run
+from gan_jax.cli.sample import sample
+from gan_jax.config import build, schema
+from gan_jax.parallel import agreement, launch
+from gan_jax.parallel.devices import mesh
+from gan_jax.parallel.exit_status import exit_status
+from gan_jax.training import workdirs
+from gan_jax.training.checkpoints import BEST, Checkpoints
+from gan_jax.training.loop import train
+from gan_jax.utils import runtime
+from gan_jax.utils.errors import InputError
 
 NEWEST = "checkpoints"  # the folder of the newest ones
 _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
@@ -116,7 +120,7 @@ def _train(runs_with: str) -> None:
     if agreement.several():
         agreement.all_or_none(partial(schema.check, config))
         _require_equal_starts(config)
-    setup = agreement.all_or_none(partial(recipe.build, config))
+    setup = agreement.all_or_none(partial(build.build, config))
     of_first = agreement.by_first(lambda: str(_workdir()))
     workdir = Path(_WORKDIR.value or of_first)
     with workdirs.claimed(workdir, setup.config):
@@ -142,7 +146,7 @@ def _say(text: str) -> None:
 
 def _profile(runs_with: str) -> None:
     from_run = _CONFIG.value is None and _WORKDIR.value
-    setup = recipe.build(workdirs.read_config(Path(_WORKDIR.value)) if from_run else _config())
+    setup = build.build(workdirs.read_config(Path(_WORKDIR.value)) if from_run else _config())
     workdir = _workdir()
     name = command_line.config_name(sys.argv) or workdir.name
     with workdirs.claimed(workdir, setup.config):
@@ -173,8 +177,8 @@ def _use_run(runs_with: str) -> None:
         workdirs.require_same(workdir, config, _CONFIG.value)
         config = _CONFIG.value  # which may say otherwise where the data lies, and how it is to be scored
     known = workdirs.known_source(workdir) if _MODE.value == "sample" else None  # which needs no data
-    setup = recipe.build(config, mesh(jax.devices()[:1]), known)
-    state = Checkpoints(workdir / _CHECKPOINT.value).restore(recipe.abstract_state(setup))
+    setup = build.build(config, mesh(jax.devices()[:1]), known)
+    state = Checkpoints(workdir / _CHECKPOINT.value).restore(build.abstract_state(setup))
     if state is None:
         best = "no best checkpoint; train it with evaluation.best set"
         raise InputError(f"{workdir} has {best if _CHECKPOINT.value == BEST else 'no checkpoint yet; train it first'}")

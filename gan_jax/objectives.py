@@ -9,7 +9,7 @@ about 88.7: these return the infinity that the value rounds to, never a NaN, and
 logit. All the others are finite at every logit that it can meet.
 
 An objective of one's own is one entry of OBJECTIVES. If it has parameters, it is a function of them that returns an
-`Objective`, and `parametrised` makes the entry: the annotated parameters are config keys (see `gan_jax.keys`).
+`Objective`, and `parametrised` makes the entry: the annotated parameters are config keys (see `gan_jax.utils.keys`).
 """
 
 from collections import ChainMap
@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gan_jax.keys import FRACTION, TRACED, bind
+from gan_jax.utils.keys import FRACTION, TRACED, bind
 
 softplus = jax.nn.softplus  # log(1 + exp(a)); -log sigma(a) is softplus(-a), -log(1 - sigma(a)) is softplus(a)
 LOG_2 = 0.6931471805599453

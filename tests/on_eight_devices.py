@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.rounding import DESCENT, TOLERANCE, norm
 from numpy.testing import assert_allclose, assert_array_equal
-from rounding import DESCENT, TOLERANCE, norm
 
 from gan_jax import networks, recipe, step
-from gan_jax.devices import mesh, pmapped
+from gan_jax.analysis.profiling import hlo
 from gan_jax.objectives import OBJECTIVES
+from gan_jax.parallel.devices import mesh, pmapped
 from gan_jax.penalties import PENALTIES
-from gan_jax.profiling import hlo
-from gan_jax.state import TrainState
+from gan_jax.step.state import TrainState
 
 STEPS = 3
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}

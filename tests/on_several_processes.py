@@ -17,14 +17,15 @@ import jax
 import numpy as np
 from absl.testing import flagsaver
 from conftest import ROOT, shrunk_config
-from rounding import DESCENT
+from helpers.rounding import DESCENT
 
 import gan_jax
 from configs import digits
-from gan_jax import agreement, launch, main, recipe
-from gan_jax.errors import AgreedError, InputError
-from gan_jax.generate import Generate
-from gan_jax.train import compiled_call, open_loader
+from gan_jax import main, recipe
+from gan_jax.parallel import agreement, launch
+from gan_jax.training.loop import compiled_call, open_loader
+from gan_jax.training.sampler import Generate
+from gan_jax.utils.errors import AgreedError, InputError
 
 STEPS = 3
 RUNS = {

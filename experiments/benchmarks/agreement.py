@@ -21,7 +21,8 @@ import torch_reference
 import workloads
 from torch.utils.flop_counter import FlopCounterMode
 
-from gan_jax import devices, recipe, step
+from gan_jax import recipe, step
+from gan_jax.parallel import devices
 
 BATCH = 8
 # Adam's first step moves a parameter by the rate times the sign of its gradient. Where that is rounding noise the two

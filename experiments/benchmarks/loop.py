@@ -2,7 +2,7 @@
 
     pip install -e ".[bench]" && python experiments/benchmarks/loop.py --config=configs/dcgan.py --seconds=20
 
-The loop is `gan_jax.train.train` as shipped, in one run that is never restarted: it is handed devices whose compiled
+The loop is `gan_jax.training.loop.train` as shipped, in one run that is never restarted: it is handed devices whose compiled
 call looks at the clock first (under a microsecond). Where whole cadences of the loop are over, the bare side gets its
 turn inside that call: the same compiled program as many times, from a copy of the loop's state, waiting for the metrics
 every log_every steps as the loop does. So both sides have one process, one runtime, one program and data of the same
@@ -35,9 +35,11 @@ import jax.numpy as jnp
 import quiet
 from ml_collections import ConfigDict
 
-from gan_jax import command_line, recipe, runtime
-from gan_jax.devices import LAYOUTS
-from gan_jax.train import next_boundary, train
+from gan_jax import recipe
+from gan_jax.cli import command_line
+from gan_jax.parallel.devices import LAYOUTS
+from gan_jax.training.loop import next_boundary, train
+from gan_jax.utils import runtime
 
 NEVER = 10**9  # steps
 FEWEST = 3  # quiet pairs of blocks

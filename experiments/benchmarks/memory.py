@@ -73,8 +73,8 @@ def measured(name: str, accumulate: int) -> dict[str, float]:
     import worker
 
     from gan_jax import recipe
-    from gan_jax.devices import mesh
-    from gan_jax.train import compiled_call
+    from gan_jax.parallel.devices import mesh
+    from gan_jax.training.loop import compiled_call
 
     workload = workloads.make(name)
     workload.config.accumulate = accumulate

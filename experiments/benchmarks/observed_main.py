@@ -10,7 +10,8 @@ import time
 import jax
 from absl import app
 
-from gan_jax import command_line, main
+from gan_jax import main
+from gan_jax.cli import command_line
 
 
 class Events:

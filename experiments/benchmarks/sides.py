@@ -34,7 +34,7 @@ def apply_runtime(choice: str) -> str:
     """What `gan_jax.main` does before the backend starts, in words; `plain` leaves everything as it is."""
     # The allocator of a GPU is shared with the other sides, and none of them may hold most of it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from gan_jax import runtime
+    from gan_jax.utils import runtime
 
     return runtime.RUNTIMES[choice]()
 
@@ -57,7 +57,8 @@ class Jax:
     def __init__(self, workload_name: str, precision: str, runtime: str, scan: bool):
         import jax
 
-        from gan_jax import devices, recipe, step
+        from gan_jax import recipe, step
+        from gan_jax.parallel import devices
 
         self.jax, self.runtime = jax, runtime
         self.precision = _jax_precision(precision)
@@ -95,14 +96,16 @@ class Crowd:
     """The shipped population of `members` runs that differ in their seeds; a step here is one step of one of them."""
 
     def __init__(self, workload_name: str, precision: str, runtime: str, members: int, how: str):
-        from gan_jax import runtime as runtimes
+        from gan_jax.utils import runtime as runtimes
 
         shared = runtimes.share_cpu()
         self.runtime = f"{shared}; {apply_runtime(runtime)}"
         import jax
 
-        from gan_jax import devices, population_layout, recipe
-        from gan_jax.population import Population
+        from gan_jax import recipe
+        from gan_jax.parallel import devices
+        from gan_jax.sweep import population_layout
+        from gan_jax.sweep.population import Population
 
         self.jax, self.precision = jax, _jax_precision(precision)
         workload = workloads.make(workload_name, self.precision)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import quiet
 
-from gan_jax import command_line
+from gan_jax.cli import command_line
 
 HERE = Path(__file__).resolve().parent
 FEWEST = 3  # quiet starts of each kind

@@ -32,7 +32,7 @@ import workloads
 HERE = Path(__file__).resolve().parent
 FEWEST = 3  # quiet blocks of each side, or all blocks count
 PATIENCE = 4  # times --seconds, for each side
-KEEP_FREED_MEMORY = {  # gan_jax.runtime's mallopt, as the environment variables of glibc
+KEEP_FREED_MEMORY = {  # gan_jax.utils.runtime's mallopt, as the environment variables of glibc
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_MMAP_MAX_": "0",

@@ -23,9 +23,11 @@ import jax
 import numpy as np
 import quiet
 
-from gan_jax import command_line, recipe, runtime
+from gan_jax import recipe
+from gan_jax.cli import command_line
 from gan_jax.data import make_source
-from gan_jax.train import compiled_call, next_boundary, open_loader
+from gan_jax.training.loop import compiled_call, next_boundary, open_loader
+from gan_jax.utils import runtime
 
 FEWEST = 3  # quiet blocks of each side
 PATIENCE = 4  # times --seconds, for each side

@@ -12,11 +12,11 @@ from jax.scipy.stats import norm
 
 from configs import base
 from gan_jax import recipe, step
+from gan_jax.config.build import Setup
 from gan_jax.data import Source
-from gan_jax.devices import mesh
 from gan_jax.networks import Network
-from gan_jax.recipe import Setup
-from gan_jax.state import TrainState
+from gan_jax.parallel.devices import mesh
+from gan_jax.step.state import TrainState
 
 LIPSCHITZ = {"penalty.name": "wgan_gp_one_sided", "penalty.weight": 10.0}  # for wgan, whose critic needs a bound
 

@@ -20,13 +20,13 @@ import numpy as np
 from configs import dcgan
 from experiments.studies import known, report, runs
 from gan_jax import recipe
-from gan_jax.errors import DivergedError
-from gan_jax.evaluate import evaluate_run
-from gan_jax.files import write_atomically
-from gan_jax.generate import COLUMNS, Generate
-from gan_jax.images import grid
+from gan_jax.cli.evaluate import evaluate_run
+from gan_jax.config.build import Setup
 from gan_jax.objectives import OBJECTIVES
-from gan_jax.recipe import Setup
+from gan_jax.training.sampler import COLUMNS, Generate
+from gan_jax.utils.errors import DivergedError
+from gan_jax.utils.files import write_atomically
+from gan_jax.utils.plots import grid
 
 CHANGES = {
     "num_steps": 2_000,

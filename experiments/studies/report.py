@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gan_jax.files import write_atomically
+from gan_jax.utils.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

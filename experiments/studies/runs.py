@@ -13,13 +13,15 @@ from typing import NamedTuple
 from absl import logging
 from ml_collections import ConfigDict
 
-from gan_jax import recipe, runtime, workdirs
-from gan_jax.checkpoints import Checkpoints
-from gan_jax.exit_status import exit_status as status_of
-from gan_jax.files import read_json, write_atomically
-from gan_jax.recipe import Setup
-from gan_jax.state import TrainState
-from gan_jax.train import train
+from gan_jax import recipe
+from gan_jax.config.build import Setup
+from gan_jax.parallel.exit_status import exit_status as status_of
+from gan_jax.step.state import TrainState
+from gan_jax.training import workdirs
+from gan_jax.training.checkpoints import Checkpoints
+from gan_jax.training.loop import train
+from gan_jax.utils import runtime
+from gan_jax.utils.files import read_json, write_atomically
 
 FOLDER = Path("runs")
 SECONDS = "seconds.json"  # of a run's folder: of all its starts

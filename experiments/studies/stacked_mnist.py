@@ -18,13 +18,13 @@ import numpy as np
 from configs import stacked_mnist
 from experiments.studies import report, runs
 from gan_jax import recipe
-from gan_jax.checkpoints import Checkpoints
-from gan_jax.devices import mesh
-from gan_jax.evaluation.extractors import extract, make_extractor
-from gan_jax.evaluation.modes import class_labels, label_scores
-from gan_jax.files import read_json, write_atomically
-from gan_jax.generate import COLUMNS, Generate
-from gan_jax.images import grid
+from gan_jax.evaluation.features.extractors import extract, make_extractor
+from gan_jax.evaluation.metrics.classes import class_labels, label_scores
+from gan_jax.parallel.devices import mesh
+from gan_jax.training.checkpoints import Checkpoints
+from gan_jax.training.sampler import COLUMNS, Generate
+from gan_jax.utils.files import read_json, write_atomically
+from gan_jax.utils.plots import grid
 
 SEEDS = range(3)
 SAMPLES = 26_000

@@ -15,10 +15,10 @@ import numpy as np
 
 from experiments.studies import known, report
 from gan_jax import recipe
+from gan_jax.config.build import Setup
 from gan_jax.data import Source, independent
 from gan_jax.data.mixture import mixture
-from gan_jax.recipe import Setup
-from gan_jax.state import TrainState
+from gan_jax.step.state import TrainState
 
 STEPS = 2_000
 LOOKED_AT = (1, 100, 500, 2_000)  # updates of D in the table

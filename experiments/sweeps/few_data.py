@@ -8,7 +8,7 @@ first; of LeCam's weight 0.01, 0.03, 0.1 and 0.3 were, with two seeds each. What
 cores beside other work, is in experiments/results/sweeps/few_data_digits/summary.md.
 """
 
-from gan_jax import transforms
+from gan_jax.step import transforms
 
 PLAIN = {
     "data.split": "test",

@@ -4,15 +4,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gan_jax.data.arrays import ImageArrays
 from gan_jax.data.digits import StackedMnist, digits
-from gan_jax.data.folder import ImageFolder
 from gan_jax.data.mixture import gaussian, grid25, ring8, swiss_roll
+from gan_jax.data.readers.arrays import ImageArrays
+from gan_jax.data.readers.folder import ImageFolder
+from gan_jax.data.readers.tfds import TfdsImages
 from gan_jax.data.source import Source, independent
 from gan_jax.data.stored import Stored
-from gan_jax.data.tfds import TfdsImages
-from gan_jax.errors import InputError
-from gan_jax.keys import arguments, require_defaults
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import arguments, require_defaults
 
 # Each gives a Source, or what has one: a Stored. `tfds:NAME` stands for every set of TFDS.
 SOURCES: dict[str, Callable[..., Source | Stored]] = {

@@ -7,11 +7,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from gan_jax.data import SOURCES, is_name, tfds
-from gan_jax.errors import InputError
-from gan_jax.exit_status import Parser, exit_status
-from gan_jax.keys import Key, union
-from gan_jax.look import SAMPLE, inspect
+from gan_jax.data import SOURCES, is_name
+from gan_jax.data.inspect import SAMPLE, inspect
+from gan_jax.data.readers import tfds
+from gan_jax.parallel.exit_status import Parser, exit_status
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import Key, union
 
 PROGRAM = "python -m gan_jax.data"
 # The keys of the group `data` that say what is looked at, and not how one trains on it.

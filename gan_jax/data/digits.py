@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan_jax.data import resident
-from gan_jax.data.records import Records
+from gan_jax.data.readers.records import Records
+from gan_jax.data.readers.tfds import Tfds
 from gan_jax.data.source import Source, draw_stored, stored_std
 from gan_jax.data.stored import Flip, Split, Stored
-from gan_jax.data.tfds import Tfds
-from gan_jax.errors import InputError
+from gan_jax.utils.errors import InputError
 
 TOP = 16  # the brightest level of the small ones
 SPLITS = {"train": slice(0, 1500), "test": slice(1500, None), "all": slice(None)}

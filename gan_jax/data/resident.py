@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gan_jax.data.reading import Reader
-from gan_jax.runtime import cache_folder
+from gan_jax.data.readers.reading import Reader
+from gan_jax.utils.runtime import cache_folder
 
 CHUNK = 1024  # examples decoded before they are written
 ABANDONED = 24 * 3600  # seconds after which what was begun is not being written any more

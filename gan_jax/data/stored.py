@@ -7,12 +7,12 @@ from functools import partial
 from typing import Annotated
 
 from gan_jax.data import resident
-from gan_jax.data.reading import Reader
-from gan_jax.data.records import Records
+from gan_jax.data.memory import room_for_data
+from gan_jax.data.readers.reading import Reader
+from gan_jax.data.readers.records import Records
 from gan_jax.data.source import Source, draw_stored
-from gan_jax.errors import InputError
-from gan_jax.keys import COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of
-from gan_jax.memory import room_for_data
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of
 
 PLACEMENT = one_of(("auto", "device", "stream"))
 CHANNELS = Rule(int, lambda value: value in (0, 1, 3), "0, 1 or 3")

@@ -2,10 +2,10 @@
 
 from typing import Annotated, NamedTuple
 
-from gan_jax.evaluation.comparison import better, compare, data_scores
-from gan_jax.evaluation.frechet import sliced_wasserstein
-from gan_jax.evaluation.modes import mode_scores
-from gan_jax.keys import COUNT, POSITIVE_INT, TEXT
+from gan_jax.evaluation.metrics.classes import mode_scores
+from gan_jax.evaluation.metrics.comparison import better, compare, data_scores
+from gan_jax.evaluation.metrics.distances import sliced_wasserstein
+from gan_jax.utils.keys import COUNT, POSITIVE_INT, TEXT
 
 __all__ = ["Evaluation", "better", "compare", "data_scores", "mode_scores", "sliced_wasserstein"]
 

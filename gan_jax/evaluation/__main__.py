@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-from gan_jax import runtime
-from gan_jax.data.records import one_line
-from gan_jax.evaluation import inception, training, weight_files
-from gan_jax.exit_status import Parser, exit_status
-from gan_jax.files import require_writable
+from gan_jax.data.readers.records import one_line
+from gan_jax.evaluation.features import classifier_training, inception, weight_files
+from gan_jax.parallel.exit_status import Parser, exit_status
+from gan_jax.utils import runtime
+from gan_jax.utils.files import require_writable
 
 PROGRAM = "python -m gan_jax.evaluation"
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # what decides on the bits of a training
@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog=PROGRAM, description="Makes what the scores of images need.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="{train,convert}")
     train = _command(commands, "train", "train a classifier and write its weights", _train)
-    train.add_argument("name", metavar="NAME", choices=training.TRAININGS, help=", ".join(training.TRAININGS))
+    train.add_argument(
+        "name", metavar="NAME", choices=classifier_training.TRAININGS, help=", ".join(classifier_training.TRAININGS)
+    )
     train.add_argument("--dir", default="", help="where TFDS sets lie ($TFDS_DATA_DIR, or ~/tensorflow_datasets)")
     train.add_argument("--out", type=_npz, required=True, metavar="FILE.npz", help="the weights, in float16")
     train.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the weights and of the order (0)")
@@ -72,17 +74,19 @@ def _seed(text: str) -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     print(f"runtime: {runtime.fast()}", file=sys.stderr)
-    how = training.TRAININGS[arguments.name]
-    examples = training.read_examples(how, "train", arguments.dir)
-    test = training.read_examples(how, "test", arguments.dir)
+    how = classifier_training.TRAININGS[arguments.name]
+    examples = classifier_training.read_examples(how, "train", arguments.dir)
+    test = classifier_training.read_examples(how, "test", arguments.dir)
     require_writable(arguments.out.parent)  # known now, and not when it is trained
-    arrays = weight_files.pack(training.train(how, examples, arguments.seed))
-    accuracy = training.accuracy(weight_files.unpack(arrays), test)
+    arrays = weight_files.pack(classifier_training.train(how, examples, arguments.seed))
+    accuracy = classifier_training.accuracy(weight_files.unpack(arrays), test)
     weight_files.write(arguments.out, arrays, _about(arguments, how, accuracy, len(test.images)))
     print(f"test accuracy {accuracy:.2%} of {len(test.images):,}, with weights in float16; wrote {arguments.out}")
 
 
-def _about(arguments: argparse.Namespace, how: training.Training, accuracy: float, count: int) -> dict[str, Any]:
+def _about(
+    arguments: argparse.Namespace, how: classifier_training.Training, accuracy: float, count: int
+) -> dict[str, Any]:
     """How the weights were made; nothing of it depends on where files lie, so that a rerun makes the same file."""
     directory = " --dir=TFDS_DIR" if how.data.startswith("tfds:") else ""
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}

@@ -1,7 +1,7 @@
 """Generators and discriminators as pairs of pure functions; Flax Linen stays inside this package.
 
 A family is two Linen module classes and one entry of FAMILIES. Their annotated fields are config keys of the group
-`generator` or `discriminator` (see `gan_jax.keys`); the program fills the other fields that a class has:
+`generator` or `discriminator` (see `gan_jax.utils.keys`); the program fills the other fields that a class has:
 
     shape        of an example, for a generator
     dtype        that it computes in
@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.keys import FLAG, arguments
 from gan_jax.networks import dcgan, mlp, r3gan, resnet, spectral
+from gan_jax.utils.keys import FLAG, arguments
 
 # `default` leaves it to JAX, which on a GPU and a TPU rounds the factors of float32 products (to TF32, bfloat16).
 MATMUL_PRECISIONS = ("default", "high", "highest")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from gan_jax.networks.convolution_forms import FORMS, Form
+from gan_jax.networks.cpu.forms import FORMS, Form
 from gan_jax.networks.layers import dcgan_init
 
 

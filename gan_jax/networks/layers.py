@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.keys import COMMON, COUNT, POSITIVE_INT, one_of
+from gan_jax.utils.keys import COMMON, COUNT, POSITIVE_INT, one_of
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,

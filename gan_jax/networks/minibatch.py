@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.keys import COUNT, POSITIVE_INT, Rule
+from gan_jax.utils.keys import COUNT, POSITIVE_INT, Rule
 
 DIMENSIONS = 5  # C, of a kernel of minibatch discrimination: that of the code which arXiv:1606.03498 published
 FLOOR = 1e-8  # of a variance, as in the code of StyleGAN: at 0 the square root has an infinite slope

@@ -21,8 +21,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gan_jax.errors import InputError
-from gan_jax.keys import COUNT
 from gan_jax.networks.convolution import Conv
 from gan_jax.networks.layers import (
     ACTIVATIONS,
@@ -36,6 +34,8 @@ from gan_jax.networks.layers import (
     bilinear_upsample,
 )
 from gan_jax.networks.minibatch import ALONE, BesideNeighbours, Minibatch
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import COUNT
 
 Blocks = Annotated[int, COUNT, "of r3gan: residual blocks at every size of its image"]
 Groups = Annotated[int, COUNT, "of r3gan: groups of the 2 * width channels within a block"]

@@ -13,19 +13,21 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gan_jax import command_line, runtime, workdirs
+from gan_jax.cli import command_line
 from gan_jax.data import make_source
-from gan_jax.errors import InputError
-from gan_jax.evaluation.comparison import better
-from gan_jax.exit_status import exit_status
-from gan_jax.files import read_json, write_atomically
-from gan_jax.population import MAP, VMAP, WIDE
+from gan_jax.evaluation.metrics.comparison import better
+from gan_jax.parallel.exit_status import exit_status
 from gan_jax.sweep.folders import end_of, require_same, unfinished
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
+from gan_jax.sweep.population import MAP, VMAP, WIDE
 from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary
 from gan_jax.sweep.results import TABLE, collect, write_table
 from gan_jax.sweep.run import AUTO, build, run_program
-from gan_jax.train import stop_signals
+from gan_jax.training import workdirs
+from gan_jax.training.loop import stop_signals
+from gan_jax.utils import runtime
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.files import read_json, write_atomically
 
 PROCESSES, PLAN = "processes", "plan.json"  # of the sweep's folder: what they lock, and what they agree on
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The base of every member: configs/NAME.py[:VARIANT].")

@@ -5,11 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
-from gan_jax import workdirs
-from gan_jax.errors import InputError
-from gan_jax.files import read_json, write_atomically
-from gan_jax.schema import flatten
+from gan_jax.config.schema import flatten
 from gan_jax.sweep.plan import Member
+from gan_jax.training import workdirs
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.files import read_json, write_atomically
 
 END = "member.json"  # of a member's folder, once it has come to its end: {"status": ..., "seconds": ...}
 PROGRAM = "program.json"  # of a member's folder: the name of the program that trains it

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from gan_jax import schema
-from gan_jax.errors import InputError
+from gan_jax.config import schema
+from gan_jax.utils.errors import InputError
 
 
 class Member(NamedTuple):

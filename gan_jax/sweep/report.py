@@ -10,7 +10,6 @@ from string import Template
 
 from PIL import Image
 
-from gan_jax.files import write_atomically
 from gan_jax.sweep import figures
 from gan_jax.sweep.folders import PICTURE, POINTS, member_folder
 from gan_jax.sweep.results import (
@@ -25,6 +24,7 @@ from gan_jax.sweep.results import (
     same_for_all,
     score_names,
 )
+from gan_jax.utils.files import write_atomically
 
 REPORT, SUMMARY, MAPS = "report.html", "summary.md", "maps.png"
 THUMBNAIL = 200  # pixels, the width of a member's picture

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gan_jax.evaluation.bootstrap import interval
-from gan_jax.files import read_json, write_atomically
-from gan_jax.health import Watch
-from gan_jax.schema import flatten
+from gan_jax.config.schema import flatten
+from gan_jax.evaluation.metrics.bootstrap import interval
 from gan_jax.sweep.folders import METRICS, SCORES, end_of, member_folder
 from gan_jax.sweep.plan import Member
-from gan_jax.writers import read_metrics
+from gan_jax.training.health.detectors import Watch
+from gan_jax.training.writers import read_metrics
+from gan_jax.utils.files import read_json, write_atomically
 
 TABLE = "results.csv"
 FINISHED, NOT_FINISHED = "finished", "not finished"  # other members have diverged, and their status says how

@@ -11,26 +11,28 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from gan_jax import images, recipe, workdirs
-from gan_jax.checkpoints import Checkpoints
+from gan_jax.cli.evaluate import evaluate_run
+from gan_jax.config import build as recipe
+from gan_jax.config.build import Setup
 from gan_jax.data import Source
-from gan_jax.devices import Devices
-from gan_jax.errors import InputError, NotFiniteError
-from gan_jax.evaluate import evaluate_run
-from gan_jax.files import read_json, write_atomically
-from gan_jax.generate import Generate
-from gan_jax.population import UNROLL, Population, PopulationState, devices_of_a_member, only_own, rule
-from gan_jax.population_layout import Layout, population
-from gan_jax.recipe import Setup
-from gan_jax.scoring import Scoring
-from gan_jax.state import TrainState
+from gan_jax.parallel.devices import Devices
+from gan_jax.step.state import TrainState
 from gan_jax.sweep import folders
 from gan_jax.sweep.folders import CHECKPOINTS, DIVERGED, END, METRICS, PICTURE, POINTS, member_folder
 from gan_jax.sweep.plan import Member
+from gan_jax.sweep.population import UNROLL, Population, PopulationState, devices_of_a_member, only_own, rule
+from gan_jax.sweep.population_layout import Layout, population
 from gan_jax.sweep.results import FINISHED
-from gan_jax.train import advance_to_end, is_due
-from gan_jax.vitals import Vitals
-from gan_jax.writers import MetricsFile, metrics_line
+from gan_jax.training import workdirs
+from gan_jax.training.checkpoints import Checkpoints
+from gan_jax.training.evaluator import Scoring
+from gan_jax.training.health.measures import Vitals
+from gan_jax.training.loop import advance_to_end, is_due
+from gan_jax.training.sampler import Generate
+from gan_jax.training.writers import MetricsFile, metrics_line
+from gan_jax.utils import plots
+from gan_jax.utils.errors import InputError, NotFiniteError
+from gan_jax.utils.files import read_json, write_atomically
 
 SHOWN = 500  # points of a member at one step
 AUTO = "auto"  # members take their steps as `population.rule` says
@@ -238,7 +240,7 @@ class _Training:
             generate = self._generate.of(self._setups[i])
             try:
                 evaluate_run(self._setups[i], member, self._path(i), 0, generate)
-                images.write_png(self._path(i, PICTURE), generate.picture(member))
+                plots.write_png(self._path(i, PICTURE), generate.picture(member))
             except NotFiniteError as error:
                 self._lose(i, self._config.num_steps, str(error))
         count = len(self._members)

@@ -1,0 +1,108 @@
+"""What the makers say that their chips can do; docs/plan.md has the source of each number."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from gan_jax.utils.errors import InputError
+
+# Seconds. A TPU's link: what ASTRA-sim's validation against TPU v3 takes, "as per TPU research team". NCCL's own model
+# of an all-reduce of few bytes (its tuning.cc, tree, LL): a start, and a hop by NVLink or over the network.
+TPU_LINK, NCCL_START, NVLINK_HOP, NETWORK_HOP = 1e-6, 6.8e-6, 0.6e-6, 5e-6
+
+
+class Peak(NamedTuple):
+    """Matrix products at their fastest."""
+
+    flops: float  # a second
+    how: str  # they are computed
+
+
+class Chip(NamedTuple):
+    """One device as JAX counts them."""
+
+    bfloat16: Peak
+    float32: dict[str, Peak]  # by config.matmul_precision
+    memory: float  # bytes
+    bandwidth: float  # bytes a second, of that memory
+    link: float  # bytes a second that a chip can send to other chips, over all of its links
+    reach: int | None  # chips that such links join; None: those of one host
+    latency: Callable  # (hosts, devices per host) -> seconds that a collective of few bytes takes
+
+    def peak(self, precision: str, matmul_precision: str) -> Peak:
+        """That of products as the config wants them."""
+        return self.bfloat16 if precision == "bfloat16" else self.float32[matmul_precision]
+
+
+class Machine(NamedTuple):
+    """The devices of a plan."""
+
+    chip: str  # one of CHIPS
+    hosts: int
+    devices_per_host: int
+    interconnect_gbps: float | None  # gigabits a second that a device can send, where the user states it
+
+    @property
+    def count(self) -> int:
+        """Devices."""
+        return self.hosts * self.devices_per_host
+
+
+class Interconnect(NamedTuple):
+    """How the devices of a machine reach each other."""
+
+    bandwidth: float  # bytes a second that each device sends
+    latency: float  # seconds of a collective of few bytes
+    source: str  # of the bandwidth
+
+
+def interconnect(machine: Machine) -> Interconnect:
+    """That of the machine. Raises InputError where the links of the chip do not reach so far."""
+    chip, stated = CHIPS[machine.chip], machine.interconnect_gbps
+    if chip.reach and machine.count > chip.reach:
+        raise InputError(
+            f"--hosts={machine.hosts} with --devices_per_host={machine.devices_per_host} is {machine.count:,} chips; "
+            f"the links of {machine.chip} join {chip.reach:,} at most"
+        )
+    if not chip.reach and machine.hosts > 1 and stated is None:
+        raise InputError(
+            f"--interconnect_gbps is missing: the links of {machine.chip} end at the host; state how many gigabits a "
+            "second each device can send to those of other hosts"
+        )
+    latency = chip.latency(machine.hosts, machine.devices_per_host)
+    if stated is not None:
+        return Interconnect(stated * 1e9 / 8, latency, "stated")
+    return Interconnect(chip.link, latency, f"all links of a {machine.chip}")
+
+
+def _along_axes(axes: int, hosts: int, devices_per_host: int) -> float:
+    """There and back along each side of a square or cube of chips."""
+    return TPU_LINK * 2 * axes * ((hosts * devices_per_host) ** (1 / axes) - 1)
+
+
+def _by_tree(hosts: int, devices_per_host: int) -> float:
+    """There and back: from device to device within a host, by a tree between hosts."""
+    return NCCL_START + 2 * ((devices_per_host - 1) * NVLINK_HOP + math.log2(hosts) * NETWORK_HOP)
+
+
+def _tpu(flops: float, memory: float, bandwidth: float, link: float, reach: int, axes: int) -> Chip:
+    passes = {"default": (1, "one pass"), "high": (3, "three passes"), "highest": (6, "six passes")}
+    float32 = {name: Peak(flops / count, f"float32 in {words} of bfloat16") for name, (count, words) in passes.items()}
+    return Chip(Peak(flops, "bfloat16"), float32, memory, bandwidth, link, reach, partial(_along_axes, axes))
+
+
+def _gpu(bfloat16: float, tf32: float, float32: float, memory: float, bandwidth: float, link: float) -> Chip:
+    rounded = Peak(tf32, "float32 rounded to TF32")
+    by_precision = {"default": rounded, "high": rounded, "highest": Peak(float32, "float32")}
+    return Chip(Peak(bfloat16, "bfloat16"), by_precision, memory, bandwidth, link, None, _by_tree)
+
+
+CHIPS = {
+    "v4": _tpu(275e12, 32 * 2**30, 1200e9, 1.1e15 / 4096, 4096, axes=3),
+    "v5e": _tpu(197e12, 16e9, 819e9, 200e9, 256, axes=2),
+    "v5p": _tpu(459e12, 95e9, 2765e9, 600e9, 6144, axes=3),
+    "v6e": _tpu(918e12, 32e9, 1638e9, 400e9, 256, axes=2),
+    "a100": _gpu(312e12, 156e12, 19.5e12, 80e9, 2039e9, 300e9),
+    "h100": _gpu(989e12, 494e12, 67e12, 80e9, 3350e9, 450e9),
+}

@@ -1,0 +1,162 @@
+"""`--mode=profile`: the training loop's compiled call, as a trace for TensorBoard and Perfetto and a page."""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from ml_collections import ConfigDict
+
+from gan_jax.analysis.profiling import ceilings, flops, hlo, page
+from gan_jax.analysis.profiling.device_time import busy_seconds
+from gan_jax.config import build
+from gan_jax.config.build import Setup
+from gan_jax.parallel.devices import Program, mesh
+from gan_jax.step import step
+from gan_jax.training.loop import call_shapes, compiled_call, next_boundary, open_loader
+from gan_jax.utils.files import write_atomically
+
+FEWEST_CALLS, SHORTEST = 5, 1.0  # seconds: what is timed without the tracer
+
+
+def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) -> str:
+    """Profiles the call that the training loop makes, from the initial state; returns the page that it writes.
+
+    Writes `profile/`, the trace of `steps` train steps rounded up to whole calls, and `profile.md`, each in
+    the place of an earlier one, and nothing else: a run in `workdir` stays as it is. FLOPs are counted in the jaxpr;
+    traffic and memory are XLA's own analysis; busy times come from the trace.
+    """
+    a_call = next_boundary(setup.config, 0)
+    calls = -(-steps // a_call)
+    state = build.initial_state(setup)
+    with closing(open_loader(setup, state, None)) as first:
+        data = first.call(0, a_call)  # what is profiled is the call: all of them get the first one's data
+    with _no_compilation_cache():
+        start = time.perf_counter()
+        advance = compiled_call(setup, a_call, state, data)
+        compile_seconds = time.perf_counter() - start
+    state, durations = _time(advance, state, data, max(calls, FEWEST_CALLS))
+    peak, peak_of = _peak()  # before what takes more memory than training does
+    traced_seconds = _trace(advance, state, data, calls, workdir) / (calls * a_call)
+    has_loops = not setup.recipe.unroll and a_call * setup.recipe.discriminator_steps * setup.recipe.accumulate > 1
+    traffic = step_traffic(setup) if has_loops else bytes_accessed(advance.compiled) / a_call
+    work, accessed, seconds = step_flops(setup), setup.devices.count * traffic, durations / a_call
+    limits = ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision)
+    rows = {
+        **page.setting(setup, a_call, runs_with),
+        **page.times(setup, seconds, compile_seconds),
+        **page.needs(advance.compiled, work, accessed, peak, peak_of),
+        **page.roofline(work, accessed, float(np.median(seconds)), limits),
+    }
+    text = (
+        f"# Profile of {name}\n\n{page.table(rows)}\n\n"
+        f"{_costliest(advance, workdir / 'profile', calls * a_call, traced_seconds)}\n\n"
+        f"The trace of {calls * a_call:,} steps: `tensorboard --logdir={workdir / 'profile'}`, or "
+        "`perfetto_trace.json.gz` in there at https://ui.perfetto.dev.\n"
+    )
+    write_atomically(workdir / "profile.md", text.encode())
+    return text
+
+
+def _costliest(advance: Program, trace: Path, steps: int, traced_seconds: float) -> str:
+    try:
+        busy = busy_seconds(trace)
+    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
+        return f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
+    return page.costliest(page.operations(hlo.parse(advance.compiled.as_text()), busy, steps), traced_seconds)
+
+
+@contextmanager
+def _no_compilation_cache():
+    """Within it everything is compiled: the cache would hide how long that takes, and names what was first compiled.
+
+    A program's names do not go into its key in the cache, so that it may come back with those of another checkout.
+    """
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # jax asks only once whether there is one
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        reset_cache()
+
+
+def _time(advance: Callable, state, data, calls: int):
+    """The state, and the seconds of each of so many calls or more: float64 [calls].
+
+    Where dispatch is asynchronous, as on an accelerator, none waits for the one before.
+    """
+    ends, previous = [], None
+    while len(ends) <= calls or ends[-1] - ends[0] < SHORTEST:
+        state, metrics = advance(state, data)
+        if previous is not None:
+            jax.block_until_ready(previous)
+            ends.append(time.perf_counter())
+        previous = metrics
+    return jax.block_until_ready(state), np.diff(ends)
+
+
+def step_flops(setup: Setup) -> int:
+    """FLOPs of one train step by formula: on one device, its convolutions direct, however they are computed here."""
+    config = ConfigDict(setup.config.to_dict() | {"convolution": "plain"})
+    alone = build.build(config, mesh(jax.devices()[:1]), setup.source, runs=False)
+    one_step = partial(step.train_steps, alone.recipe, alone.devices, alone.source, 1)
+    return flops.count(one_step, build.abstract_state(alone), call_shapes(alone, 1))
+
+
+def compiled_step(setup: Setup, **changes):
+    """JAX's `Compiled` of a single train step on the setup's devices, with `changes` of its Recipe."""
+    setup = setup._replace(recipe=setup.recipe._replace(**changes))
+    one_step = partial(step.train_steps, setup.recipe, setup.devices, setup.source, 1)
+    return setup.devices.compile(one_step, build.abstract_state(setup), call_shapes(setup, 1)).compiled
+
+
+def bytes_accessed(compiled) -> float:
+    """What one device reads and writes in a call, were nothing kept in caches, by XLA's count; NaN if it has none."""
+    return (compiled.cost_analysis() or {}).get("bytes accessed", float("nan"))
+
+
+def step_traffic(setup: Setup) -> float:
+    """Bytes that one device reads and writes in a step, by XLA's count.
+
+    XLA takes the body of a loop once, so loops are written out. Of micro-batches, which may be too many for that, two
+    are: each further one costs what the second adds to the first.
+    """
+    count, size = setup.recipe.accumulate, setup.recipe.batch_size // setup.recipe.accumulate
+
+    def traffic(j):
+        return bytes_accessed(compiled_step(setup, unroll=True, accumulate=j, batch_size=j * size))
+
+    one = traffic(1)
+    return one if count == 1 else one + (count - 1) * (traffic(2) - one)
+
+
+def _peak() -> tuple[int, str]:
+    """Bytes, and of what."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"], "the first device"
+    return page.peak_of_process(), "the process"
+
+
+def _trace(advance: Callable, state, data, calls: int, workdir: Path) -> float:
+    """Traces so many calls into `profile/` in `workdir`; the seconds that they took."""
+    folder, new = workdir / "profile", workdir / "profile.partial"
+    shutil.rmtree(new, ignore_errors=True)
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # Python's own calls would be most of the trace
+    with jax.profiler.trace(new, create_perfetto_trace=True, profiler_options=options):
+        start = time.perf_counter()
+        for _ in range(calls):
+            state, _ = advance(state, data)
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - start
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    return seconds

@@ -1,0 +1,101 @@
+"""Flags to values, with every mistake as one line: `config_flags` by itself answers with tracebacks."""
+
+import importlib.util
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from gan_jax.config import schema
+from gan_jax.utils.errors import InputError
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags, for `absl.app.run`: the arguments left over, or exit status 2 after one line."""
+    try:
+        argument = _config_argument(argv)
+        if argument is not None:
+            load_config(argument)  # config_flags loads it once more, without a word on what is wrong in it
+        elif any(re.match(r"--?config\.", text) for text in argv):
+            raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
+        _check_override_keys(argv)
+        return flags.FLAGS(argv)
+    except (InputError, flags.Error) as error:
+        print(f"error: {_explained(str(error))}", file=sys.stderr)
+        sys.exit(2)
+
+
+def config_name(argv: list[str]) -> str:
+    """What a run of this config is called: `configs/mixture.py:ring8` is `mixture-ring8`."""
+    path, _, variant = (_config_argument(argv) or "").partition(":")
+    return "-".join(filter(None, (Path(path).stem, re.sub(r"\W+", "-", variant))))
+
+
+def _config_argument(argv: list[str]) -> str | None:
+    """The value of the last --config, as absl would read it; None without any."""
+    value = None
+    for i, argument in enumerate(argv):
+        name, equals, text = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            value = text if equals else "".join(argv[i + 1 : i + 2])
+    return value
+
+
+def load_config(argument: str) -> ConfigDict:
+    """The config of `configs/NAME.py` or `configs/NAME.py:VARIANT`. Raises InputError that names the line at fault."""
+    name, colon, variant = argument.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"there is no config file {name or '(empty)'}{_neighbours(path)}")
+    # A config imports its base from the folder's package (`from configs import base`), wherever one starts from.
+    sys.path.append(str(path.resolve().parent.parent))
+    try:
+        spec = importlib.util.spec_from_file_location("config", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(*([variant] if colon else []))
+    except (Exception, SystemExit) as error:
+        raise InputError(_fault(path, colon + variant, error)) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config() returned {type(config).__name__}; it must return a ConfigDict")
+    return config
+
+
+def _neighbours(path: Path) -> str:
+    configs = sorted(str(file) for file in path.parent.glob("*.py") if file.stem not in ("__init__", "base"))
+    if path.name and configs:
+        return f"; that folder has {', '.join(configs)}"
+    if not path.is_absolute() and not Path("configs").is_dir():  # started elsewhere than in the clone
+        return " here; the shipped ones are in the clone's folder configs: start there, or give the whole path"
+    return "; give one such as configs/dcgan.py"
+
+
+def _fault(path: Path, variant: str, error: BaseException) -> str:
+    if isinstance(error, TypeError) and "get_config()" in str(error):
+        return f"{path} has no variants; leave out {variant!r}" if variant else f"{path} needs a variant, {path}:NAME"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()]
+    place = f"{path}, line {frames[-1].lineno}" if frames else str(path)
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{place}: {kind}{str(error).splitlines()[0] if str(error) else 'failed'}"
+
+
+def _check_override_keys(argv: list[str]) -> None:
+    for argument in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if not match or match[1] in schema.table():
+            continue
+        members = [key for key in schema.table() if key.startswith(match[1] + ".")]
+        if members:
+            raise InputError(f"config key {match[1]} is a group; set one of {', '.join(members)}")
+        raise InputError(schema.unknown_key(match[1]))
+
+
+def _explained(message: str) -> str:
+    """One line of what absl says; for a config value of the wrong type, with the values that would be right."""
+    match = re.search(r"flag --config\.([\w.]+)=(.*?): ", message)
+    if match and match[1] in schema.table():
+        return schema.wrong_value(match[1], match[2])
+    return " ".join(message.split())

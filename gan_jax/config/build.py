@@ -1,0 +1,224 @@
+"""From a config to the functions that it names: the only place where a name is looked up."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gan_jax.config import checks, schema
+from gan_jax.data import Source, make_source
+from gan_jax.networks import FAMILIES, make_network
+from gan_jax.networks.latents import PRIORS
+from gan_jax.networks.minibatch import Minibatch
+from gan_jax.objectives import of_names
+from gan_jax.parallel.devices import LAYOUTS, Devices
+from gan_jax.penalties import PENALTIES
+from gan_jax.step import augment, regularizers, schedules, transforms
+from gan_jax.step.optimizers import clip_weights, make_optimizer
+from gan_jax.step.state import Hyperparameters, Move, Recipe, TrainState
+from gan_jax.step.step import MOVES, init_state
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import bind
+
+MOST_UNROLLED = 32  # gradients in one program, of either player
+
+
+class RunKeys(NamedTuple):
+    """The independent streams of randomness of a run, all from its seed."""
+
+    training: jax.Array  # initial parameters, data, noise
+    pictures: jax.Array  # the fixed latents of the pictures
+    backdrop: jax.Array  # the real examples in them
+    interpolation: jax.Array  # the latents between which one interpolates
+    evaluation: jax.Array  # the latents of what is scored
+    reference: jax.Array  # the real examples that it is compared with
+
+
+class Setup(NamedTuple):
+    """A checked config with all that it stands for."""
+
+    config: Any  # a locked ConfigDict
+    devices: Devices
+    source: Source
+    reference: Callable[[str], Source]  # split -> the real images of it that samples are compared with
+    recipe: Recipe
+    hyperparameters: Hyperparameters
+    keys: RunKeys
+    title: str  # of pictures
+
+
+def run_keys(seed: int) -> RunKeys:
+    """The keys of the run with this seed."""
+    return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
+
+
+def build(config, devices: Devices | None = None, source: Source | None = None, runs: bool = True) -> Setup:
+    """Everything that a config names, for training on `devices` (those that it names, by default).
+
+    A `source` of one's own takes the place of the data set that the config names, for research code that calls this.
+    What never `runs` on this machine may have more written out in a call than its compiler could bear.
+    Raises InputError, one line, where the config makes no sense.
+    """
+    schema.check(config)
+    devices = devices or LAYOUTS[config.parallel]()
+    checks.check_batch(config, devices, _minibatch(config).group_size)
+    data = config.data.to_dict()
+    # Pictures are scored against those that were taken, not against mirrored ones.
+    if source is not None:
+        reference = partial(_given, source, data["split"])
+    else:
+        source = make_source(data)
+        reference = partial(_unmirrored, source, data)
+    checks.check(config, source)
+    recipe = _make_recipe(config, devices, source)
+    if runs:
+        _check_loop(config, recipe)
+    title = f"{config.data.name}, {config.objective.name}"
+    numbers, keys = make_hyperparameters(config), run_keys(config.seed)
+    return Setup(config, devices, source, reference, recipe, numbers, keys, title)
+
+
+def _unmirrored(source: Source, data: dict, split: str) -> Source:
+    if split == data["split"] and not data["flip"]:
+        return source
+    try:
+        return make_source(data | {"split": split, "flip": False})
+    except InputError as error:
+        raise InputError(str(error).replace("data.split", "evaluation.split")) from error
+
+
+def _given(source: Source, its_split: str, split: str) -> Source:
+    if split != its_split:
+        raise InputError(f"evaluation.split is {split}, of data that was handed over as {its_split}; name that one")
+    return source
+
+
+def initial_state(setup: Setup) -> TrainState:
+    """The state before the first step, on every device."""
+    state = jax.jit(_init(setup), out_shardings=setup.devices.replicated)
+    return state(setup.hyperparameters, setup.keys.training)
+
+
+def abstract_state(setup: Setup) -> TrainState:
+    """The shapes, dtypes and placement of a state, without its arrays: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(_init(setup), setup.hyperparameters, setup.keys.training)
+    sharding = setup.devices.replicated
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _init(setup: Setup) -> Callable:
+    return partial(init_state, setup.recipe, shape=setup.source.shape)
+
+
+def make_hyperparameters(config) -> Hyperparameters:
+    """The traced numbers of a config; one that is off, its default being 0, is left out, and the step compiles less."""
+    flat = schema.flatten(config.to_dict())
+    numbers = {name: flat[name] for name, key in schema.table().items() if key.traced and (flat[name] or key.default)}
+    if config.augment.policy == transforms.NONE:
+        del numbers["augment.probability"]
+    return {name: jnp.float32(number) for name, number in numbers.items()}
+
+
+def merge_setups(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
+    """The setup of runs that differ in `schema.varying` alone, as one program, and their hyperparameters, each [runs].
+
+    All but its recipe is that of the first run; its objective is each run's own, by number.
+    """
+    names = list(dict.fromkeys(setup.config.objective.name for setup in setups))
+    present = {name for setup in setups for name in setup.hyperparameters}
+    numbers = [
+        {name: setup.hyperparameters.get(name, jnp.float32(0)) for name in present}
+        | {"objective.name": jnp.int32(names.index(setup.config.objective.name))}
+        for setup in setups
+    ]
+    recipe = setups[0].recipe._replace(objective=of_names(names, setups[0].config.objective))
+    return setups[0]._replace(recipe=recipe), jax.tree.map(lambda *leaves: jnp.stack(leaves), *numbers)
+
+
+def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
+    generator = _make_network(config, devices, source, "generator")
+    discriminator = _make_network(config, devices, source, "discriminator")
+    move, minibatch, augmentation = MOVES[config.moves], _minibatch(config), config.augment
+    burn_in, clip = config.burn_in or config.num_steps, config.discriminator.clip
+    policy = transforms.of_policy(augmentation.policy)
+    return Recipe(
+        generator=generator,
+        discriminator=discriminator,
+        objective=of_names([config.objective.name], config.objective),
+        penalty=_make_penalty(config, source),
+        penalty_every=config.penalty.every,
+        schedule=partial(schedules.at_step, burn_in, config.num_steps, config.batch_size),
+        generator_tx=make_optimizer("generator.optimizer", config.generator.optimizer, burn_in, move.updates_per_step),
+        discriminator_tx=make_optimizer(
+            "discriminator.optimizer",
+            config.discriminator.optimizer,
+            burn_in,
+            move.updates_per_step * config.discriminator.steps,
+            clip_weights(clip) if clip else optax.identity(),
+        ),
+        prior=bind("latent", PRIORS[config.latent.prior], config.latent)({}),
+        augment=partial(augment.augmented, policy),
+        transform=partial(augment.transformed, policy=policy, probability=1.0),
+        update_regularizers=partial(
+            regularizers.updated,
+            config.discriminator.lecam_decay,
+            config.batch_size * augmentation.ada_interval / augmentation.ada_images,
+            augmentation.ada_interval,
+        ),
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        discriminator_steps=config.discriminator.steps,
+        packing=minibatch.packing,
+        group_size=minibatch.group_size,
+        move=_make_move(config),
+        one_pass=config.discriminator.one_pass,
+        conditional=config.conditional,
+        unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
+    )
+
+
+def _make_network(config, devices: Devices, source: Source, player: str):
+    """The player's network; its class takes what it has a field for (see `gan_jax.networks`)."""
+    values = config[player]
+    return make_network(
+        getattr(FAMILIES[values.network], player),
+        values,
+        config.matmul_precision,
+        shape=source.shape,
+        dtype=jnp.dtype(config.precision),
+        axis_name=devices.axis_name,
+        classes=len(source.classes) if config.conditional else 0,
+        form=config.convolution,
+        minibatch=_minibatch(config),
+        sums=values.spectral_norm,  # where weights are normalised, no weight can make up for a mean over pixels
+    )
+
+
+def _minibatch(config) -> Minibatch:
+    return Minibatch(**{field: config.discriminator[field] for field in Minibatch._fields})
+
+
+def _make_penalty(config, source: Source):
+    if config.penalty.name == "none":
+        return None
+    return bind("penalty", PENALTIES[config.penalty.name], config.penalty, scale=source.std)
+
+
+def _make_move(config) -> Move:
+    move = MOVES[config.moves]
+    take = bind(config.moves, move.take, config.to_dict().get(config.moves, {}))({})
+    return move._replace(take=take)
+
+
+def _check_loop(config, recipe: Recipe) -> None:
+    updates = config.steps_per_call * (config.discriminator.steps + 1)
+    gradients = updates * config.accumulate * recipe.move.gradients_per_update
+    if recipe.unroll and gradients > MOST_UNROLLED:
+        raise InputError(
+            f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "
+            f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
+            f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
+        )

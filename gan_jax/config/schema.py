@@ -1,0 +1,305 @@
+"""All config keys: gathered from the parts that own them, with their defaults; every config is held to them.
+
+A mistake is one line at start-up and not a traceback an hour later. `python -m gan_jax.config` prints the table.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gan_jax import data, evaluation
+from gan_jax.evaluation.features.extractors import EXTRACTORS, NONE
+from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, NetworkKeys
+from gan_jax.networks.cpu.forms import FORMS
+from gan_jax.networks.latents import PRIORS
+from gan_jax.networks.minibatch import Minibatch
+from gan_jax.objectives import NAMED
+from gan_jax.parallel.devices import LAYOUTS
+from gan_jax.penalties import PENALTIES
+from gan_jax.step.augment import AugmentKeys
+from gan_jax.step.losses import ObjectiveKeys, PenaltyKeys
+from gan_jax.step.optimizers import OPTIMIZERS, OptimizerKeys
+from gan_jax.step.regularizers import AdaKeys, RegularizerKeys
+from gan_jax.step.schedules import AverageKeys
+from gan_jax.step.step import MOVES
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import (
+    COUNT,
+    FLAG,
+    NON_NEGATIVE,
+    POSITIVE_INT,
+    Key,
+    Needs,
+    Rule,
+    keys_of,
+    one_of,
+    require_defaults,
+    union,
+)
+
+PRECISIONS = ("float32", "bfloat16")
+_SEED = Rule(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 2^32 - 1")
+
+
+class RunKeys(NamedTuple):
+    """The config keys of a run as a whole."""
+
+    seed: Annotated[int, _SEED, "of all randomness of the run"] = 0
+    num_steps: Annotated[int, POSITIVE_INT, "generator updates"] = 10_000
+    burn_in: Annotated[
+        int, COUNT, "steps over which rates, weight_to, b2_to and ema_half_life run their course; 0: num_steps"
+    ] = 0
+    batch_size: Annotated[int, POSITIVE_INT, "examples of a minibatch, over all devices"] = 256
+    accumulate: Annotated[
+        int, POSITIVE_INT, "micro-batches of a minibatch, one after another: memory for batch_size / accumulate"
+    ] = 1
+    steps_per_call: Annotated[
+        int, POSITIVE_INT, "train steps in one compiled call; few where networks convolve on a CPU"
+    ] = 100
+    parallel: Annotated[str, one_of(LAYOUTS), "jit: a mesh over all devices; pmap: the same step, mapped"] = "jit"
+    precision: Annotated[
+        str, one_of(PRECISIONS), "that networks compute in; parameters, logits and losses are float32"
+    ] = "float32"
+    matmul_precision: Annotated[
+        str, one_of(MATMUL_PRECISIONS), "of float32 products on a GPU or TPU; default: JAX's"
+    ] = "default"
+    convolution: Annotated[str, one_of(("auto", *FORMS)), "how convolutions are written; auto: by backend"] = "auto"
+    conditional: Annotated[bool, FLAG, "whether both players see the labels"] = False
+
+
+class CadenceKeys(NamedTuple):
+    """The config keys that say how often, in steps, something is done; 0 is never."""
+
+    log_every: Annotated[int, POSITIVE_INT, "steps between lines of metrics"] = 100
+    sample_every: Annotated[int, COUNT, "between pictures; 0: none"] = 1_000
+    health_every: Annotated[
+        int, COUNT, "between measures of health: how diverse samples are, logits, singular values; 0: none"
+    ] = 500
+    checkpoint_every: Annotated[int, POSITIVE_INT, "between checkpoints"] = 1_000
+    checkpoints_kept: Annotated[int, POSITIVE_INT, "how many of the newest checkpoints stay"] = 3
+    evaluate_every: Annotated[int, COUNT, "between scores; 0: none"] = 0
+
+
+class DiscriminatorKeys(NamedTuple):
+    """The config keys of how D is trained."""
+
+    steps: Annotated[int, POSITIVE_INT, "k: updates of D for one of G, all on fresh minibatches"] = 1
+    clip: Annotated[float, NON_NEGATIVE, "every weight of D is kept within this bound; 0: no clipping"] = 0.0
+    one_pass: Annotated[
+        bool,
+        FLAG,
+        "D sees real and fake as one batch instead of one after the other",
+        Needs("discriminator.normalization", ("batch",)),
+    ] = False
+
+
+class Choice(NamedTuple):
+    """A key that names a part, whose own parameters are keys of the same group."""
+
+    key: str
+    parts: Mapping[str, Callable]
+    default: str
+    text: str
+    holds: Callable[[str], bool] | None = None  # whether a value is right, if it need not be a part's own name
+    entry: Callable[[str], str] = str  # value -> the name of the part that it stands for
+
+
+class Group(NamedTuple):
+    """Config keys that begin alike: of parts that every config has, and of those that it chooses."""
+
+    prefix: str
+    parts: tuple[Callable, ...] = ()
+    choices: tuple[Choice, ...] = ()
+
+
+def groups() -> list[Group]:
+    """All groups, as the registries are now."""
+    objectives = {name: objective.make or _no_keys for name, objective in NAMED.items()}
+    moves = {name: move.take for name, move in MOVES.items()}
+    generators = {name: family.generator for name, family in FAMILIES.items()}
+    discriminators = {name: family.discriminator for name, family in FAMILIES.items()}
+    optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser")
+    extractors = {NONE: _no_keys} | {name: extractor.make for name, extractor in EXTRACTORS.items()}
+    return [
+        Group(
+            "", (RunKeys,), (Choice("moves", dict.fromkeys(moves, _no_keys), "alternating", "how the players move"),)
+        ),
+        *(Group(name, (move,)) for name, move in moves.items()),
+        Group("data", (), (Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry),)),
+        Group("latent", (), (Choice("prior", PRIORS, "normal", "distribution of the latents"),)),
+        Group("objective", (ObjectiveKeys,), (Choice("name", objectives, "non_saturating", "losses of both players"),)),
+        Group("penalty", (PenaltyKeys,), (Choice("name", PENALTIES, "none", "gradient penalty on D"),)),
+        Group("augment", (AugmentKeys, AdaKeys)),
+        Group(
+            "generator",
+            (NetworkKeys, AverageKeys),
+            (Choice("network", generators, "mlp", "family of networks"),),
+        ),
+        Group("generator.optimizer", (OptimizerKeys,), (optimizer,)),
+        Group(
+            "discriminator",
+            (NetworkKeys, DiscriminatorKeys, Minibatch, RegularizerKeys),
+            (Choice("network", discriminators, "mlp", "family of networks"),),
+        ),
+        Group("discriminator.optimizer", (OptimizerKeys,), (optimizer,)),
+        Group(
+            "evaluation",
+            (evaluation.Evaluation,),
+            (Choice("extractor", extractors, NONE, "of the features of images that scores compare"),),
+        ),
+        Group("", (CadenceKeys,)),
+    ]
+
+
+def _no_keys() -> None:
+    """A part without parameters."""
+
+
+def table() -> dict[str, Key]:
+    """Every config key, dotted, in the order of the documentation."""
+    return dict(_rows())
+
+
+def _rows() -> Iterator[tuple[str, Key]]:
+    for prefix, parts, choices in groups():
+        start = f"{prefix}." if prefix else ""
+        for choice in choices:
+            rule = one_of(choice.parts)
+            rule = rule._replace(holds=choice.holds) if choice.holds else rule
+            yield f"{start}{choice.key}", Key(choice.default, rule, choice.text)
+            yield from ((f"{start}{name}", key) for name, key in union(choice.parts).items())
+        for part in parts:
+            yield from ((f"{start}{name}", key) for name, key in keys_of(part).items())
+
+
+def varying() -> tuple[str, ...]:
+    """The keys in which the runs of one program may differ: the seed, the objective and every traced number."""
+    return ("seed", "objective.name", *(name for name, key in table().items() if key.traced))
+
+
+def default_config() -> ConfigDict:
+    """Every key with its default: a non-saturating GAN of two MLPs on eight Gaussians."""
+    return nested({name: key.default for name, key in table().items()})
+
+
+def check(config) -> None:
+    """Holds a ConfigDict to the table: raises InputError at the first key that is unknown, missing or out of range.
+
+    A key that would do nothing, because the part or the key that it needs is not there, must have its default.
+    """
+    values, keys = flatten(config.to_dict()), table()
+    for name in values:
+        if name not in keys:
+            raise InputError(unknown_key(name))
+    for name, key in keys.items():
+        if name not in values:
+            raise InputError(f"config key {name} is missing; it must be {key.rule.words}")
+        _check_value(name, key.rule, values[name])
+    for prefix, _, choices in groups():
+        start = f"{prefix}." if prefix else ""
+        own = {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
+        for choice in choices:
+            require_defaults(prefix, choice.key, choice.entry(own[choice.key]), choice.parts, own)
+    for name, key in keys.items():
+        if key.needs and values[name] != key.default:
+            _check_need(name, key, values, keys)
+
+
+def _check_value(name: str, rule: Rule, value) -> None:
+    if not _has_type(value, rule.type) or not rule.holds(value):
+        raise InputError(wrong_value(name, value))
+    if rule.type is float and not rule.holds(computed := _in_float32(value)):
+        raise InputError(
+            f"config key {name} is {value!r}, which is {computed} in float32, in which a run computes; it must be "
+            f"{rule.words}"
+        )
+
+
+def _check_need(name: str, key: Key, values: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
+    need, value = key.needs, values[key.needs.key]
+    if value in need.values if need.values else value != keys[need.key].default:
+        return
+    right = " or ".join(need.values) if need.values else "another"
+    raise InputError(
+        f"config key {name} is {values[name]!r}, but {need.key} is {value}, with which it does nothing; set it to "
+        f"{key.default!r}, or {need.key} to {right}"
+    )
+
+
+def wrong_value(key: str, value) -> str:
+    """The line that says that a key's value is wrong and what would be right."""
+    return f"config key {key} is {value!r}; it must be {table()[key].rule.words}"
+
+
+def unknown_key(key: str) -> str:
+    """The line that says that a key does not exist and which ones do."""
+    keys = list(table())
+    group = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
+    close = get_close_matches(key, keys, n=1)
+    hint = [f"did you mean {close[0]}?"] if close else []
+    valid = group or ([] if close else keys)  # all of them fill a screen
+    listed = [f"valid keys: {', '.join(valid)}"] if valid else []
+    return f"unknown config key {key}; {' '.join(hint + listed)}"
+
+
+# Keys that had another name in configs of before.
+RENAMED: dict[str, str] = {}
+# What a run had that was made before a key existed, if that is not the key's default.
+AS_IT_WAS: dict[str, Any] = {}
+
+
+def completed(values: Mapping[str, Any]) -> ConfigDict:
+    """The config of a run that may have been made before some keys existed or had their names: nested values.
+
+    A missing key takes the value that means "as it was then". Raises InputError at a key that there never was.
+    """
+    flat = {RENAMED.get(name, name): value for name, value in flatten(values).items()}
+    keys = table()
+    for name in flat:
+        if name not in keys:
+            raise InputError(unknown_key(name))
+    return nested({name: flat.get(name, AS_IT_WAS.get(name, key.default)) for name, key in keys.items()}).lock()
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict:
+    """A nested dict as one of dotted keys."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> ConfigDict:
+    """The ConfigDict of a dict of dotted keys."""
+    tree = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        place = tree
+        for group in path:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return ConfigDict(tree)
+
+
+def markdown() -> str:
+    """The table of keys for docs/configuration.md."""
+    lines = ["| key | default | it may be | what it is | a sweep may vary it |", "|---|---|---|---|---|"]
+    free = varying()
+    for name, key in table().items():
+        words = key.rule.words.replace("|", "\\|")
+        lines.append(f"| `{name}` | `{key.default!r}` | {words} | {key.text} | {'yes' if name in free else ''} |")
+    return "\n".join(lines)
+
+
+def _in_float32(value: float) -> float:
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(min(value, 1e300)))  # an integer may be too large for any float
+
+
+def _has_type(value, expected: type) -> bool:
+    if expected is bool or isinstance(value, bool):
+        return expected is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if expected is float else expected)

@@ -1,0 +1,121 @@
+"""What each compiled call is given to train on: the resident set, or minibatches that the host reads ahead."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from gan_jax.data import Source, shuffle
+from gan_jax.parallel.devices import Devices
+
+
+class Loader:
+    """The data of the compiled calls of a run of `num_steps` steps.
+
+    Data that lies on the device, or is made there, is the same for all calls. Of a streamed set the host reads, decodes
+    and sends minibatches ahead, in the order in which a resident set is met. Which ones is a function of the step: a
+    run that goes on, or goes back, asks for another step, and nothing need be saved. Grain decodes in threads, some
+    minibatches ahead; one more thread stacks and sends the next call's to the device.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        devices: Devices,
+        words: np.ndarray | None,
+        *,
+        batch_size: int,
+        discriminator_steps: int,
+        num_steps: int,
+        workers: int,
+        following: Callable[[int], int] | None,
+    ):
+        """What streams starts at the first call.
+
+        Args:
+          words: uint32 [2], on which the order of a streamed set depends: `step.order_words`.
+          batch_size: examples of a minibatch, over all devices and processes.
+          workers: threads that decode.
+          following: step at which a call begins -> step at which it ends; None: nothing is read ahead of a call.
+        """
+        self._devices, self._per_step, self._workers, self._following = devices, discriminator_steps, workers, following
+        self._minibatches = _Minibatches(source, words, batch_size, num_steps * discriminator_steps)
+        self._resident = None if source.streamed else devices.place(source.data)
+        self._streams, self._closed, self._iterator = source.streamed, False, None
+        self._sender = ThreadPoolExecutor(1)
+        self._sent: tuple[tuple[int, int] | None, Future | None] = (None, None)  # (now, after), its data
+        self.waited = 0.0  # seconds for which calls had to wait for their data
+
+    def call(self, now: int, after: int):
+        """The `data` of the compiled call from step `now` to step `after`.
+
+        Of a streamed set [steps, k, n, ...] on the devices, k minibatches of D a step.
+        """
+        if not self._streams:
+            return self._resident
+        start = time.perf_counter()
+        expected, future = self._sent
+        if expected != (now, after):
+            future = self._sender.submit(self._go_to, now, after)
+        data = future.result()
+        self.waited += time.perf_counter() - start
+        if self._following is not None and after * self._per_step < len(self._minibatches):
+            expected = (after, self._following(after))
+            self._sent = expected, self._sender.submit(self._send, *expected)
+        return data
+
+    def close(self) -> None:
+        """Ends the threads, after the minibatch at hand; what was read ahead is dropped."""
+        self._closed = True
+        self._sender.shutdown(cancel_futures=True)
+        self._iterator = None
+
+    def _go_to(self, now: int, after: int):
+        import grain  # a second, which only those who stream need to spend
+
+        ahead = max(2 * self._workers, (after - now) * self._per_step)
+        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead)
+        from_now = grain.MapDataset.source(self._minibatches)[now * self._per_step :]
+        self._iterator = iter(from_now.to_iter_dataset(options))
+        return self._send(now, after)
+
+    def _send(self, now: int, after: int):
+        minibatches = []
+        for _ in range((after - now) * self._per_step):
+            if self._closed:
+                raise CancelledError
+            minibatches.append(next(self._iterator))
+        stacked = jax.tree.map(lambda *rows: np.stack(rows), *minibatches)
+        stacked = jax.tree.map(lambda x: x.reshape(after - now, self._per_step, *x.shape[1:]), stacked)
+        return jax.block_until_ready(self._devices.spread(stacked))
+
+
+class _Minibatches:
+    """This process's share of every minibatch of a run, by number: random access, as Grain reads it."""
+
+    def __init__(self, source: Source, words: np.ndarray | None, batch_size: int, count: int):
+        self._source, self._words, self._batch_size, self._count = source, words, batch_size, count
+        self._slots = process_slots(batch_size, jax.process_index(), jax.process_count())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, minibatch: int) -> dict[str, np.ndarray]:
+        indices = shuffle.examples(self._words, self._source.size, self._batch_size, minibatch, self._slots)
+        return self._source.rows(indices)
+
+
+def process_slots(batch_size: int, process: int, count: int) -> np.ndarray:
+    """The slots of the global batch that one of `count` processes reads: uint32, a contiguous range."""
+    return np.arange(process * batch_size // count, (process + 1) * batch_size // count, dtype=np.uint32)
+
+
+def call_shapes(source: Source, devices: Devices, steps: int, discriminator_steps: int, batch_size: int):
+    """The shapes, dtypes and placement of what a compiled call of so many steps is given, without its arrays."""
+    if not source.streamed:
+        return devices.placed_shapes(source.data)
+    row = source.rows(np.zeros(1, np.int64))
+    leading = (steps, discriminator_steps, batch_size)
+    return devices.spread_shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype), row))

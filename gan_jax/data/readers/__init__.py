@@ -1,0 +1,1 @@
+"""What reads images from folders, arrays and TFDS."""

@@ -1,0 +1,144 @@
+"""Images in a NumPy file: `.npy`, or `.npz` with labels."""
+
+import os
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from gan_jax.data.readers.records import Records, fingerprint, one_line, reason
+from gan_jax.data.stored import Images
+from gan_jax.utils.errors import InputError
+
+IMAGES = ("image", "images", "samples")
+LABELS = ("label", "labels")
+SHAPES = "images are [n, h, w] or [n, h, w, c] with c = 1 or 3, channels last"
+MAX_CLASSES = 100_000  # beyond it, a label is more likely a mistake than a class
+BLOCK = 1 << 24  # elements looked at together when floats are checked
+# What NumPy raises for a damaged file: no zip, no header, a header that lies about the size, bad compressed data.
+DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError,
+          NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+
+
+class ImageArrays(Images):
+    """The data set `arrays`: the images of the file `dir`."""
+
+    def records(self) -> Records:
+        """The images of the file."""
+        return Arrays(self.required_dir("the .npz or .npy file"))
+
+
+class Arrays(Records):
+    """Images [n, h, w] or [n, h, w, c] of a `.npy` (memory mapped) or `.npz` file (in memory).
+
+    uint8, or floats in [-1, 1], which are rounded to uint8. In a `.npz`: `image`, `images` or `samples`, or the only
+    array; its labels are `label` or `labels`, integers [n].
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.folder = Path(os.path.expanduser(path))
+        self._images, self._labels = _load(self.folder)
+        where = one_line(self.folder)
+        _check_images(where, self._images)
+        self.classes = _classes(where, self._labels, len(self))
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.folder.parent, [self.folder.name], "arrays")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, i: int) -> dict:
+        image = np.array(self._images[i])
+        if image.dtype != np.uint8:
+            image = np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
+        image = image[:, :, None] if image.ndim == 2 else image
+        return {"image": image} | ({"label": int(self._labels[i])} if self.classes else {})
+
+    def labels(self) -> np.ndarray:
+        return np.asarray(self._labels)
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images as they are stored, and the labels where there are any."""
+    if not path.is_file():
+        raise InputError(f"no file {one_line(path)}; a .npy or .npz file of images is needed")
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return loaded, None
+        with loaded:
+            images, labels = _members(path, loaded.files)
+            arrays = loaded[images], None if labels is None else loaded[labels]
+            if any(isinstance(array, bytes) for array in arrays):  # NumPy's answer to a member without its header
+                raise ValueError("a member is no array")
+            return arrays
+    except InputError:
+        raise
+    except DAMAGE as error:
+        why = reason(error)
+        if "pickle" in why or "Python objects" in why:
+            raise InputError(f"{one_line(path)} holds pickled Python objects; {SHAPES}, uint8 or float") from error
+        raise InputError(f"{one_line(path)} is no complete .npy or .npz file: {why}") from error
+
+
+def _members(path: Path, names: list[str]) -> tuple[str, str | None]:
+    """Which arrays of a `.npz` are the images and the labels."""
+    labels = [name for name in LABELS if name in names]
+    others = [name for name in names if name not in labels]
+    images = [name for name in IMAGES if name in names] or (others if len(others) == 1 else [])
+    if len(images) != 1 or len(labels) > 1:
+        raise InputError(
+            f"{one_line(path)} holds the arrays {one_line(', '.join(names)) or '(none)'}: one of them is to be "
+            f"{', '.join(IMAGES)}, and at most one {' or '.join(LABELS)}"
+        )
+    return images[0], labels[0] if labels else None
+
+
+def _check_images(where: str, images: np.ndarray):
+    shape = list(images.shape)
+    if images.ndim == 2:
+        raise InputError(f"{where} holds points {shape}; array files are for images: {SHAPES}")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and shape[3] not in (1, 3)):
+        raise InputError(f"{where} holds an array {shape}; {SHAPES}")
+    if 0 in shape:
+        raise InputError(f"{where} holds an array {shape}, which has no example or no pixel")
+    if images.dtype.kind == "f":
+        _check_range(where, images)
+    elif images.dtype != np.uint8:
+        raise InputError(f"{where} is of dtype {images.dtype}; images are uint8 (0 to 255) or floats in [-1, 1]")
+
+
+def _check_range(where: str, images: np.ndarray):
+    """Holds floats to [-1, 1]; a block at a time, as the file may be larger than the memory."""
+    rows, low, high = max(1, BLOCK // images[0].size), np.inf, -np.inf
+    for start in range(0, len(images), rows):
+        block = images[start : start + rows]
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+        if not np.isfinite(low + high):
+            raise InputError(f"{where} holds values that are not finite, from example {start} on; floats in [-1, 1]")
+    values = f"{where} holds floats from {low:g} to {high:g}"
+    if low >= 0 and high <= 1:
+        raise InputError(f"{values}, by the look of it in [0, 1]; they are to be in [-1, 1]: store 2 * x - 1")
+    if low >= 0 and high <= 255:
+        raise InputError(f"{values}, by the look of it in [0, 255]; store them as uint8: x.round().astype('uint8')")
+    if low < -1 or high > 1:
+        raise InputError(f"{values}; they are to be in [-1, 1], or uint8")
+
+
+def _classes(where: str, labels: np.ndarray | None, count: int) -> tuple[str, ...]:
+    """The names of the classes, which are their numbers."""
+    if labels is None:
+        return ()
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise InputError(
+            f"{where} holds labels of dtype {labels.dtype} and shape {list(labels.shape)}; "
+            f"they are to be integers [{count}], one for each image"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= MAX_CLASSES:
+        raise InputError(f"{where} holds labels from {low} to {high}; they are to count from 0 to below {MAX_CLASSES}")
+    return tuple(str(label) for label in range(high + 1))

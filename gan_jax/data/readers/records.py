@@ -1,0 +1,184 @@
+"""What a reader of images is: random access to them as they are stored; and what makes them one shape.
+
+NumPy and Pillow, on the host, from several threads at once. None of the readers uses JAX.
+"""
+
+import hashlib
+import io
+import operator
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from gan_jax.utils.errors import InputError
+
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # Pillow's, of a block that is then left alone
+ORIENTATION = 0x0112  # the EXIF tag
+# How a complete file ends, though more may follow. Where only this is missing, Pillow does not always notice.
+END = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "WEBP": b""}
+# What Pillow raises for a file that is damaged, by format and by where the damage lies.
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
+
+
+class BadExampleError(Exception):
+    """One example is damaged; the message is one line: which file and position, and what is wrong with it."""
+
+
+class Records:
+    """A set of images by index, as they are stored; it has a length. It is read from several threads at once."""
+
+    classes: tuple[str, ...] = ()  # what the labels 0, 1, ... mean; () where the set has no labels
+    folder: Path | None = None  # or the file, in which it lies; None: it is bundled
+    not_images: tuple[str, ...] = ()  # the names of other files in the folder
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """{"image": uint8 [h, w, c], "label": int}: c is 1 or 3; "label" only where there are classes.
+
+        Raises BadExampleError where this one cannot be read, and IndexError outside 0 <= i < len.
+        """
+        i = operator.index(i)
+        if not 0 <= i < len(self):
+            raise IndexError(f"no example {i}: there are {len(self)}")
+        try:
+            return self.read(i)
+        except InputError:  # of the whole set
+            raise
+        except Exception as error:  # whatever the libraries of the reader raise
+            raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
+
+    def read(self, i: int) -> dict[str, Any]:
+        """What `self[i]` is, for 0 <= i < len; whatever it raises means that this example is damaged."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what tells the content apart: names, sizes and times of the files. Nothing is read for it."""
+
+    def labels(self) -> np.ndarray | None:
+        """The label of every example where there are classes, int [n], -1 where it has none; no image is decoded.
+
+        None where reading them would take as long as reading all.
+        """
+
+    def where(self, i: int) -> str:
+        """The file and the position of example i, counted from 0, for messages: "PATH (example 17 of 200)"."""
+        return f"{one_line(self.file(i))} (example {i} of {len(self)})"
+
+    def file(self, i: int) -> object:
+        """The path in which example i lies, for messages."""
+        return self.folder
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """`text` without line breaks and characters that a terminal or a log in UTF-8 cannot show, at most `limit` long."""
+    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= limit else line[:limit] + "..."
+
+
+def reason(error: Exception) -> str:
+    """Why an example could not be read, in one line."""
+    return one_line(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def fingerprint(folder: Path, names: Iterable[str], *options: str) -> str:
+    """SHA-256 over name, size and times of last change (ns) of the files `names` in `folder`, and over the options.
+
+    The folder itself is left out: a set that was moved is the same set. Of the two times, an archive that is unpacked
+    sets one, and nobody the other.
+    """
+    digest = hashlib.sha256(repr(options).encode())
+    try:
+        for name in names:
+            stat = os.stat(os.path.join(folder, name))
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} ".encode() + os.fsencode(name) + b"\0")
+    except OSError as error:
+        raise InputError(f"{one_line(error.filename)} was there and cannot be found again: {reason(error)}") from error
+    return digest.hexdigest()
+
+
+def decode(data: bytes, upright: bool) -> np.ndarray:
+    """A PNG, JPEG or WebP file as uint8 [h, w, c], c = 1 for grey and 3 for RGB; ValueError says why it is none.
+
+    Of an animation, the first frame. `upright`: turned as its EXIF orientation asks, as viewers do. What is transparent
+    is laid over white, as on a page: dropping the alpha instead would show whatever colour an editor left under it.
+    """
+    try:
+        with _opener(data)(io.BytesIO(data)) as image:
+            _refuse_bomb(*image.size)
+            image.load()
+            if END[image.format] not in data:
+                raise ValueError("truncated: it has no end")
+            if upright and image.getexif().get(ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            return _pixels(image)
+    except DAMAGE as error:
+        raise ValueError(reason(error)) from error
+
+
+def _opener(data: bytes):
+    # Image.open would find it, too, but it warns of large images, and a filter for warnings is not safe among threads.
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile
+    raise ValueError("neither PNG nor JPEG nor WebP" if data else "empty")
+
+
+def _refuse_bomb(width: int, height: int):
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(f"{width}x{height} pixels, where at most {limit} are decoded: a decompression bomb?")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [h, w, 1 or 3] of an image of any mode of Pillow's."""
+    if image.mode.startswith("I"):  # 16-bit grey; the high byte, which is what Pillow takes of 16-bit colours
+        return (np.asarray(image) >> 8).astype(np.uint8)[:, :, None]
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return to_array(image.convert("L" if grey else "RGB"))
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """uint8 [h, w, 1 or 3] as an image of Pillow's."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def to_array(picture: Image.Image) -> np.ndarray:
+    """The inverse of `to_picture`."""
+    pixels = np.asarray(picture)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """The largest centre square of `image` uint8 [h, w, 1 or 3], resized: uint8 [size, size, channels].
+
+    Lanczos with antialiasing, by Pillow: what StyleGAN2-ADA and StyleGAN3 prepare their sets with (`dataset_tool.py
+    --transform=center-crop`), and no filter of a framework that skips pixels when it shrinks (arXiv:2104.11222).
+    RGB to grey is the luma of ITU-R 601, grey to RGB repeats it. Size 0 leaves height and width as they are. What
+    already is of that shape comes back bit for bit. `channels` is 1 or 3.
+    """
+    if size:
+        height, width = image.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
+    if image.shape[2] > channels:
+        image = to_array(to_picture(image).convert("L"))  # before the resize, which then has a third of the work
+    if size and image.shape[0] != size:
+        image = to_array(to_picture(image).resize((size, size), Image.Resampling.LANCZOS))
+    return np.repeat(image, channels, axis=2) if image.shape[2] < channels else image

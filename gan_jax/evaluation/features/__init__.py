@@ -1,0 +1,1 @@
+"""The networks whose features the distances compare, and the weights behind them."""

@@ -1,0 +1,157 @@
+"""Features of images, by name: what the distances of `gan_jax.evaluation` compare."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gan_jax.data import Source
+from gan_jax.evaluation.features import classifier, inception
+from gan_jax.evaluation.features.inception_network import CLASSES
+from gan_jax.parallel.devices import Devices
+from gan_jax.utils.errors import InputError, NotFiniteError
+from gan_jax.utils.keys import TEXT, arguments, keys_of
+from gan_jax.utils.progress import progress
+
+BATCH = 256  # images in one call
+NONE = "none"
+Weights = Annotated[str, TEXT, "a file of its weights; empty: those of the package"]
+
+
+class Features(NamedTuple):
+    """What an extractor sees in n images."""
+
+    values: np.ndarray  # [n, d] float32
+    logits: np.ndarray | None  # [n, classes] float32; of a classifier of single channels [n, channels, classes]
+
+
+class Extractor(NamedTuple):
+    """A function of 8-bit images, and all that decides its values."""
+
+    name: str
+    weights: str  # a hash of them; "" without any
+    resize: str  # what is done to images of another size
+    apply: Callable  # (params, uint8 [n, h, w, c]) -> (features [n, d], logits or None)
+    params: Any
+
+
+class Kind(NamedTuple):
+    """How an extractor is made, and what is known before it is."""
+
+    make: Callable  # (name, its config keys) -> Extractor
+    sees: tuple[int, int, int] | None = None  # the images of its network, where these are of one shape
+    classes: int = 0  # of its logits; 0: without
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether a file of weights can be named."""
+        return "weights" in keys_of(self.make)
+
+
+def eight_bits(images: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1] as uint8, as a file would hold them: what is scored is what can be published."""
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Features:
+    """The features of images [n, h, w, c], uint8, or float32 in [-1, 1] and then rounded; in batches, over a mesh.
+
+    Raises NotFiniteError where a pixel is not finite.
+    """
+    if not np.isfinite(images).all():
+        raise NotFiniteError("the images are not finite: a generator that gives NaN or infinity cannot be scored")
+    images = images if images.dtype == np.uint8 else eight_bits(images)
+    size = -(-BATCH // devices.count) * devices.count
+    batches = []
+    for start in progress(range(0, len(images), size), f"features, {extractor.name}"):
+        batch = images[start : start + size]
+        padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
+        batches.append(Features(*jax.device_get(_sharded(extractor.apply, devices, extractor.params, padded))))
+    joined = join(batches)
+    return Features(*(None if x is None else x[: len(images)] for x in joined))
+
+
+def join(batches: list[Features]) -> Features:
+    """The features of all batches, one after another."""
+    values, logits = zip(*batches, strict=True)
+    return Features(np.concatenate(values), None if logits[0] is None else np.concatenate(logits))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sharded(apply: Callable, devices: Devices, params, images):
+    return apply(params, devices.shard(images))
+
+
+def _pixels(params, images):
+    return images.reshape(len(images), -1).astype(jnp.float32) / 127.5 - 1, None
+
+
+def _classified(shape: tuple[int, int, int], params, images):
+    """A classifier of grey images sees each channel by itself; its features of all are one vector."""
+    n, height, width, channels = images.shape
+    scaled = images.astype(jnp.float32) / 127.5 - 1
+    if channels != shape[2]:
+        scaled = jnp.moveaxis(scaled, -1, 1).reshape(n * channels, height, width, 1)
+    if (height, width) != shape[:2]:
+        scaled = jax.image.resize(scaled, (len(scaled), *shape), "linear", antialias=True)
+    features, logits = classifier.forward(params, scaled)
+    if channels == shape[2]:
+        return features, logits
+    return features.reshape(n, -1), logits.reshape(n, channels, -1)
+
+
+def _make_pixels(name: str) -> Extractor:
+    return Extractor(name, "", "none", _pixels, ())
+
+
+def _make_classifier(name: str, weights: Weights = "") -> Extractor:
+    params, digest = classifier.load(name, Path(weights) if weights else None)
+    shape = classifier.CLASSIFIERS[name].shape
+    resize = f"linear, antialiased, to {shape[0]}x{shape[1]}"
+    return Extractor(name, digest, resize, partial(_classified, shape), params)
+
+
+def _make_inception(name: str, weights: Weights = "") -> Extractor:
+    if not weights:
+        raise InputError(
+            f"config key evaluation.weights is missing: the file of Inception's weights, which {inception.COMMAND} "
+            f"makes of {inception.SOURCE}"
+        )
+    params = inception.load(Path(weights))
+    return Extractor(name, inception.weights_hash(params), "as TensorFlow 1, to 299x299", inception.forward, params)
+
+
+EXTRACTORS = {
+    "pixels": Kind(_make_pixels),
+    **{name: Kind(_make_classifier, known.shape, classifier.CLASSES) for name, known in classifier.CLASSIFIERS.items()},
+    "inception": Kind(_make_inception, classes=CLASSES),
+}
+
+
+def make_extractor(name: str, weights: str) -> Extractor:
+    """The extractor that a config names; `weights`: a file of one's own, "" for that of the package.
+
+    Raises InputError where the file is missing, or needed and not named.
+    """
+    make = EXTRACTORS[name].make
+    extractor = make(name, **arguments(make, {"weights": weights}))
+    return extractor._replace(params=jax.device_put(extractor.params))
+
+
+def labels_images(name: str, source: Source) -> bool:
+    """Whether this extractor, or NONE, gives each image of the source one class."""
+    if name == NONE or not EXTRACTORS[name].classes:
+        return False
+    return EXTRACTORS[name].sees is None or EXTRACTORS[name].sees[2] == source.shape[-1]
+
+
+def counts_modes(name: str, source: Source) -> bool:
+    """Whether the classes that this extractor, or NONE, tells apart are those of the data, of all channels together."""
+    if name == NONE or EXTRACTORS[name].sees is None or len(source.shape) != 3:
+        return False
+    kind, channels = EXTRACTORS[name], source.shape[2]
+    return len(source.classes) == kind.classes ** (1 if channels == kind.sees[2] else channels)

@@ -1,0 +1,164 @@
+"""Features and logits of the Inception-v3 of the Frechet Inception distance, and its weights as files.
+
+The weights are those of TensorFlow's graph of 2015-12-05 as the PyTorch port has them; `convert` reads them without
+PyTorch. Images are resized as that graph does it, so that scores agree with those of papers that used it
+(arXiv:1706.08500; why the resizing matters: arXiv:2104.11222).
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gan_jax.data.readers.arrays import DAMAGE
+from gan_jax.data.readers.records import one_line, reason
+from gan_jax.evaluation.features import weight_files
+from gan_jax.evaluation.features.inception_network import SIDE, Inception
+from gan_jax.evaluation.features.torch_file import read_state_dict
+from gan_jax.networks import products
+from gan_jax.utils.errors import InputError
+
+EPSILON = 1e-3  # of the graph's batch normalisations
+FILE = "pt_inception-2015-12-05-6726825d.pth"
+COMMAND = "python -m gan_jax.evaluation convert"
+SOURCE = f"{FILE} of the release fid_weights of mseitzer/pytorch-fid on GitHub"
+UNUSED = ("fc.bias", "num_batches_tracked")  # ends of names: of a state dict, what the features do not need
+
+
+def forward(params, images):
+    """The features and the logits without bias of images; pure, and to be called under `jax.jit`.
+
+    Args:
+      params: as `load` gives them.
+      images: uint8 [n, h, w, 1 or 3] in 0..255, of any size; grey ones are repeated to three channels.
+    Returns:
+      (features float32 [n, 2048], logits float32 [n, 1008]); products are in float32 on every device.
+    """
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.dtype != jnp.uint8:
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}; they must be uint8 [n, h, w, 1 or 3]")
+    x = (resize(images, SIDE) - 128) / 128
+    x = jnp.broadcast_to(x, (*x.shape[:3], 3))
+    with products("highest"):
+        return Inception().apply({"params": params}, x)
+
+
+def resize(images, side: int):
+    """Bilinear resizing as in TensorFlow 1: images [n, h, w, c] -> float32 [n, side, side, c], in the images' units.
+
+    Pixel i of the result lies at i size / side of the image, without the half-pixel shift of later versions, and the
+    image is not smoothed before it is made smaller.
+    """
+    x = jnp.asarray(images)
+    for axis in (2, 1):
+        low, high, weight = _grid(x.shape[axis], side)
+        start, end = (jnp.take(x, at, axis).astype(jnp.float32) for at in (low, high))
+        x = start + (end - start) * jnp.expand_dims(weight, tuple(range(1, 4 - axis)))
+    return x
+
+
+def _grid(size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `side` pixels its two neighbours among `size` and the weight of the second, [side] each."""
+    place = np.arange(side, dtype=np.float32) * np.float32(size / side)  # in float32, as there
+    low = place.astype(np.int32)
+    return low, np.minimum(low + 1, size - 1), place - low
+
+
+def convert(path: Path) -> dict:
+    """The parameters from a file of the PyTorch port, of either format of `torch.save`: float32 NumPy arrays.
+
+    Batch normalisation is folded into the convolutions, in float64. Raises InputError, one line, where the file is
+    missing or damaged, or holds another network.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {one_line(path)}; the weights are {SOURCE}")
+    arrays = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
+    shapes = {name: shape for layer, own in _shapes().items() for name, shape in _torch_shapes(layer, own).items()}
+    _check_shapes(arrays, shapes, f"{one_line(path)} does not hold the weights for FID", f"they are {SOURCE}")
+    flat = {"fc/kernel": arrays["fc.weight"].T}
+    for layer in {name.rpartition("/")[0] for name in _shapes()} - {"fc"}:
+        flat[f"{layer}/kernel"], flat[f"{layer}/bias"] = _folded(arrays, layer.replace("/", "."))
+    flat = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
+    _check_finite(flat, path, f"fetch it again: {SOURCE}")
+    return unflatten_dict(flat, sep="/")
+
+
+def _folded(arrays: dict[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """A convolution and its normalisation as kernel [h, w, in, out] and bias [out]."""
+    mean, variance, shift, scale, kernel = (arrays[layer + end].astype(np.float64) for end in _NORMALISED)
+    with np.errstate(invalid="ignore"):  # the result is checked
+        scale = scale / np.sqrt(variance + EPSILON)
+    return kernel.transpose(2, 3, 1, 0) * scale, shift - mean * scale
+
+
+_NORMALISED = (".bn.running_mean", ".bn.running_var", ".bn.bias", ".bn.weight", ".conv.weight")
+
+
+def save(path: Path, params: dict) -> None:
+    """Writes the parameters as an .npz file, whole or not at all."""
+    weight_files.write_npz(path, _flat(params))
+
+
+def load(path: Path) -> dict:
+    """The parameters from a file of `save`: float32 arrays on the default device.
+
+    Raises InputError, one line, where the file is missing or damaged, or does not hold these weights.
+    """
+    remedy = f"{COMMAND} FILE.pth --out={one_line(path)} makes it of {SOURCE}"
+    if not path.is_file():
+        raise InputError(f"no file {one_line(path)} of Inception weights; {remedy}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
+    except DAMAGE as error:
+        raise InputError(f"{one_line(path)} is no complete .npz file ({reason(error)}); {remedy}") from error
+    _check_shapes(arrays, _shapes(), f"{one_line(path)} does not hold converted Inception weights", remedy)
+    _check_finite(arrays, path, remedy)
+    return jax.device_put(unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, sep="/"))
+
+
+def weights_hash(params: dict) -> str:
+    """`weight_files.digest` of the parameters in float32, which tells weights apart."""
+    return weight_files.digest(_flat(params))
+
+
+def _flat(params: dict) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array, "<f4") for name, array in flatten_dict(params, sep="/").items()}
+
+
+@functools.cache
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the parameters, as "Mixed_5b/branch1x1/kernel"; no device is started for it."""
+    key = jax.eval_shape(jax.random.key, 0)
+    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+    flat = flatten_dict(jax.eval_shape(Inception().init, key, image)["params"], sep="/")
+    return {name: array.shape for name, array in flat.items()}
+
+
+def _torch_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The arrays of the port behind one of ours: a kernel is one, a bias four of the normalisation."""
+    layer, _, kind = name.replace("/", ".").rpartition(".")
+    if layer == "fc":
+        return {"fc.weight": shape[::-1]}
+    if kind == "kernel":
+        return {f"{layer}.conv.weight": (shape[3], shape[2], *shape[:2])}
+    return {layer + end: shape for end in _NORMALISED if ".bn." in end}
+
+
+def _check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], what: str, remedy: str) -> None:
+    """Raises InputError unless these are floats of these shapes, no more and no less."""
+    for names, verb in ((shapes.keys() - arrays.keys(), "lacks"), (arrays.keys() - shapes.keys(), "has besides")):
+        if names:
+            raise InputError(f"{what}: it {verb} {len(names)} arrays, such as {one_line(min(names))}; {remedy}")
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype.kind != "f":
+            form = f"{array.dtype} {list(array.shape)}"
+            raise InputError(f"{what}: {name} is {form} and must be floats {list(shape)}; {remedy}")
+
+
+def _check_finite(arrays: dict[str, np.ndarray], path: Path, remedy: str) -> None:
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise InputError(f"{one_line(path)} holds weights that are not finite; {remedy}")

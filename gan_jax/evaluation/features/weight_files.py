@@ -1,0 +1,69 @@
+"""Weights in a file of the package: an `.npz` of float16 arrays by path, and a JSON text on how they were made."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gan_jax.data.readers.arrays import DAMAGE
+from gan_jax.data.readers.records import one_line, reason
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.files import write_atomically
+
+ABOUT = "about"  # the JSON text among the arrays
+
+
+def pack(variables: Any) -> dict[str, np.ndarray]:
+    """A nested dict of float arrays as float16 ones by path, "params/Dense_0/kernel"."""
+    return {name: np.asarray(x, np.float16) for name, x in flatten_dict(variables, sep="/").items()}
+
+
+def unpack(arrays: dict[str, np.ndarray]) -> Any:
+    """The nested dict of what `pack` made, in float32."""
+    return unflatten_dict({name: x.astype(np.float32) for name, x in arrays.items()}, sep="/")
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes and bytes, in the order of the names: the first 16 hex characters."""
+    sha = hashlib.sha256()
+    for name, x in sorted(arrays.items()):
+        sha.update(f"{name} {x.shape} ".encode() + x.tobytes())
+    return sha.hexdigest()[:16]
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Writes the file, whole or not at all; `sha256`, the digest, joins what is said `about` the arrays."""
+    text = np.array(json.dumps(about | {"sha256": digest(arrays)}))
+    write_npz(path, arrays | {ABOUT: text}, np.savez_compressed)
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray], save: Callable = np.savez) -> None:
+    """Writes an .npz file by `save`, whole or not at all."""
+    buffer = io.BytesIO()
+    save(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def read(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of the file, and what it says about them. Raises InputError where it is not as it was written.
+
+    `remedy` ends the message: what the user can do about it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop(ABOUT)))
+        known = about["sha256"]
+    except (*DAMAGE, AttributeError) as error:  # the last where it is a .npy file
+        raise InputError(f"cannot read the weights in {one_line(path)}: {reason(error)}; {remedy}") from error
+    if digest(arrays) != known:
+        raise InputError(
+            f"the weights in {one_line(path)} are not those that were written: their hash is {digest(arrays)}, "
+            f"not {one_line(known, 20)}; {remedy}"
+        )
+    return arrays, about

@@ -1,0 +1,191 @@
+"""The registry of scores: what is printed, logged and written of samples, and which values are better.
+
+A score is one entry of SCORES. What several scores share is computed once, by `Examples`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy  # by itself it loads none of its parts until they are used
+
+from gan_jax.data import Source, independent
+from gan_jax.evaluation.features.extractors import NONE, Features, counts_modes, labels_images
+from gan_jax.evaluation.metrics.bootstrap import frechet_interval, interval
+from gan_jax.evaluation.metrics.classes import class_labels, inception_score, label_scores, mode_scores
+from gan_jax.evaluation.metrics.distances import frechet_distance, gaussian, kernel_distance, sliced_wasserstein
+from gan_jax.evaluation.metrics.neighbours import Memorisation, density_coverage, neighbour_distances, precision_recall
+
+LEVEL = 0.95  # of the intervals
+NORMAL = 1.96  # standard errors on either side, for that level
+PRECISION_K, COVERAGE_K = 3, 5  # nearest neighbours, as in the papers
+SPLITS = 10  # of the Inception score
+LEAST = 10  # examples of either side, for all of the scores
+SEED = 0  # of the bootstrap
+
+LOWER, HIGHER = -1, 1  # which is better
+
+
+class Need(Enum):
+    """What a score is computed from."""
+
+    SAMPLES = "samples, and draws from the data"
+    MIXTURE = "samples of a mixture whose modes are known"
+    FEATURES = "features of images"
+    LABELS = "one class for each image"
+    MODES = "classes that are those of the data"
+    COPIES = "the nearest training example of each sample"
+
+
+class Score(NamedTuple):
+    """A number, and the interval in which it would lie of other samples, where one is known."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclass
+class Examples:
+    """Samples and what they are compared with. A score reads what it needs; the rest may be missing."""
+
+    source: Source | None = None
+    samples: np.ndarray | None = None  # [n, *shape] float32
+    key: Any = None  # of the draws from the data
+    real: Features | None = None  # of the reference
+    fake: Features | None = None  # of the samples
+    copies: Memorisation | None = None  # of the samples in the training set
+
+    @cached_property
+    def draws(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two independent sets of real examples from what one trains on, each as many as the samples."""
+        keys = jax.random.split(self.key, 2 * len(self.samples))
+        return tuple(np.split(np.asarray(independent(self.source, keys)["image"]), 2))
+
+    @cached_property
+    def mixture(self) -> dict[str, float]:
+        """`mode_scores`."""
+        return mode_scores(self.samples, self.source.modes)
+
+    @cached_property
+    def kernel(self) -> tuple[float, float]:
+        """`kernel_distance`: the value and its standard error."""
+        return kernel_distance(self.real.values, self.fake.values)
+
+    @cached_property
+    def neighbours(self) -> dict[str, np.ndarray]:
+        """`precision_recall` and `density_coverage`, by name."""
+        real, fake = self.real.values, self.fake.values
+        distances = neighbour_distances(real, COVERAGE_K)
+        precise = precision_recall(real, fake, PRECISION_K, real_distances=distances)
+        dense = density_coverage(real, fake, COVERAGE_K, real_distances=distances)
+        return precise._asdict() | dense._asdict()
+
+    @cached_property
+    def labels(self) -> dict[str, float]:
+        """`label_scores` of the samples."""
+        return label_scores(*class_labels(self.fake.logits))
+
+
+class Metric(NamedTuple):
+    """A score's facts.
+
+    A score that is a mean gives what it is the mean of, [n]. The intervals of shares of real examples (recall,
+    coverage) are for these samples and other real examples; the rest are for other samples.
+    """
+
+    needs: Need
+    better: int  # LOWER or HIGHER; 0: a number to compare a score with
+    measure: Callable  # (Examples) -> a number, or an array whose mean it is
+    interval: Callable | None = None  # (Examples, what `measure` gave, resamples or 0) -> (low, high) or None
+
+
+def _frechet(x: Examples) -> float:
+    return frechet_distance(gaussian(x.real.values), gaussian(x.fake.values))
+
+
+def _frechet_interval(x: Examples, value: float, resamples: int):
+    return frechet_interval(x.real.values, x.fake.values, resamples, LEVEL, SEED) if resamples else None
+
+
+def _kernel_interval(x: Examples, value: float, resamples: int):
+    return value - NORMAL * x.kernel[1], value + NORMAL * x.kernel[1]
+
+
+def _mean_interval(x: Examples, rows: np.ndarray, resamples: int):
+    return interval(np.mean, (rows,), resamples, LEVEL, SEED) if resamples else None
+
+
+def _inception_score(x: Examples) -> float:
+    # Without an interval: it falls as examples repeat, so that resamples lie beside it.
+    return inception_score(scipy.special.softmax(x.fake.logits.astype(np.float64), axis=-1), SPLITS)[0]
+
+
+# By the name in files and in evaluation.best; {} is the extractor: with another one it is another score.
+SCORES = {
+    "sliced_wasserstein": Metric(Need.SAMPLES, LOWER, lambda x: sliced_wasserstein(x.samples, x.draws[0])),
+    "sliced_wasserstein_floor": Metric(Need.SAMPLES, 0, lambda x: sliced_wasserstein(x.draws[1], x.draws[0])),
+    "high_quality": Metric(Need.MIXTURE, HIGHER, lambda x: x.mixture["high_quality"]),
+    "high_quality_ceiling": Metric(Need.MIXTURE, 0, lambda x: x.mixture["high_quality_ceiling"]),
+    "modes": Metric(Need.MIXTURE, HIGHER, lambda x: x.mixture["modes"]),
+    "modes_total": Metric(Need.MIXTURE, 0, lambda x: x.mixture["modes_total"]),
+    "reverse_kl": Metric(Need.MIXTURE, LOWER, lambda x: x.mixture["reverse_kl"]),
+    "reverse_kl_floor": Metric(Need.MIXTURE, 0, lambda x: x.mixture["reverse_kl_floor"]),
+    "fid_{}": Metric(Need.FEATURES, LOWER, _frechet, _frechet_interval),
+    "kid_{}": Metric(Need.FEATURES, LOWER, lambda x: x.kernel[0], _kernel_interval),
+    "precision_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["precision"], _mean_interval),
+    "recall_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["recall"], _mean_interval),
+    "density_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["density"], _mean_interval),
+    "coverage_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["coverage"], _mean_interval),
+    "inception_score_{}": Metric(Need.LABELS, HIGHER, _inception_score),
+    "modes_{}": Metric(Need.MODES, HIGHER, lambda x: x.labels["modes"]),
+    "modes_total_{}": Metric(Need.MODES, 0, lambda x: x.labels["modes_total"]),
+    "reverse_kl_{}": Metric(Need.MODES, LOWER, lambda x: x.labels["reverse_kl"]),
+    "reverse_kl_floor_{}": Metric(Need.MODES, 0, lambda x: x.labels["reverse_kl_floor"]),
+    "reverse_kl_real_{}": Metric(Need.MODES, 0, lambda x: label_scores(*class_labels(x.real.logits))["reverse_kl"]),
+    "authenticity_{}": Metric(Need.COPIES, HIGHER, lambda x: x.copies.authentic, _mean_interval),
+}
+
+
+def needs_met(extractor: str, source: Source) -> set[Need]:
+    """What there is to score at every step of a run on this data with this extractor, or NONE."""
+    met = {
+        Need.SAMPLES: True,
+        Need.MIXTURE: source.modes is not None,
+        Need.FEATURES: extractor != NONE,
+        Need.LABELS: labels_images(extractor, source),
+        Need.MODES: counts_modes(extractor, source),
+    }
+    return {need for need, is_met in met.items() if is_met}
+
+
+def better(extractor: str, source: Source) -> dict[str, int]:
+    """The scores by which a run's steps can be ranked, and whether LOWER or HIGHER is better."""
+    met = needs_met(extractor, source)
+    ranking = {name: metric.better for name, metric in SCORES.items() if metric.better and metric.needs in met}
+    return {name.format(extractor): sign for name, sign in ranking.items()}
+
+
+def compare(examples: Examples, met: set[Need], resamples: int, extractor: str = NONE) -> dict[str, Score]:
+    """The scores whose needs are met, by name; `resamples` of the bootstrap, 0: no intervals by it."""
+    metrics = {name.format(extractor): metric for name, metric in SCORES.items() if metric.needs in met}
+    return {name: _score(metric, examples, resamples) for name, metric in metrics.items()}
+
+
+def _score(metric: Metric, examples: Examples, resamples: int) -> Score:
+    value = metric.measure(examples)
+    spread = metric.interval(examples, value, resamples) if metric.interval else None
+    return Score(float(value.mean()) if isinstance(value, np.ndarray) else value, spread)
+
+
+def data_scores(source: Source, samples: np.ndarray, key) -> dict[str, float]:
+    """The scores of `samples` [n, *shape] that need no features, some beside those of perfect samples.
+
+    Real examples are drawn with `key` from the source that one trains on: this tells how well the data is fitted, not
+    whether it was memorised.
+    """
+    scores = compare(Examples(source, samples, key), needs_met(NONE, source), resamples=0)
+    return {name: score.value for name, score in scores.items()}

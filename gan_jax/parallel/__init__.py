@@ -1,0 +1,1 @@
+"""Devices and processes: the only room with collectives, meshes and shardings."""

@@ -1,0 +1,179 @@
+"""How several processes of one run agree on what to do, and end together.
+
+Each has some of the devices, and all make the same calls in the same order. What one of them alone knows (a signal, a
+mistake, what lies on the disk) becomes known to all before any acts on it: a process that left the others would keep
+them waiting in their next collective. With one process everything here is local and costs nothing.
+"""
+
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import platform
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import gan_jax
+from gan_jax.parallel.devices import AXIS, in_order
+from gan_jax.utils.errors import AgreedError, InputError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")  # of which a run's numbers are made
+AGREE_WITHIN = 24 * 3600  # seconds between processes that live: one may be scoring for long
+GONE = (
+    "another process of this run is gone, so this one ends too; the same command in all of them goes on from the "
+    "newest checkpoint"
+)
+# What is said of a collective, or of JAX's coordinator, whose other end is gone.
+_LOST = re.compile(
+    r"Gloo \w+ failed|Connection (reset|closed) by peer|NCCL.*(remote|peer)|[Cc]oordination ?[Ss]ervice|GetKeyValue"
+)
+
+
+def several() -> bool:
+    """Whether this run has more than one process. Starts no backend where there is one."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes logs, pictures and whatever else is written once."""
+    return not several() or jax.process_index() == 0
+
+
+def all_or_none(function: Callable[[], Any], often: bool = False, within: float = AGREE_WITHIN) -> Any:
+    """What the function returns, if no process makes a mistake in it; else an AgreedError in every process.
+
+    A mistake is an InputError or an OSError. All must call it, and the function must not wait for the others.
+
+    Args:
+      often: it is asked at every call: that all is well is then told by the devices, which costs the least.
+      within: seconds in which the others must have answered; else this one takes them for lost.
+    """
+    if not several():
+        return function()
+    result, mistake = None, ""
+    try:
+        result = function()
+    except InputError as error:
+        mistake = str(error) or "failed"
+    except OSError as error:
+        mistake = f"{error.filename or 'a file'}: {error.strerror or error}"
+    if often and not _anywhere(bool(mistake)):
+        return result
+    mistakes = {index: text for index, text in enumerate(_gathered(mistake, within)) if text}
+    if not mistakes:
+        return result
+    index, text = next(iter(mistakes.items()))
+    raise AgreedError(text if set(mistakes.values()) == {text} and len(mistakes) > 1 else f"process {index}: {text}")
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, which JSON must be able to hold, in all of them."""
+    if not several():
+        return value
+    return json.loads(_gathered(json.dumps(value) if is_first() else "")[0])
+
+
+def by_first(function: Callable[[], Any]) -> Any:
+    """What the function returns in the first process, the only one to call it, in all; as in `all_or_none`."""
+    return from_first(all_or_none(lambda: function() if is_first() else None))
+
+
+def require_equal(what: str, own: Mapping[str, Any]) -> None:
+    """Raises AgreedError, naming a process and what differs in it, unless `own` is the same in all processes."""
+    first = from_first(dict(own))
+    all_or_none(lambda: _compare(what, json.loads(json.dumps(dict(own))), first))
+
+
+def _compare(what: str, own: dict, first: dict) -> None:
+    differing = [name for name in sorted(own | first) if own.get(name) != first.get(name)]
+    if differing:
+        name, more = differing[0], f" and {len(differing) - 1} more differ" if len(differing) > 1 else " differs"
+        here, there = own.get(name, "missing"), first.get(name, "missing")
+        raise InputError(
+            f"{what} {name}{more}: {here} here, {there} in process 0; start all processes of a run with the same"
+        )
+
+
+def code_versions() -> dict[str, str]:
+    """A hash of each of this package's files, and the versions of Python and of PACKAGES: what a process runs."""
+    package = Path(gan_jax.__file__).parent
+    hashes = {
+        f"gan_jax/{path.relative_to(package).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in sorted(package.rglob("*.py"))
+    }
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"Python": platform.python_version()} | versions | hashes
+
+
+def in_any_process(question: Callable[[], bool]) -> Callable[[], bool]:
+    """A yes-or-no question as all processes answer it: yes in all of them, a call after one of them said so.
+
+    The answers of one call are read at the next one, so that no process waits for its devices to ask.
+    """
+    if not several():
+        return question
+    answer = False
+
+    def ask() -> bool:
+        nonlocal answer
+        before, answer = bool(answer), _anywhere(question())
+        return before
+
+    return ask
+
+
+def _anywhere(answer: bool) -> jax.Array:
+    """Whether any process says so, once their devices have told each other; all must ask.
+
+    Not by multihost_utils.process_allgather, which waits for the devices.
+    """
+    by_device, any_of = _ballot()
+    own = np.full(jax.local_device_count(), answer)
+    return any_of(jax.make_array_from_process_local_data(by_device, own))
+
+
+@cache
+def _ballot():
+    grid = Mesh(np.array(in_order(jax.devices())), (AXIS,))
+    everywhere = NamedSharding(grid, PartitionSpec())
+    return NamedSharding(grid, PartitionSpec(AXIS)), jax.jit(jnp.any, out_shardings=everywhere)
+
+
+def _gathered(text: str, within: float = AGREE_WITHIN) -> list[str]:
+    """Every process's text, by the process: told through JAX's coordinator.
+
+    JAX has no public way to it; Orbax goes this one too. Its public multihost_utils gather on the devices: that has no
+    time limit and waits for the steps before it. Above all, Orbax's barriers are such gatherings: what a process that
+    could not read a checkpoint tells would be taken for the answer to a barrier, in which the others wait for it.
+    """
+    from jax._src.distributed import global_state
+
+    client, number, own = global_state.client, next(_gatherings), jax.process_index()
+    client.key_value_set(_key(number, own), text)
+    timeout = int(within * 1000)  # milliseconds
+    texts = [client.blocking_key_value_get(_key(number, i), timeout) for i in range(jax.process_count())]
+    if number >= 2:  # who has told this one has read all of the last one, and nobody needs the one before that
+        client.key_value_delete(_key(number - 2, own))
+    return texts
+
+
+_gatherings = itertools.count()
+
+
+def _key(number: int, index: int) -> str:
+    return f"gan_jax/{number}/{index}"
+
+
+def means_loss(error: BaseException) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    if not several() or isinstance(error, (InputError, OSError)):
+        return False
+    return isinstance(error, (RuntimeError, ValueError)) and bool(_LOST.search(str(error)))

@@ -1,0 +1,269 @@
+"""Checkpoints: a state saved while training goes on, restored to the same bits, and held to its own fingerprint."""
+
+import gc
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from gan_jax.parallel import agreement
+from gan_jax.step.state import TrainState
+from gan_jax.training import legacy
+from gan_jax.utils.errors import AgreedError, InputError, UnsavedError
+from gan_jax.utils.files import read_json, require_writable, write_atomically
+from gan_jax.utils.hashing import scramble
+
+BEST, ABOUT_BEST = "best", "best.json"
+READ_WITHIN = 600  # seconds between the first and the last of several processes
+
+
+class Checkpoints:
+    """The checkpoints of one run, `DIR/STEP/`, the newest `kept` of them; Orbax stays inside this module."""
+
+    def __init__(self, directory: Path, kept: int | None = None):
+        """`kept` None opens the folder for reading only."""
+        self._directory, self._kept = directory.resolve(), kept
+        self._fingerprint = jax.jit(fingerprint)
+        self._quiet = ExitStack()  # while something may be written
+        self._failed = False  # a read or a write: what that left behind is collected while it is quiet
+        if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
+            agreement.all_or_none(partial(require_writable, self._directory))
+
+    @cached_property
+    def _manager(self):
+        # Made, and Orbax imported, when there is something to read or write: a first step need not wait for that.
+        import orbax.checkpoint as ocp
+
+        reads_only = self._kept is None
+        if not reads_only:
+            self._quiet.enter_context(self._quiet_threads())
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._kept, create=not reads_only, read_only=reads_only)
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, state: TrainState) -> None:
+        """Saves in the background; the state may be donated as soon as this returns.
+
+        What goes wrong there, this, `wait` or `close` says when next called: UnsavedError.
+        """
+        import orbax.checkpoint as ocp
+
+        payload = {"state": state, "fingerprint": self._fingerprint(state)}
+        with self._unsaved():
+            if not self._directory.is_dir():  # Orbax would make it anew, and with it a run without its past
+                raise FileNotFoundError("the folder is gone")
+            self._manager.save(int(state.step), args=ocp.args.Composite(payload=ocp.args.StandardSave(payload)))
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, good or not, in order."""
+        untouched = "_manager" not in vars(self) and not (self._directory.is_dir() and any(self._directory.iterdir()))
+        if untouched and not agreement.several():  # several make the manager together: it waits for all
+            return []
+        return agreement.from_first(sorted(self._manager.all_steps()))
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, good or not; None without any."""
+        return max(self.steps(), default=None)
+
+    def restore_step(self, step: int, template: TrainState) -> TrainState:
+        """The checkpoint of one step. Raises InputError where there is none, or it is not whole."""
+        if step not in self.steps():
+            raise InputError(f"no checkpoint of step {step} in {self._directory}; there are {self.steps()}")
+        try:
+            return self._restore(step, template)
+        except InputError as error:
+            raise InputError(f"checkpoint {step} in {self._directory} is corrupt ({error})") from error
+
+    def restore(self, template: TrainState) -> TrainState | None:
+        """The newest checkpoint that is whole; None without any.
+
+        `template` gives its shapes, dtypes and shardings: a state, or one of jax.ShapeDtypeStruct.
+
+        One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. Raises
+        InputError where there are checkpoints and none is whole.
+        """
+        steps = self.steps()[::-1]
+        reasons = {}
+        for step in steps:
+            try:
+                # One that alone cannot read it does not wait for ever for those who could: they wait in Orbax for it.
+                state = agreement.all_or_none(partial(self._restore, step, template), within=READ_WITHIN)
+            except InputError as error:
+                reasons[step] = str(error)
+                continue
+            for bad in reasons if agreement.is_first() else ():
+                print(f"checkpoint {bad} is corrupt ({reasons[bad]}); going back to {step}", file=sys.stderr)
+            return state
+        if steps:
+            raise AgreedError(
+                f"no checkpoint in {self._directory} is whole (newest, {steps[0]}: {reasons[steps[0]]}); "
+                "put a good copy there, or start again in another workdir"
+            )
+        return None
+
+    def discard_after(self, step: int) -> None:
+        """Moves the checkpoints after `step`, which a run passed over, out of its way: STEP becomes corrupt-STEP."""
+        later = [number for number in self.steps() if number > step]
+        agreement.by_first(partial(_move_away, self._directory, later))
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is on disk."""
+        if "_manager" in vars(self):
+            with self._unsaved():
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and releases the background threads."""
+        if "_manager" in vars(self):
+            with self._quiet, self._unsaved():
+                self._manager.close()
+
+    @contextmanager
+    def _unsaved(self):
+        """Within it whatever Orbax raises is an UnsavedError, which says what is left."""
+        try:
+            yield
+        except (MemoryError, UnsavedError):
+            raise
+        except Exception as error:
+            self._failed = True
+            if agreement.means_loss(error):
+                raise
+            whole = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
+            left = f"the newest that is there is of step {max(whole):,}" if whole else "there is none before it"
+            raise UnsavedError(
+                f"cannot save a checkpoint in {self._directory} ({_summary(error)}); {left}; make room or put the "
+                "folder back, and the same command goes on from there"
+            ) from error
+
+    def _restore(self, step: int, template: TrainState) -> TrainState:
+        """Raises InputError, which says why, where the checkpoint is not whole."""
+        try:
+            return self._read(step, template, lambda state: (state, state))
+        except InputError:
+            with suppress(InputError):  # the first reason stands
+                return self._read(step, legacy.old_template(template), partial(legacy.new_state, template))
+            raise
+
+    def _read(self, step: int, template, form: Callable) -> TrainState:
+        """The state of a checkpoint; `form`: what has its arrays -> (the state, what has them as they were hashed)."""
+        import orbax.checkpoint as ocp
+
+        sharding = jax.tree.leaves(template)[0].sharding
+        shape = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            {"state": template, "fingerprint": shape},
+        )
+        try:
+            with self._quiet_threads():
+                args = ocp.args.Composite(payload=ocp.args.StandardRestore(abstract))
+                payload = self._manager.restore(step, args=args)["payload"]
+            state, hashed = form(payload["state"])
+            whole = int(payload["fingerprint"]) == int(self._fingerprint(hashed))
+        except MemoryError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever a torn file leads them to
+            raise InputError(_summary(error)) from error
+        if not whole:
+            raise InputError("its content is not what was saved")
+        return state
+
+    @contextmanager
+    def _quiet_threads(self):
+        """Silences what TensorStore says into an event loop that Orbax closed when a read or a write failed."""
+        previous = sys.unraisablehook
+
+        def hook(unraisable):
+            if "Event loop is closed" not in str(unraisable.exc_value):
+                previous(unraisable)
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            if self._failed:
+                gc.collect()
+            sys.unraisablehook = previous
+
+
+class Best(Checkpoints):
+    """The best checkpoint by one score, `WORKDIR/best/STEP/`; best.json: {"step": ..., NAME: ..., "protocol": ...}.
+
+    Not by Orbax's `best_fn`: that writes every state that is scored, and keeps the latest of equals and one whose score
+    is not a number (orbax-checkpoint 0.12.8).
+    """
+
+    def __init__(self, workdir: Path, name: str, sign: int, protocol: dict):
+        """`name` of the score, of which larger values are better where `sign` is 1, smaller ones where it is -1.
+
+        What was best by another score or protocol is forgotten.
+        """
+        super().__init__(workdir / BEST, kept=1)
+        self._path, self._name, self._sign, self._protocol = workdir / ABOUT_BEST, name, sign, protocol
+        self._value = agreement.by_first(self._known_value)
+
+    def _known_value(self) -> float | None:
+        about = read_json(self._path)
+        if not isinstance(about, dict) or about.get("protocol") != self._protocol:
+            return None
+        return about.get(self._name) if (self._directory / str(about.get("step"))).is_dir() else None
+
+    def see(self, state: TrainState, value: float) -> None:
+        """Keeps the state, if it is better than all before it; of equals the earliest; none that is not finite."""
+        if not math.isfinite(value) or (self._value is not None and self._sign * value <= self._sign * self._value):
+            return
+        step, latest = int(state.step), self.latest_step()
+        if latest is not None and latest > step:  # of a run that went back
+            self.discard_after(step)
+        if self.latest_step() != step:  # where a process was killed between the two writes
+            self.save(state)
+            self.wait()
+        about = {"step": step, self._name: value, "protocol": self._protocol}
+        if agreement.is_first():
+            write_atomically(self._path, (json.dumps(about) + "\n").encode())
+        self._value = value
+
+
+def fingerprint(tree) -> jax.Array:
+    """A uint32 hash of every bit of the tree's arrays and of their order: one flipped bit always changes it.
+
+    Each 32-bit word and its position go through a one-to-one scramble before they are summed modulo 2^32. Orbax has no
+    checksum of array data: without this a bad sector would go unnoticed.
+    """
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if leaf.dtype == bool:  # what an optimistic optimiser has of its first step
+            leaf = leaf.astype(jnp.uint32)
+        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
+        position = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
+        total = 31 * total + jnp.sum(scramble(words ^ position), dtype=jnp.uint32)
+    return total
+
+
+def _summary(error: Exception) -> str:
+    """The first sentence of an error, short enough for a line, or what the system said where TensorStore tells it."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    line = str(error).partition("\n")[0].partition(". ")[0]
+    return line if len(line) <= 160 else line[:160] + "..."
+
+
+def _move_away(directory: Path, steps: list[int]) -> None:
+    """STEP becomes corrupt-STEP, or the first of corrupt-STEP-1, corrupt-STEP-2, ... that does not exist."""
+    for step in steps:
+        paths = (directory / f"corrupt-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
+        (directory / str(step)).rename(next(path for path in paths if not path.exists()))

@@ -1,0 +1,1 @@
+"""What is measured of a run as it trains, what looks wrong, and what may help."""

@@ -1,0 +1,311 @@
+"""The training loop: the only one."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from gan_jax.config.build import Setup, abstract_state, initial_state
+from gan_jax.config.schema import flatten
+from gan_jax.data import loader
+from gan_jax.data.loader import Loader
+from gan_jax.data.source import content
+from gan_jax.evaluation.metrics.comparison import better
+from gan_jax.parallel import agreement
+from gan_jax.parallel.devices import Program
+from gan_jax.step import step
+from gan_jax.step.state import TrainState
+from gan_jax.training import workdirs
+from gan_jax.training.checkpoints import Best, Checkpoints
+from gan_jax.training.evaluator import Scoring
+from gan_jax.training.health.advice import DIVERGING, advice
+from gan_jax.training.health.detectors import Watch
+from gan_jax.training.health.measures import Vitals
+from gan_jax.training.sampler import Generate
+from gan_jax.training.writers import METRICS, Silent, Writers, read_metrics
+from gan_jax.utils.errors import AgreedError, DivergedError, InputError, UnsavedError
+
+CADENCES = ("log_every", "sample_every", "evaluate_every", "health_every", "checkpoint_every")
+
+
+def train(setup: Setup, workdir: Path) -> bool:
+    """Trains to config.num_steps in `workdir`, from the newest checkpoint there; False if a signal ended it early.
+
+    The state, the metrics and the pictures at each step are functions of the config alone, however often the run was
+    interrupted. Raises DivergedError when a metric is not finite, once the last good state is saved.
+
+    Of several processes all call it with the same setup. They step and save together; the first one does the rest.
+    """
+    _settle_data(setup, workdir)
+    config, generate = setup.config, Generate(setup)
+    scoring = _on_first(lambda: Scoring(setup, generate) if config.evaluate_every else None)
+    with (
+        stop_signals() as stop_requested,
+        closing(Checkpoints(workdir / "checkpoints", config.checkpoints_kept)) as checkpoints,
+    ):
+        state = _newest_state(setup, checkpoints)
+        now = int(state.step)
+        with (
+            closing(_on_first(lambda: Writers(workdir, now, config.num_steps)) or Silent()) as writers,
+            closing(open_loader(setup, state, partial(next_boundary, config))) as data,
+            _best(setup, scoring, workdir) as best,
+        ):
+            watch = _on_first(lambda: _watch(setup, workdir) if config.health_every else None)
+            vitals = Vitals(setup) if watch else None
+            loop = _Loop(setup, checkpoints, writers, data, generate, scoring, best, vitals, watch)
+            return loop.run(state, agreement.in_any_process(stop_requested))
+
+
+def _on_first(function: Callable):
+    """What the function returns in the first process; None in the others. What fails there fails in all."""
+    return agreement.all_or_none(lambda: function() if agreement.is_first() else None)
+
+
+def _settle_data(setup: Setup, workdir: Path) -> None:
+    agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
+    if agreement.several():
+        agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
+
+
+def _newest_state(setup: Setup, checkpoints: Checkpoints) -> TrainState:
+    """The state that the run goes on from."""
+    if checkpoints.latest_step() is None:
+        return initial_state(setup)
+    state = checkpoints.restore(abstract_state(setup))
+    checkpoints.discard_after(int(state.step))
+    if agreement.is_first():
+        print(f"going on from step {int(state.step):,}", file=sys.stderr)
+    return state
+
+
+def _watch(setup: Setup, workdir: Path) -> Watch:
+    return Watch(flatten(setup.config.to_dict()), read_metrics(workdir / METRICS), setup.devices.count)
+
+
+def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
+    evaluation = setup.config.evaluation
+    if not evaluation.best:
+        return nullcontext()
+    protocol = agreement.by_first(lambda: {"num_samples": evaluation.num_samples} | scoring.protocol)
+    sign = better(evaluation.extractor, setup.source)[evaluation.best]
+    return closing(Best(workdir, evaluation.best, sign, protocol))
+
+
+def open_loader(setup: Setup, state: TrainState, following: Callable[[int], int] | None) -> Loader:
+    """What gives the compiled calls of a run from `state` on their data; see `Loader` for `following`."""
+    return Loader(
+        setup.source,
+        setup.devices,
+        np.asarray(step.order_words(state.key)) if setup.source.streamed else None,
+        batch_size=setup.config.batch_size,
+        discriminator_steps=setup.config.discriminator.steps,
+        num_steps=setup.config.num_steps,
+        workers=setup.config.data.workers,
+        following=following,
+    )
+
+
+def call_shapes(setup: Setup, steps: int):
+    """The shapes, dtypes and placement of the data that a compiled call of so many steps takes, without its arrays."""
+    config = setup.config
+    return loader.call_shapes(setup.source, setup.devices, steps, config.discriminator.steps, config.batch_size)
+
+
+class Metrics(struct.PyTreeNode):
+    """A call's metrics as one array: fetching it costs the host a tenth of what thirteen small ones do."""
+
+    names: tuple[str, ...] = struct.field(pytree_node=False)
+    values: jax.Array  # [names, steps] float32
+
+
+def compiled_call(setup: Setup, steps: int, state: TrainState, data) -> Program:
+    """The compiled call that takes `steps` steps at once: (state, data) -> (state, Metrics); state is donated."""
+    return setup.devices.compile(partial(_train_steps, setup, steps), state, data)
+
+
+def _train_steps(setup: Setup, steps: int, state: TrainState, data):
+    state, metrics = step.train_steps(setup.recipe, setup.devices, setup.source, steps, state, data)
+    return state, Metrics(tuple(metrics), jnp.stack(list(metrics.values())))
+
+
+@dataclass
+class _Loop:
+    """What the loop needs at every boundary, so that the loop itself reads as what it does."""
+
+    setup: Setup
+    checkpoints: Checkpoints
+    writers: Writers | Silent
+    data: Loader
+    generate: Generate
+    scoring: Scoring | None  # this and the next three: None where the config has none of it, or another process does it
+    best: Best | None
+    vitals: Vitals | None
+    watch: Watch | None
+    compiled: dict[int, Program] = field(default_factory=dict)  # by the steps of a call
+    unseen: list[tuple[int, Metrics]] = field(default_factory=list)  # first step and metrics of calls not looked at yet
+
+    @property
+    def config(self):
+        return self.setup.config
+
+    def run(self, state: TrainState, stop_requested: Callable) -> bool:
+        # A streamed set may have an example that cannot be read; samples may be such that they cannot be scored.
+        advance, at_boundary = self._saving(self._advance), self._saving(self._do_what_is_due)
+        state, now = advance_to_end(self.config, state, stop_requested, advance, at_boundary)
+        if now < self.config.num_steps:
+            self._save(state, now)
+            line = f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there"
+            self.writers.say(line)
+        self.checkpoints.wait()
+        return now == self.config.num_steps
+
+    def _saving(self, function: Callable) -> Callable:
+        """The function of (state, now, ...), such that an InputError in it saves that state before it ends the run."""
+
+        def call(state: TrainState, now: int, *more):
+            try:
+                return function(state, now, *more)
+            except UnsavedError:
+                raise
+            except InputError as error:
+                if not agreement.several() or isinstance(error, AgreedError):  # saving waits for all
+                    self._save(state, now)
+                raise
+
+        return call
+
+    def _advance(self, state: TrainState, now: int, after: int) -> TrainState:
+        read = partial(self.data.call, now, after)
+        # Each process reads rows of its own, and what one cannot read the others must not wait for.
+        data = agreement.all_or_none(read, often=True) if self.setup.source.streamed else read()
+        if after - now not in self.compiled:
+            self.compiled[after - now] = compiled_call(self.setup, after - now, state, data)
+        state, metrics = self.compiled[after - now](state, data)
+        self.unseen.append((now, metrics))
+        return state
+
+    def _do_what_is_due(self, state: TrainState, now: int) -> None:
+        due = [cadence for cadence in CADENCES if is_due(self.config, cadence, now)]
+        newest = self._look() if due else {}
+        if "log_every" in due:
+            self._report(now, newest)
+            self.writers.progress(now, self.data.waited)
+        if "sample_every" in due:
+            self.writers.picture(now, self.generate.drawing(state))
+        if "evaluate_every" in due:
+            self._evaluate(state, now)
+        if "health_every" in due and self.vitals is not None:
+            self._report(now, self.vitals.measure(state))
+        if "checkpoint_every" in due:
+            self.writers.flush()
+            self.checkpoints.save(state)
+
+    def _report(self, now: int, values: dict[str, float]) -> None:
+        self.writers.metrics(now, values)
+        for line in self.watch.see(now, values) if self.watch is not None else ():
+            self.writers.say(line)
+
+    def _evaluate(self, state: TrainState, now: int) -> None:
+        evaluation = self.config.evaluation
+        samples = self.generate.for_scores(state.ema, self.setup.keys.evaluation, evaluation.num_samples)
+        scores = agreement.by_first(lambda: self.scoring.values(samples))
+        self.writers.metrics(now, scores)
+        if self.best is not None:
+            self.best.see(state, scores[evaluation.best])
+
+    def _look(self) -> dict[str, float]:
+        """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""
+        newest = {}
+        for first, metrics in jax.device_get(self.unseen):
+            finite = np.isfinite(metrics.values).all(axis=0)
+            if not finite.all():
+                index = int(np.argmin(finite))
+                self._diverged(first, index, dict(zip(metrics.names, metrics.values[:, index], strict=True)))
+            newest = dict(zip(metrics.names, metrics.values[:, -1].tolist(), strict=True))
+        self.unseen.clear()
+        return newest
+
+    def _diverged(self, first: int, index: int, metrics: dict[str, np.ndarray]) -> None:
+        """Saves the state before the call that left the finite numbers at its step `index`, and raises."""
+        bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+        self.checkpoints.wait()
+        if self.checkpoints.latest_step() != first:
+            self.checkpoints.save(self._state_at(first))
+        self.checkpoints.wait()
+        raise DivergedError(
+            f"step {first + index + 1:,}: {', '.join(bad)} not finite; the largest |logit| was "
+            f"{metrics['max_logit']:.4g}; the state of step {first:,} is saved"
+            + advice(DIVERGING, flatten(self.config.to_dict()), self.setup.devices.count)
+        )
+
+    def _state_at(self, target: int) -> TrainState:
+        """The state of a step that was donated away: computed again, since a run is a function of its config."""
+        state = self.checkpoints.restore(abstract_state(self.setup)) or initial_state(self.setup)
+        return advance_to_end(self.config, state, lambda: False, self._advance, lambda *_: None, target)[0]
+
+    def _save(self, state: TrainState, now: int) -> None:
+        """Saves a state that no cadence asks for, before the run ends."""
+        self._look()
+        if self.checkpoints.latest_step() != now:
+            self.checkpoints.save(state)
+        self.checkpoints.wait()
+
+
+def advance_to_end(
+    config, state, stop_requested: Callable, advance: Callable, at_boundary: Callable, end: int | None = None
+):
+    """The loop itself: (state, step) at `end`, config.num_steps by default, or where a signal asked it to stop.
+
+    Args:
+      state: of a run, or of a population: what has a `step`.
+      advance: (state, now, after) -> the state of step `after`.
+      at_boundary: (state, now) -> None: does what is due there.
+    """
+    now, end = int(state.step), config.num_steps if end is None else end
+    while now < end and not stop_requested():
+        after = next_boundary(config, now)
+        state, now = advance(state, now, after), after
+        at_boundary(state, now)
+    return state, now
+
+
+def is_due(config, cadence: str, now: int) -> bool:
+    """Whether `cadence`, such as log_every, is due at this step: at its multiples, and at the end unless it is 0."""
+    return config[cadence] > 0 and (now % config[cadence] == 0 or now == config.num_steps)
+
+
+def next_boundary(config, now: int) -> int:
+    """Where the call that starts at step `now` ends: at the next step at which anything is due.
+
+    A function of `now` alone, so that a resumed run makes the same calls as an uninterrupted one.
+    """
+    cadences = [config[name] for name in ("steps_per_call", *CADENCES) if config[name]]
+    return min(*(now - now % cadence + cadence for cadence in cadences), config.num_steps)
+
+
+@contextmanager
+def stop_signals():
+    """Within it SIGTERM and SIGINT only set a flag, which the yielded function reads; a second Ctrl-C acts as usual."""
+    received = []
+
+    def note(number, frame):
+        received.append(number)
+        os.write(2, b"\nstopping after this call\n")  # not print: the signal may have come in the middle of one
+        if number == signal.SIGINT:
+            signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

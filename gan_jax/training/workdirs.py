@@ -1,0 +1,189 @@
+"""The folder of one run: its config, and a check that nobody else's is written over."""
+
+import fcntl
+import itertools
+import json
+import os
+import secrets
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gan_jax.config.schema import completed, flatten
+from gan_jax.data import Source
+from gan_jax.parallel import agreement
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.files import read_json, write_atomically
+
+CONFIG, DATA = "config.json", "data.json"
+# What may differ between two starts of a run: where data lies, how it gets to the device, how the run is scored.
+MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
+MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
+SCORING = "evaluation."  # keys that begin so
+LOCK = ".lock"
+_DATA_TYPES = {"shape": list, "size": int, "classes": list, "identity": str}  # fields of data.json, as of a Source
+SEEN_WITHIN = 60  # seconds in which a file that one host writes is to be seen by another
+
+
+def fresh(config_name: str) -> Path:
+    """Makes a new folder, `runs/NAME-DATE-TIME`, in the current directory."""
+    base = Path("runs") / f"{config_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(1))):
+        path = base.with_name(base.name + suffix)
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+
+
+@contextmanager
+def claimed(workdir: Path, config: ConfigDict):
+    """Within it the folder is this run's own, with its config in it, new or from an earlier start of the run.
+
+    Of several processes the first one holds it for all. Raises InputError where the folder holds another config or a
+    run without one, cannot be written, or is in use, or where the processes do not all see the same folder.
+    """
+    with ExitStack() as stack:
+        token = agreement.by_first(lambda: _claim(stack, workdir, config))
+        if agreement.several():
+            agreement.all_or_none(partial(require_shared, workdir, token))
+        yield
+
+
+def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
+    """Locks the folder and writes a random token into its lock, by which the other processes know the folder."""
+    lock = stack.enter_context(locked(workdir))
+    _settle(workdir, config)
+    token = secrets.token_hex(8)
+    lock.truncate(0)
+    lock.write(token)
+    lock.flush()
+    os.fsync(lock.fileno())  # NFS shows others what is written when the file is closed, which is at the end of the run
+    return token
+
+
+def require_shared(workdir: Path, token: str) -> None:
+    """Raises InputError where the folder is not the one that the first process has claimed, and marked by `token`."""
+    end = time.monotonic() + SEEN_WITHIN
+    while True:  # another host's file may be seen with a delay
+        with suppress(OSError):
+            if (workdir / LOCK).read_text() == token:
+                return
+        if time.monotonic() > end:
+            raise InputError(
+                f"workdir {workdir} is not that of process 0; --workdir must be a folder that all of them share"
+            )
+        time.sleep(1)
+
+
+@contextmanager
+def locked(workdir: Path, shared: bool = False, wait: bool = False):
+    """Within it the folder, which it makes, is this process's own, or that of those who share it. Yields its lock.
+
+    Raises InputError where it cannot be so; where somebody else has it now, one can wait instead.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK).open("a+")  # readable too, or NFS does not share it
+    except OSError as error:
+        raise InputError(f"cannot write to workdir {workdir}: {error.strerror}; choose another --workdir") from error
+    with lock:  # the system lets go of it when the process ends, however it ends
+        try:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(lock, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"workdir {workdir} is in use by another process; choose another --workdir") from error
+        except OSError as error:
+            raise InputError(f"cannot lock {lock.name}: {error.strerror}; choose another --workdir") from error
+        yield lock
+
+
+def _settle(workdir: Path, config: ConfigDict) -> None:
+    if (workdir / CONFIG).exists():
+        require_same(workdir, read_config(workdir), config)
+    elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
+        raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
+    write_atomically(workdir / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of the run in this folder, complete, also if the run was made before some keys existed.
+
+    Raises InputError where there is none, it is not JSON, or it has a key that there never was.
+    """
+    path = workdir / CONFIG
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; --workdir must be the folder of a run") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); put back the config that the run was made with") from error
+    try:
+        if isinstance(values, dict):
+            return completed(ConfigDict(values).to_dict())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except ValueError:  # a dot in a key, at any depth
+        pass
+    raise InputError(f"{path} holds no config; put back the config that the run was made with")
+
+
+def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool = True) -> None:
+    """Raises InputError, naming the keys, where the run's config `old` differs from `new`.
+
+    `rescored`: whether it may be scored otherwise than before.
+    """
+    old, new = flatten(old.to_dict()), flatten(new.to_dict())
+    fixed = [key for key in old | new if key not in MAY_DIFFER and not (rescored and key.startswith(SCORING))]
+    changed = [key for key in fixed if old.get(key) != new.get(key)]
+    if changed:
+        shown = ", ".join(f"{key} is {_shown(old, key)} there, {_shown(new, key)} here" for key in changed[:3])
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise InputError(f"workdir {workdir} holds a run of another config ({shown}{more}); choose another --workdir")
+
+
+def settle_data(workdir: Path, source: Source) -> None:
+    """Notes what a run is trained on, and holds its later starts to it.
+
+    Raises InputError where the data has another shape, size or classes than it had; of other changes a line is printed.
+    """
+    new = json.loads(json.dumps({name: getattr(source, name) for name in _DATA_TYPES}))
+    old = _known_data(workdir) or new
+    for name in ("shape", "size", "classes"):
+        if old[name] != new[name]:
+            was, now = (len(about[name]) if name == "classes" else about[name] for about in (old, new))
+            raise InputError(
+                f"the data is not what the run in {workdir} began with: its {name} was {was} and is {now}; "
+                "put it back, or choose another --workdir"
+            )
+    if old["identity"] != new["identity"]:
+        print("the files of the data, or their times, have changed since the run began", file=sys.stderr)
+    write_atomically(workdir / DATA, (json.dumps(new) + "\n").encode())
+
+
+def known_source(workdir: Path) -> Source | None:
+    """A source of the shape and the classes of the run's images, without any: all that sampling needs."""
+    about = _known_data(workdir)
+    if about is None or len(about["shape"]) != 3:
+        return None
+    return Source(tuple(about["shape"]), draw=None, std=1.0, size=about["size"], classes=tuple(about["classes"]))
+
+
+def _known_data(workdir: Path) -> dict | None:
+    """What a run has noted of its data; None where it has not. Raises InputError where that cannot be understood."""
+    path = workdir / DATA
+    about = read_json(path)
+    if about is None:
+        return None
+    whole = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in _DATA_TYPES.items())
+    if not whole or not all(isinstance(side, int) for side in about["shape"]):
+        raise InputError(f"{path} does not describe the data of a run; remove it to begin it anew")
+    return about
+
+
+def _shown(values: dict, key: str) -> str:
+    return repr(values[key]) if key in values else "missing"

@@ -1,0 +1,159 @@
+"""Config keys are the parameters of parts: default, type, range and meaning stand once, where the part is written.
+
+A part is a function, a dataclass (so a Linen module) or a NamedTuple. Its config keys are those of its parameters that
+are annotated with a `Rule`:
+
+    def soft_hinge(margin: Annotated[float, POSITIVE, "logit at which a loss is 0", TRACED] = 1.0): ...
+
+What follows a Rule: a text, which docs/configuration.md shows, and any of the marks TRACED, COMMON, SCHEDULED, `Needs`.
+Parameters without a Rule are what the program itself hands over: shapes, keys, arrays.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_type_hints
+
+from gan_jax.utils.errors import InputError
+
+
+class Rule(NamedTuple):
+    """One key's type, condition, and both in words."""
+
+    type: type
+    holds: Callable[[Any], bool]
+    words: str
+
+
+POSITIVE_INT = Rule(int, lambda value: 0 < value < 2**31, "a positive integer")
+COUNT = Rule(int, lambda value: 0 <= value < 2**31, "an integer, 0 or more")
+NON_NEGATIVE = Rule(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
+POSITIVE = Rule(float, lambda value: 0 < value < float("inf"), "a number greater than 0")
+FRACTION = Rule(float, lambda value: 0 <= value < 1, "a number from 0 to 1, 1 excluded")
+SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+FLAG = Rule(bool, lambda value: True, "True or False")
+TEXT = Rule(str, lambda value: True, "a string")
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """The rule that a key is one of `names`."""
+    names = tuple(names)
+    return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
+
+
+class Mark(Enum):
+    """What else a key may be."""
+
+    TRACED = "a number that a compiled step takes as an array: the runs of one program may differ in it"
+    COMMON = "a key that most parts have: one without it ignores its value, where any other key is refused"
+    SCHEDULED = "a traced number with a second key, NAME_to: where it ends after the burn-in; 0: it is constant"
+
+
+TRACED, COMMON, SCHEDULED = Mark
+
+
+class Needs(NamedTuple):
+    """A key that does nothing unless another one is set: it must then have its default.
+
+    `key` is dotted, from the root of the config. With `values` it must have one of them; without, any but its default.
+    """
+
+    key: str
+    values: tuple = ()
+
+
+class Key(NamedTuple):
+    """One config key, without its group."""
+
+    default: Any
+    rule: Rule
+    text: str
+    traced: bool = False
+    needs: Needs | None = None
+    common: bool = False
+
+    @property
+    def optional(self) -> bool:
+        """Whether the compiled step does without the number where no run of the program has any: its default is 0."""
+        return self.traced and self.default == 0
+
+
+@cache
+def keys_of(part: Callable) -> Mapping[str, Key]:
+    """The config keys of a part, by the names of its parameters, in their order.
+
+    Raises TypeError where one has no default: a config is complete without it.
+    """
+    hints = get_type_hints(getattr(part, "func", part), include_extras=True)  # of a partial, its function's
+    keys = {}
+    for name, parameter in inspect.signature(part).parameters.items():
+        marks = getattr(hints.get(name), "__metadata__", ())
+        rule = next((mark for mark in marks if isinstance(mark, Rule)), None)
+        if rule is None:
+            continue
+        if parameter.default is inspect.Parameter.empty:
+            raise TypeError(f"the config key {name} of {part.__module__}.{part.__qualname__} has no default")
+        text = next((mark for mark in marks if isinstance(mark, str)), "")
+        needs = next((mark for mark in marks if isinstance(mark, Needs)), None)
+        keys[name] = Key(parameter.default, rule, text, TRACED in marks or SCHEDULED in marks, needs, COMMON in marks)
+        if SCHEDULED in marks:
+            keys[f"{name}_to"] = Key(0.0, rule, f"where {name} ends after the burn-in; 0: constant", True, needs)
+    return keys
+
+
+def arguments(part: Callable, values: Mapping[str, Any], context: Mapping[str, Any] = MappingProxyType({})) -> dict:
+    """What a part is called with: its config keys from `values`, its other parameters from `context`."""
+    parameters = inspect.signature(part).parameters
+    own = {name: values[name] for name in keys_of(part) if name in parameters and name in values}
+    return own | {name: context[name] for name in parameters if name in context}
+
+
+def bind(prefix: str, part: Callable, values: Mapping[str, Any], **context) -> Callable[[Mapping], Callable]:
+    """A part with its config values, as a function of the traced numbers of a step: numbers -> partial(part, ...).
+
+    Args:
+      prefix: of the part's config keys, dotted.
+      values: of these, by name; the part takes its traced ones from the numbers, or its default where they lack it.
+      context: what the program hands over; a part takes what it has a parameter for.
+    """
+    parameters = inspect.signature(part).parameters  # without the ends, KEY_to, of scheduled numbers
+    traced = {name: f"{prefix}.{name}" for name, key in keys_of(part).items() if key.traced and name in parameters}
+    static = {name: value for name, value in arguments(part, values, context).items() if name not in traced}
+
+    def of_numbers(numbers):
+        return partial(part, **static, **{name: numbers[key] for name, key in traced.items() if key in numbers})
+
+    return of_numbers
+
+
+def union(parts: Mapping[str, Callable]) -> dict[str, Key]:
+    """The keys of all these parts. Raises TypeError where two of them have a key of one name and other defaults."""
+    keys = {}
+    for part_name, part in parts.items():
+        for name, key in keys_of(part).items():
+            if keys.setdefault(name, key).default != key.default:
+                raise TypeError(f"{part_name} has another default of {name} than the parts before it: {key.default!r}")
+    return keys
+
+
+def require_defaults(
+    prefix: str, choice: str, chosen: str, parts: Mapping[str, Callable], values: Mapping[str, Any]
+) -> None:
+    """Raises InputError where a key that the chosen part does not have is set: it would do nothing.
+
+    Args:
+      prefix: of the group, dotted, such as "objective".
+      choice: the key of the group that names the part, such as "name".
+      chosen: the part's name among `parts`.
+      values: of the group, by the keys' names; one that it lacks has its default.
+    """
+    has = keys_of(parts[chosen])
+    for name, key in union(parts).items():
+        if name not in has and not key.common and values.get(name, key.default) != key.default:
+            able = [other for other in parts if name in keys_of(parts[other])]
+            raise InputError(
+                f"config key {prefix}.{name} is {values[name]!r}, but {chosen} has no {name}; set it to "
+                f"{key.default!r}, or {prefix}.{choice} to one of {', '.join(able)}"
+            )
