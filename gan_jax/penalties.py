@@ -6,7 +6,7 @@ Every penalty is called as `penalty(critic, keys, real, fake) -> [n]`:
   keys: [n] typed PRNG keys, one an example, so that the shards of a batch draw what the whole batch would;
   real, fake: [n, ...] float arrays.
 The step multiplies by `penalty.weight` and takes the mean. Norms are Euclidean over all axes of an example. Further
-parameters that are annotated are config keys (see `gan_jax.utils.keys`); `scale` is the standard deviation of the data set.
+parameters that are annotated are config keys (see `gan_jax.utils.keys`); `scale` is the data's standard deviation.
 """
 
 import jax

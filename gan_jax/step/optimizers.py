@@ -1,7 +1,7 @@
 """Optimisers by name, and what a player's has beside: clipped gradients, the course of its rate, clipped weights.
 
-An entry of OPTIMIZERS is a function of its parameters, which are config keys (see `gan_jax.utils.keys`) and may be traced
-arrays: it returns the direction of descent as an optax transformation, or as several that follow one another.
+An entry of OPTIMIZERS is a function of its parameters, which are config keys (see `gan_jax.utils.keys`) and may be
+traced arrays: it returns the direction of descent as an optax transformation, or as several that follow one another.
 """
 
 from collections.abc import Callable, Mapping

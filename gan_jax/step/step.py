@@ -28,13 +28,9 @@ import optax
 from gan_jax.data import shuffle
 from gan_jax.parallel.devices import Devices, example_keys, example_slots
 from gan_jax.step import regularizers
-from gan_jax.step.inference import discriminate, judge, sample
 from gan_jax.step.losses import discriminator_loss, generator_loss, labels_of, packed
 from gan_jax.step.state import Average, Hyperparameters, Move, Player, Recipe, TrainState
 from gan_jax.utils.keys import NON_NEGATIVE, Needs
-
-__all__ = ["MOVES", "discriminate", "init_state", "judge", "sample", "train_step", "train_steps"]
-
 
 ConsensusWeight = Annotated[
     float,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from gan_jax import step
 from gan_jax.config.build import Setup, abstract_state, initial_state
 from gan_jax.config.schema import flatten
 from gan_jax.data import loader
@@ -22,7 +23,6 @@ from gan_jax.data.source import content
 from gan_jax.evaluation.metrics.comparison import better
 from gan_jax.parallel import agreement
 from gan_jax.parallel.devices import Program
-from gan_jax.step import step
 from gan_jax.step.state import TrainState
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Best, Checkpoints

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gan_jax import step
 from gan_jax.config.build import Setup
 from gan_jax.data import independent
 from gan_jax.parallel import agreement
 from gan_jax.parallel.devices import Devices, mesh
-from gan_jax.step import step
 from gan_jax.step.state import Average, TrainState
 from gan_jax.utils import plots
 from gan_jax.utils.progress import progress

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from gan_jax import recipe
+from gan_jax import recipe, step
 from gan_jax.data import Source, independent, make_source, resident, shuffle
 from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.reading import Reader
 from gan_jax.data.readers.records import BadExampleError
 from gan_jax.networks import FAMILIES
 from gan_jax.parallel.devices import mesh, pmapped
-from gan_jax.step import step
 from gan_jax.training import workdirs
 from gan_jax.training.loop import next_boundary, open_loader, train
 from gan_jax.training.sampler import Generate

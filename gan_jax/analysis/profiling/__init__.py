@@ -12,12 +12,12 @@ import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
+from gan_jax import step
 from gan_jax.analysis.profiling import ceilings, flops, hlo, page
 from gan_jax.analysis.profiling.device_time import busy_seconds
 from gan_jax.config import build
 from gan_jax.config.build import Setup
 from gan_jax.parallel.devices import Program, mesh
-from gan_jax.step import step
 from gan_jax.training.loop import call_shapes, compiled_call, next_boundary, open_loader
 from gan_jax.utils.files import write_atomically
 
