@@ -3,7 +3,8 @@
     pip install -e ".[bench]" && python experiments/benchmarks/loop.py --config=configs/dcgan.py --seconds=20
 
 The loop is `gan_jax.training.loop.train` as shipped, in one run that is never restarted: it is handed devices whose
-compiled call looks at the clock first (under a microsecond). Where whole cadences of the loop are over, the bare side gets its
+compiled call looks at the clock first (under a microsecond). Where whole cadences of the loop are over, the bare side
+gets its
 turn inside that call: the same compiled program as many times, from a copy of the loop's state, waiting for the metrics
 every log_every steps as the loop does. So both sides have one process, one runtime, one program and data of the same
 kind, and start-up is in neither. The cut is in the middle of a cadence, when what a checkpoint writes in the background

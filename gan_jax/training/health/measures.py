@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import scipy  # by itself it loads none of its parts until they are used
 
+from gan_jax import step
 from gan_jax.config.build import Setup
 from gan_jax.data import independent
 from gan_jax.networks.spectral import matrices
-from gan_jax.step import losses, step
+from gan_jax.step import losses
 from gan_jax.step.inference import COPIED
 from gan_jax.step.state import Average, TrainState
 
