@@ -286,11 +286,10 @@ def nested(flat: Mapping[str, Any]) -> ConfigDict:
 
 def markdown() -> str:
     """The table of keys for docs/configuration.md."""
-    lines = ["| key | default | it may be | what it is | a sweep may vary it |", "|---|---|---|---|---|"]
-    free = varying()
+    lines, free = ["|key|default|it may be|what it is|a sweep may vary it|", "|---|---|---|---|---|"], varying()
     for name, key in table().items():
-        words = key.rule.words.replace("|", "\\|")
-        lines.append(f"| `{name}` | `{key.default!r}` | {words} | {key.text} | {'yes' if name in free else ''} |")
+        cells = f"`{name}`", f"`{key.default!r}`", key.rule.words, key.text, "yes" if name in free else ""
+        lines.append("|" + "|".join(cells) + "|")
     return "\n".join(lines)
 
 
