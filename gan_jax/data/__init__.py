@@ -49,7 +49,7 @@ def open_set(values: Mapping[str, Any]) -> Source | Stored:
     """
     key = entry(values["name"])
     require_defaults("data", "name", key, SOURCES, values)
-    return SOURCES[key](**arguments(SOURCES[key], values))
+    return SOURCES[key](**arguments(SOURCES[key], values, {"name": values["name"]}))
 
 
 def make_source(values: Mapping[str, Any]) -> Source:
