@@ -7,6 +7,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -61,14 +62,18 @@ def will_run_on_cpu() -> bool:
 def _set_xla_flag() -> str:
     import jaxlib
 
-    given = os.environ.get("XLA_FLAGS", "").strip()
-    name = CONVOLUTIONS_BY_EIGEN.split("=")[0].lstrip("-")
-    if name in given or given[:1] not in ("", "-"):  # without a dash it is the name of a file of flags
-        return "XLA_FLAGS as given"
     if jaxlib.__version__ not in TRIED_JAXLIB:
         return f"no XLA flag, untried with jaxlib {jaxlib.__version__}"
-    os.environ["XLA_FLAGS"] = f"{given} {CONVOLUTIONS_BY_EIGEN}".strip()
-    return f"XLA_FLAGS {CONVOLUTIONS_BY_EIGEN}"
+    return f"XLA_FLAGS {CONVOLUTIONS_BY_EIGEN}" if _add_xla_flag(CONVOLUTIONS_BY_EIGEN) else "XLA_FLAGS as given"
+
+
+def _add_xla_flag(flag: str) -> bool:
+    """Appends it to XLA_FLAGS; False where the user has set this flag, or keeps flags in a file."""
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    if flag.split("=")[0].lstrip("-") in given or given[:1] not in ("", "-"):  # without a dash it names a file
+        return False
+    os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
+    return True
 
 
 def share_cpu() -> str:
@@ -77,7 +82,9 @@ def share_cpu() -> str:
     One program of small networks leaves most cores idle; one on each of them, with its share of a population, does not.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{count} CPU devices" if will_run_on_cpu() and _split_cpu(count) else "devices as given"
+    return (
+        f"{count} CPU devices" if will_run_on_cpu() and _add_xla_flag(f"{DEVICE_COUNT}={count}") else "devices as given"
+    )
 
 
 def stand_in(count: int) -> None:
@@ -88,16 +95,7 @@ def stand_in(count: int) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    _split_cpu(count)
-
-
-def _split_cpu(count: int) -> bool:
-    """Makes a CPU so many devices; False where the user has said how many, or keeps flags in a file."""
-    given = os.environ.get("XLA_FLAGS", "").strip()
-    if DEVICE_COUNT in given or given[:1] not in ("", "-"):
-        return False
-    os.environ["XLA_FLAGS"] = f"{given} {DEVICE_COUNT}={count}".strip()
-    return True
+    _add_xla_flag(f"{DEVICE_COUNT}={count}")
 
 
 def _set_allocator() -> str:
@@ -127,8 +125,7 @@ def _set_dispatch() -> str:
 
 
 def _is_glibc() -> bool:
-    names = getattr(os, "confstr_names", {})
-    return sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in names and bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
 
 def _set_compilation_cache() -> str:
