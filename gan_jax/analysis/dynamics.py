@@ -135,8 +135,8 @@ def _arnoldi(transposed, which, count):
     # A wide space costs memory but no products, and finds what a narrow one does not: the ends are often crowded.
     width = min(n, 4 * count + 20)
     try:
-        return scipy.sparse.linalg.eigs(
-            transposed, count, which=which, v0=start, ncv=width, maxiter=RESTARTS, tol=TOLERANCE
+        return scipy.sparse.linalg.eigs(  # rng: of the vectors with which it goes on from an invariant subspace
+            transposed, count, which=which, v0=start, ncv=width, maxiter=RESTARTS, tol=TOLERANCE, rng=0
         )
     except scipy.sparse.linalg.ArpackNoConvergence as stopped:
         return stopped.eigenvalues, stopped.eigenvectors

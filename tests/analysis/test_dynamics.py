@@ -131,6 +131,15 @@ def test_arnoldi_on_known_matrices():
         np.testing.assert_array_equal(found.values, again.values)
 
 
+def test_a_second_call_repeats_the_vectors_drawn_where_a_subspace_is_invariant():
+    """Of rank two: Arnoldi's method meets an invariant subspace, and goes on from a random vector."""
+    diagonal = np.r_[1.0, 2.0, np.zeros(158)]
+    operator = LinearOperator((160, 160), matvec=lambda u: diagonal * u.ravel(), dtype=float)
+    first, second = (dynamics.leading_eigenvalues(operator, "LR", 6) for _ in range(2))
+    assert_allclose(first.values[:2], [2, 1])
+    np.testing.assert_array_equal(first.values, second.values)
+
+
 def test_what_has_not_converged_is_left_out(monkeypatch):
     monkeypatch.setattr(dynamics, "RESTARTS", 1)
     crowd = np.linspace(0, 1, 4000)
