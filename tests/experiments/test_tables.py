@@ -152,7 +152,7 @@ def test_the_comparison_on_mnist_from_end_to_end(shrunk, tfds_data, tmp_path, mo
     config = shrunk("dcgan", "mnist", {"data.split": "test", "evaluation.split": "test"})
     rows = {"hinge": {"objective.name": "hinge"}, "mle": {"objective.name": "mle"}}
     monkeypatch.setattr(mnist_objectives, "ROWS", rows)
-    small = {"num_steps": 4, "generator.width": 4, "discriminator.width": 4}
+    small = {"num_steps": 4, "generator.width": 4, "discriminator.width": 4, "evaluation.resamples": 5}
     monkeypatch.setattr(mnist_objectives, "CHANGES", mnist_objectives.CHANGES | small)
     monkeypatch.setattr(mnist_objectives.dcgan, "get_config", lambda name: ConfigDict(config.to_dict()))
     monkeypatch.setattr(runs, "FOLDER", tmp_path / "runs")
@@ -167,7 +167,9 @@ def test_the_comparison_on_mnist_from_end_to_end(shrunk, tfds_data, tmp_path, mo
         return train(setup, workdir)
 
     monkeypatch.setattr(runs, "train", diverging)
+    monkeypatch.setattr(mnist_objectives, "ROUNDS", 1)
     mnist_objectives.main()
+    monkeypatch.setattr(mnist_objectives, "step_seconds", lambda setups: dict.fromkeys(setups, 1.0))
     mnist_objectives.main()
     assert trained == ["hinge", "mle"]
     text = (tmp_path / "results" / "mnist_objectives.md").read_text()

@@ -356,6 +356,7 @@ def test_a_config_that_cannot_be_built_is_named_before_anything_trains(shrunk):
 def test_a_member_run_alone_is_not_run_again_with_the_others(tmp_path):
     (tmp_path / "sweep.py").write_text(SWEEP)
     arguments = [*SHORT, f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'run'}"]
+    arguments += ["--config.num_steps=5", "--config.evaluate_every=0", "--config.health_every=0"]
     alone = run(*arguments, "--only=1")
     assert alone.returncode == 0, alone.stderr
     folder = tmp_path / "run" / "members" / "0001"
