@@ -1,4 +1,4 @@
-"""Gradient penalties on the critic, one value an example.
+"""Gradient penalties on the discriminator, one value an example.
 
 Every penalty is called as `penalty(critic, keys, real, fake) -> [n]`:
   critic: x [n, ...] -> logits [n], each logit a function of its own example alone (so no batch normalisation and

@@ -105,7 +105,7 @@ def setup_of(shrunk, name, layout, count):
     setups = [build(config, layout, count) for config in configs]
     if len(setups) == 1:
         return setups[0], [setups[0].hyperparameters]
-    setup, numbers = recipe.together(setups)
+    setup, numbers = recipe.merge_setups(setups)
     return setup, [jax.tree.map(lambda x, i=i: x[i], numbers) for i in range(len(setups))]
 
 
@@ -207,7 +207,7 @@ def test_the_recipes_compared_cover_what_there_is(alone):
         assert met == {
             (name, kind)
             for name, family in networks.FAMILIES.items()
-            for kind in (("none", "batch") if family.generator.normalizes else ("none",))
+            for kind in (("none", "batch") if networks.has(family.generator, "normalization") else ("none",))
         }
     results = alone("objectives")[1].results
     assert len({result.metrics["d_loss"].tobytes() + result.metrics["g_loss"].tobytes() for result in results}) == len(

@@ -103,8 +103,7 @@ class Crowd:
         import jax
 
         from gan_jax import recipe
-        from gan_jax.parallel import devices
-        from gan_jax.sweep import population_layout
+        from gan_jax.parallel import devices, population_layout
         from gan_jax.sweep.population import Population
 
         self.jax, self.precision = jax, _jax_precision(precision)

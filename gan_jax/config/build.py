@@ -1,4 +1,4 @@
-"""From a config to the functions that it names: the only place where a name is looked up."""
+"""From a checked config to the functions that it names, and to the setup of a run."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -116,7 +116,11 @@ def _init(setup: Setup) -> Callable:
 def make_hyperparameters(config) -> Hyperparameters:
     """The traced numbers of a config; one that is off, its default being 0, is left out, and the step compiles less."""
     flat = schema.flatten(config.to_dict())
-    numbers = {name: flat[name] for name, key in schema.table().items() if key.traced and (flat[name] or key.default)}
+    numbers = {
+        name: flat[name]
+        for name, key in schema.table().items()
+        if key.traced and not (key.optional and flat[name] == 0)
+    }
     if config.augment.policy == transforms.NONE:
         del numbers["augment.probability"]
     return {name: jnp.float32(number) for name, number in numbers.items()}

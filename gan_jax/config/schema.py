@@ -44,7 +44,7 @@ PRECISIONS = ("float32", "bfloat16")
 _SEED = Rule(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 2^32 - 1")
 
 
-class RunKeys(NamedTuple):
+class GeneralKeys(NamedTuple):
     """The config keys of a run as a whole."""
 
     seed: Annotated[int, _SEED, "of all randomness of the run"] = 0

@@ -172,7 +172,7 @@ def _key(number: int, index: int) -> str:
     return f"gan_jax/{number}/{index}"
 
 
-def means_loss(error: BaseException) -> bool:
+def says_process_is_gone(error: BaseException) -> bool:
     """Whether an error says that another process of the run is gone."""
     if not several() or isinstance(error, (InputError, OSError)):
         return False

@@ -1,4 +1,4 @@
-"""How one pure step meets many devices: the only place that knows meshes, mapped axes and collectives.
+"""How one pure step meets many devices. Only this room knows meshes, mapped axes and collectives.
 
 The step is written for the examples that it is given. Under `mesh` (jit) it is given the global batch, which the
 compiler shards, and means over the batch are global by themselves; under `pmapped` each device is given its own shard,
@@ -39,11 +39,14 @@ class Program:
 
 
 class Devices(NamedTuple):
-    """One layout of the examples over devices; see the module for what it promises. The defaults are of one device."""
+    """One layout of the examples over devices; see the module for what it promises.
+
+    The defaults are of code that sees the whole batch: of one device, or of jit, where XLA averages by itself.
+    """
 
     replicated: NamedSharding  # where state and resident data are: a copy on every device
     count: int = 1  # devices
-    num_shards: int = 1  # into which a step's code sees the batch split
+    num_shards: int = 1  # of the batch, one of which the step's code is given: 1 under jit, `count` under pmap
     axis_name: str | None = None  # the mapped axis, for batch normalisation
     mean: Callable = lambda tree: tree  # tree -> its mean over the shards
     maximum: Callable = lambda tree: tree  # tree -> its maximum over the shards

@@ -45,7 +45,7 @@ def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) ->
 
 def _report(error: BaseException, explain: Callable[[str], str]) -> int:
     """The exit status after this error, once its line is printed; raises it where it is nobody's mistake."""
-    if agreement.means_loss(error):
+    if agreement.says_process_is_gone(error):
         print(f"error: {agreement.GONE} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 1
     try:

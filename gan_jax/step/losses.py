@@ -1,8 +1,8 @@
-"""What each player descends, as pure functions of (recipe, numbers, state, the player's parameters, examples, keys).
+"""The losses that the players descend, as pure functions of a recipe, numbers, a state, parameters, examples and keys.
 
 The other player is held constant, and so are all running statistics: new ones are returned beside the loss.
-`numbers` are the run's hyperparameters as they are in this step. Everything is a mean over this shard of the batch,
-which the step averages over the shards.
+`numbers` are the run's hyperparameters as they are in this step. A loss is a mean over this shard of the batch, the
+examples that the code is given: all of them under jit, one device's under pmap. The step averages over the shards.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ NEEDS_PENALTY = Needs("penalty.name")
 
 
 class ObjectiveKeys(NamedTuple):
-    """The config keys of every objective, beside its own."""
+    """The config key of the term in G's loss that any objective may have."""
 
     feature_matching: Annotated[
         float, NON_NEGATIVE, "weight in G's loss of the distance of D's mean features, real from fake", TRACED
@@ -79,7 +79,7 @@ def discriminator_loss(recipe: Recipe, numbers: Mapping, state: TrainState, para
 def generator_loss(recipe: Recipe, devices: Devices, numbers: Mapping, state: TrainState, params, real, latent_keys):
     """What G descends in its `params`, the rest of `state` held constant, at the latents of these keys [n].
 
-    `real` {"image": [n, ...]} gives the batch's size, and the real logits where an objective compares with them
+    `real` {"image": [n, ...]} gives the labels, and the real logits where an objective compares with them
     (elsewhere XLA drops the pass that makes them, unless `one_pass` normalises over both).
 
     Returns: (the mean of objective.generator(b, a) over this shard of the batch + feature_matching * the distance of

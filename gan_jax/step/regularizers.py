@@ -1,4 +1,4 @@
-"""Against a discriminator that learns few examples by heart: ADA's controller, LeCam's regulariser, consistency.
+"""Regularisers of D, against learning few examples by heart: ADA's controller, LeCam's regulariser, consistency.
 
 What they keep from one update of D for the next ones is `state.RegularizerState`, float32 scalars, moved by means over
 the whole batch that every device has alike. Pure functions of arrays.

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
-# What may vary between the runs of one program: {config key: float32 scalar}, a key that no run of it has left out, and
-# under "objective.name" the number of an objective, int32, in a program of several.
+# What may vary between the runs of one program: {config key: float32 scalar}. A key whose default is 0, off, is there
+# only if some run of the program sets it. "objective.name" is an int32, in a program of several objectives.
 Hyperparameters = dict[str, jax.Array]
 
 

@@ -137,7 +137,10 @@ def discriminator_keys(devices: Devices, key, n: int):
 
 
 def mean_over_devices(devices: Devices, norm: str, gradients, reported):
-    """From a shard's gradient to that of the whole batch: (gradients, statistics, metrics), their norm as `norm`."""
+    """From a shard's gradient to that of the whole batch: (gradients, statistics, metrics), their norm as `norm`.
+
+    Under jit the shard is the whole batch, and XLA has reduced in the backward pass: the means are identities.
+    """
     stats, metrics, largest = reported
     gradients, stats, metrics = devices.mean((gradients, stats, metrics))
     metrics |= {norm: optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}

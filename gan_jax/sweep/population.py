@@ -13,10 +13,10 @@ from flax import struct
 
 from gan_jax.config.build import Setup, merge_setups
 from gan_jax.parallel.devices import Devices, mesh
+from gan_jax.parallel.population_layout import Layout, population
 from gan_jax.step import regularizers, step
 from gan_jax.step.state import Hyperparameters, RegularizerState, TrainState
 from gan_jax.step.step import init_state
-from gan_jax.sweep.population_layout import Layout, population
 
 VMAP, MAP, UNROLL = "vmap", "map", "unroll"
 WIDE = 128  # units of an MLP's hidden layer, from which on `map` is faster on a CPU (experiments/benchmarks/README.md)

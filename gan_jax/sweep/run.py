@@ -16,12 +16,12 @@ from gan_jax.config import build as recipe
 from gan_jax.config.build import Setup
 from gan_jax.data import Source
 from gan_jax.parallel.devices import Devices
+from gan_jax.parallel.population_layout import Layout, population
 from gan_jax.step.state import TrainState
 from gan_jax.sweep import folders
 from gan_jax.sweep.folders import CHECKPOINTS, DIVERGED, END, METRICS, PICTURE, POINTS, member_folder
 from gan_jax.sweep.plan import Member
 from gan_jax.sweep.population import UNROLL, Population, PopulationState, devices_of_a_member, only_own, rule
-from gan_jax.sweep.population_layout import Layout, population
 from gan_jax.sweep.results import FINISHED
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Checkpoints

@@ -135,7 +135,7 @@ class Checkpoints:
             raise
         except Exception as error:
             self._failed = True
-            if agreement.means_loss(error):
+            if agreement.says_process_is_gone(error):
                 raise
             whole = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
             left = f"the newest that is there is of step {max(whole):,}" if whole else "there is none before it"

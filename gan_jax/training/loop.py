@@ -41,7 +41,7 @@ def train(setup: Setup, workdir: Path) -> bool:
     """Trains to config.num_steps in `workdir`, from the newest checkpoint there; False if a signal ended it early.
 
     The state, the metrics and the pictures at each step are functions of the config alone, however often the run was
-    interrupted. Raises DivergedError when a metric is not finite, once the last good state is saved.
+    interrupted. Raises DivergedError when a metric is not finite, once the state before that call is saved.
 
     Of several processes all call it with the same setup. They step and save together; the first one does the rest.
     """
@@ -159,7 +159,10 @@ class _Loop:
 
     def run(self, state: TrainState, stop_requested: Callable) -> bool:
         # A streamed set may have an example that cannot be read; samples may be such that they cannot be scored.
-        advance, at_boundary = self._saving(self._advance), self._saving(self._do_what_is_due)
+        advance, at_boundary = (
+            self._saved_before_a_mistake(self._advance),
+            self._saved_before_a_mistake(self._do_what_is_due),
+        )
         state, now = advance_to_end(self.config, state, stop_requested, advance, at_boundary)
         if now < self.config.num_steps:
             self._save(state, now)
@@ -168,7 +171,7 @@ class _Loop:
         self.checkpoints.wait()
         return now == self.config.num_steps
 
-    def _saving(self, function: Callable) -> Callable:
+    def _saved_before_a_mistake(self, function: Callable) -> Callable:
         """The function of (state, now, ...), such that an InputError in it saves that state before it ends the run."""
 
         def call(state: TrainState, now: int, *more):
@@ -195,7 +198,7 @@ class _Loop:
 
     def _do_what_is_due(self, state: TrainState, now: int) -> None:
         due = [cadence for cadence in CADENCES if is_due(self.config, cadence, now)]
-        newest = self._look() if due else {}
+        newest = self._newest_metrics() if due else {}
         if "log_every" in due:
             self._report(now, newest)
             self.writers.progress(now, self.data.waited)
@@ -222,7 +225,7 @@ class _Loop:
         if self.best is not None:
             self.best.see(state, scores[evaluation.best])
 
-    def _look(self) -> dict[str, float]:
+    def _newest_metrics(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""
         newest = {}
         for first, metrics in jax.device_get(self.unseen):
@@ -254,7 +257,7 @@ class _Loop:
 
     def _save(self, state: TrainState, now: int) -> None:
         """Saves a state that no cadence asks for, before the run ends."""
-        self._look()
+        self._newest_metrics()
         if self.checkpoints.latest_step() != now:
             self.checkpoints.save(state)
         self.checkpoints.wait()

@@ -46,6 +46,7 @@ def one_of(names: Iterable[str]) -> Rule:
 class Mark(Enum):
     """What else a key may be."""
 
+    # One whose default is 0 is off at 0: the step's numbers then lack it, and nothing is compiled for it.
     TRACED = "a number that a compiled step takes as an array: the runs of one program may differ in it"
     COMMON = "a key that most parts have: one without it ignores its value, where any other key is refused"
     SCHEDULED = "a traced number with a second key, NAME_to: where it ends after the burn-in; 0: it is constant"

@@ -16,8 +16,8 @@ from numpy.testing import assert_allclose
 from gan_jax import recipe, step
 from gan_jax.analysis.profiling import flops, hlo
 from gan_jax.parallel.devices import example_keys, mesh, pmapped
+from gan_jax.parallel.population_layout import population
 from gan_jax.sweep.population import Population
-from gan_jax.sweep.population_layout import population
 from gan_jax.utils.errors import InputError
 
 STEPS = 2

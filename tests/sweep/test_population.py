@@ -12,8 +12,8 @@ from gan_jax import recipe, step
 from gan_jax.config import schema
 from gan_jax.objectives import OBJECTIVES, choose
 from gan_jax.parallel.devices import mesh
+from gan_jax.parallel.population_layout import population
 from gan_jax.sweep.population import Population
-from gan_jax.sweep.population_layout import population
 
 # Objectives as data.
 
