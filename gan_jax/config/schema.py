@@ -125,7 +125,7 @@ def groups() -> list[Group]:
     extractors = {NONE: _no_keys} | {name: extractor.make for name, extractor in EXTRACTORS.items()}
     return [
         Group(
-            "", (RunKeys,), (Choice("moves", dict.fromkeys(moves, _no_keys), "alternating", "how the players move"),)
+            "", (GeneralKeys,), (Choice("moves", dict.fromkeys(moves, _no_keys), "alternating", "how the players move"),)
         ),
         *(Group(name, (move,)) for name, move in moves.items()),
         Group("data", (), (Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry),)),
