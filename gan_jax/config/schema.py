@@ -118,14 +118,16 @@ class Group(NamedTuple):
 def groups() -> list[Group]:
     """All groups, as the registries are now."""
     objectives = {name: objective.make or _no_keys for name, objective in NAMED.items()}
-    moves = {name: move.take for name, move in MOVES.items()}
+    moves, no_keys = {name: move.take for name, move in MOVES.items()}, dict.fromkeys(MOVES, _no_keys)
     generators = {name: family.generator for name, family in FAMILIES.items()}
     discriminators = {name: family.discriminator for name, family in FAMILIES.items()}
     optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser")
     extractors = {NONE: _no_keys} | {name: extractor.make for name, extractor in EXTRACTORS.items()}
     return [
         Group(
-            "", (GeneralKeys,), (Choice("moves", dict.fromkeys(moves, _no_keys), "alternating", "how the players move"),)
+            "",
+            (GeneralKeys,),
+            (Choice("moves", dict.fromkeys(moves, _no_keys), "alternating", "how the players move"),),
         ),
         *(Group(name, (move,)) for name, move in moves.items()),
         Group("data", (), (Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry),)),
