@@ -1,0 +1,71 @@
+"""Checkpoints of before the hyperparameters were a dict by config key: written here in their old form, read as they are."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers.toys import assert_same_bits
+
+from gan_jax import recipe
+from gan_jax.parallel.devices import mesh
+from gan_jax.training.checkpoints import Checkpoints, fingerprint
+from gan_jax.utils.errors import InputError
+
+# The order in which the old state had its numbers, on which its fingerprint depends (commit 9afd216).
+OLD = {
+    "generator_learning_rate": "generator.optimizer.learning_rate",
+    "generator_b1": "generator.optimizer.b1",
+    "generator_b2": "generator.optimizer.b2",
+    "discriminator_learning_rate": "discriminator.optimizer.learning_rate",
+    "discriminator_b1": "discriminator.optimizer.b1",
+    "discriminator_b2": "discriminator.optimizer.b2",
+    "penalty_weight": "penalty.weight",
+    "label_smoothing": None,  # off, and there
+    "ema_decay": "generator.ema_decay",
+    "feature_matching": None,  # off, and None
+    "augment_probability": "augment.probability",
+    "ada_target": "augment.ada_target",
+    "lecam": "discriminator.lecam",
+}
+CHANGES = {
+    "augment.policy": "color",
+    "augment.ada_target": 0.5,
+    "discriminator.lecam": 0.1,
+    "penalty.name": "r1",
+    "penalty.weight": 2.0,
+}
+
+
+def write_old(folder, state, flipped=False):
+    """Saves the state as 9afd216 did; `flipped`: with another bit than its fingerprint knows."""
+    import orbax.checkpoint as ocp
+
+    numbers = {name: state.hyperparameters[key] if key else None for name, key in OLD.items()}
+    numbers["label_smoothing"] = jnp.float32(0)
+    in_order = [number for number in numbers.values() if number is not None]
+    players = state.generator, state.discriminator, state.ema
+    known = fingerprint([state.step, state.key, in_order, *players, state.regularizers])
+    step = state.step + 1 if flipped else state.step
+    old = {"step": step, "key": state.key, "hyperparameters": numbers, "memory": state.regularizers}
+    old |= {"generator": state.generator, "discriminator": state.discriminator, "ema": state.ema}
+    with ocp.CheckpointManager(folder.resolve()) as manager:
+        payload = {"state": old, "fingerprint": known}
+        manager.save(int(state.step), args=ocp.args.Composite(payload=ocp.args.StandardSave(payload)))
+
+
+@pytest.fixture(scope="module")
+def setup(shrunk):
+    return recipe.build(shrunk("digits", None, CHANGES), mesh(jax.devices()[:1]))
+
+
+def test_a_checkpoint_of_before_gives_its_state_to_the_bit(setup, tmp_path):
+    state = recipe.initial_state(setup).replace(step=jnp.int32(7))
+    write_old(tmp_path, state)
+    restored = Checkpoints(tmp_path).restore(recipe.abstract_state(setup))
+    assert_same_bits(restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+def test_a_torn_checkpoint_of_before_is_found_out(setup, tmp_path):
+    write_old(tmp_path, recipe.initial_state(setup).replace(step=jnp.int32(7)), flipped=True)
+    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+        Checkpoints(tmp_path).restore(recipe.abstract_state(setup))
