@@ -1,4 +1,4 @@
-"""Checkpoints of before the hyperparameters were a dict by config key: written here in their old form, read as they are."""
+"""Checkpoints of before hyperparameters were a dict by config key: written here in their old form, and read."""
 
 import jax
 import jax.numpy as jnp
@@ -67,5 +67,5 @@ def test_a_checkpoint_of_before_gives_its_state_to_the_bit(setup, tmp_path):
 
 def test_a_torn_checkpoint_of_before_is_found_out(setup, tmp_path):
     write_old(tmp_path, recipe.initial_state(setup).replace(step=jnp.int32(7)), flipped=True)
-    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
         Checkpoints(tmp_path).restore(recipe.abstract_state(setup))
