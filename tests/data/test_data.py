@@ -207,5 +207,5 @@ def test_sets_that_disagree_on_a_default_are_a_programming_error():
     def other(split: Split = "test"):
         raise AssertionError
 
-    with pytest.raises(TypeError, match=r"other has the default 'test' for split"):
+    with pytest.raises(TypeError, match=r"other has another default of split than the parts before it: 'test'"):
         union(SOURCES | {"other": other})

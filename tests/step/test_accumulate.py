@@ -17,6 +17,7 @@ from gan_jax import recipe, step
 from gan_jax.analysis.profiling import flops, hlo
 from gan_jax.parallel.devices import example_keys, mesh, pmapped
 from gan_jax.parallel.population_layout import population
+from gan_jax.step import step as step_file
 from gan_jax.sweep.population import Population
 from gan_jax.utils.errors import InputError
 
@@ -120,7 +121,7 @@ def test_the_comparison_notices_a_wrong_micro_batch(whole, monkeypatch):
     setup = build(config(4))
     written_out = setup._replace(recipe=setup.recipe._replace(unroll=True))
     assert distance(train(written_out).moves, expected.moves) < TOLERANCE
-    monkeypatch.setattr(step, "_after", lambda tree, j: jnp.maximum(j, 1))  # the second in the place of the first
+    monkeypatch.setattr(step_file, "_after", lambda tree, j: jnp.maximum(j, 1))  # the second in the place of the first
     assert distance(train(written_out).moves, expected.moves) > 100 * TOLERANCE
 
 
@@ -128,7 +129,7 @@ def test_the_comparison_notices_other_pairs(whole, monkeypatch):
     """A relativistic objective compares each real example with one fake."""
     config, expected = whole("mixture")
     keys = step.discriminator_keys
-    monkeypatch.setattr(step, "discriminator_keys", lambda *arguments: [each[::-1] for each in keys(*arguments)])
+    monkeypatch.setattr(step_file, "discriminator_keys", lambda *arguments: [each[::-1] for each in keys(*arguments)])
     assert distance(train(build(config(4))).moves, expected.moves) > 100 * TOLERANCE
 
 
