@@ -136,7 +136,7 @@ def test_the_comparison_notices_other_pairs(whole, monkeypatch):
 @pytest.mark.parametrize("j", [0, 3])
 def test_waiting_for_a_tree_changes_no_number(j):
     for values in ([1.0, 2.0], [np.inf, 1.0], [-np.inf, 1.0], [np.nan, np.nan]):
-        assert int(jax.jit(step._after)({"w": jnp.array(values), "b": jnp.float32(3.0)}, jnp.int32(j))) == j
+        assert int(jax.jit(step_file._after)({"w": jnp.array(values), "b": jnp.float32(3.0)}, jnp.int32(j))) == j
 
 
 def test_the_members_of_a_population_accumulate_too(shrunk):
