@@ -1,7 +1,7 @@
-"""Every config key with its default; the other files in this folder change what they need and nothing else.
+"""The defaults; the other files in this folder change what they need and nothing else.
 
-The keys are those of the parts that own them: `python -m gan_jax.config` prints them all. A value can be changed on the
-command line: `--config=configs/mixture.py:ring8 --config.objective.name=wgan`.
+The keys stand at the parts that own them: `gan_jax/config/schema.py` gathers them, `python -m gan_jax.config` prints
+them. The command line can change a value: `--config=configs/mixture.py:ring8 --config.objective.name=wgan`.
 """
 
 from gan_jax.config.schema import default_config
