@@ -149,8 +149,9 @@ class Checkpoints:
         try:
             return self._read(step, template, lambda state: (state, state))
         except InputError:
-            with suppress(InputError):  # the first reason stands
-                return self._read(step, legacy.old_template(template), partial(legacy.new_state, template))
+            if isinstance(template, TrainState):  # and not the state of a sweep
+                with suppress(InputError):  # the first reason stands
+                    return self._read(step, legacy.old_template(template), partial(legacy.new_state, template))
             raise
 
     def _read(self, step: int, template, form: Callable) -> TrainState:
