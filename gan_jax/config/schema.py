@@ -124,7 +124,8 @@ def groups() -> list[Group]:
     optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser")
     extractors = {NONE: _no_keys} | {name: extractor.make for name, extractor in EXTRACTORS.items()}
     return [
-        Group("", (GeneralKeys,), (Choice("moves", no_keys, "alternating", "how the players move"),)),
+        Group("", (GeneralKeys,)),
+        Group("", (), (Choice("moves", no_keys, "alternating", "how the players move"),)),
         *(Group(name, (move,)) for name, move in moves.items()),
         Group("data", (), (Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry),)),
         Group("latent", (), (Choice("prior", PRIORS, "normal", "distribution of the latents"),)),

@@ -140,7 +140,7 @@ def test_the_key_is_the_saved_one_and_not_the_templates(run, saved, tmp_path):
 
 def test_numbers_that_are_not_finite_come_back_too(run, tmp_path):
     rate = run.setup.devices.place(jnp.float32(np.nan))
-    odd = run.states[1].replace(hyperparameters=run.states[1].hyperparameters.replace(ema_decay=rate))
+    odd = run.states[1].replace(hyperparameters=run.states[1].hyperparameters | {"generator.ema_decay": rate})
     save(tmp_path, odd)
     assert_same(restore(tmp_path, run.states[0]), odd)
 
@@ -323,7 +323,7 @@ def test_any_flipped_bit_changes_the_fingerprint(numbers):
 
 def test_the_state_of_an_optimistic_optimiser_has_a_fingerprint():
     """It holds a truth value."""
-    state = optimistic_sgd(0.5, 0.0).init({"w": jnp.ones(3)})
+    state = optimistic_sgd(0.5).init({"w": jnp.ones(3)})
     turned = jax.tree.map(lambda x: ~x if x.dtype == bool else x, state)
     assert any(leaf.dtype == bool for leaf in jax.tree.leaves(state))
     assert int(fingerprint(state)) != int(fingerprint(turned))

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from configs import base
 from gan_jax import recipe
 from gan_jax.config.schema import flatten
-from gan_jax.data import Spec, make_source
+from gan_jax.data import make_source
 from gan_jax.parallel.devices import mesh
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Checkpoints
@@ -201,7 +200,7 @@ def test_a_run_that_goes_on_says_what_is_left_and_nothing_twice(flat, killed_at)
 
 @cache
 def source_of(name):
-    return make_source(Spec(**base.get_config().data.to_dict() | {"name": name}))
+    return make_source({"name": name})
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)

@@ -21,10 +21,18 @@ OLD = {
     "penalty_weight": "penalty.weight",
     "label_smoothing": None,  # off, and there
     "ema_decay": "generator.ema_decay",
-    "feature_matching": None,  # off, and None
+    "feature_matching": None,  # off, and None, as the others without a key
+    "instance_noise": None,
+    "penalty_weight_to": None,
+    "generator_b2_to": None,
+    "discriminator_b2_to": None,
+    "ema_half_life": None,
     "augment_probability": "augment.probability",
     "ada_target": "augment.ada_target",
     "lecam": "discriminator.lecam",
+    "consistency": None,
+    "fake_consistency": None,
+    "objective": None,
 }
 CHANGES = {
     "augment.policy": "color",
