@@ -284,7 +284,7 @@ def players(**changes):
         ),
         (
             {"objective.name": "wgan", "objective.label_smoothing": 0.1},
-            r"label_smoothing is 0\.1, but wgan has no label_smoothing; set it to 0\.0, or objective\.name to one of minimax",
+            r"label_smoothing is 0\.1, but wgan has no label_smoothing; set it to 0\.0, or objective\.name to",
         ),
         ({"data.name": "ring8", "generator.network": "dcgan"}, r"generator\.network is dcgan, .*ring8 .*; use mlp"),
         ({"data.name": "ring8", "discriminator.network": "dcgan"}, r"discriminator\.network is dcgan, .*use mlp"),
