@@ -7,6 +7,7 @@ _PUBLIC = {  # name: its module, or module:attribute
     "train": "gan_jax.training.loop:train",
     "recipe": "gan_jax.config.build",
     "step": "gan_jax.step",
+    "main": "gan_jax.main",
     "objectives": "gan_jax.objectives",
     "penalties": "gan_jax.penalties",
     "networks": "gan_jax.networks",

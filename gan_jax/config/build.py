@@ -114,15 +114,12 @@ def _init(setup: Setup) -> Callable:
 
 
 def make_hyperparameters(config) -> Hyperparameters:
-    """The traced numbers of a config; one that is off, its default being 0, is left out, and the step compiles less."""
+    """The traced numbers of the parts that a config chooses. One that is off is left out: the step compiles less."""
     flat = schema.flatten(config.to_dict())
-    numbers = {
-        name: flat[name]
-        for name, key in schema.table().items()
-        if key.traced and not (key.optional and flat[name] == 0)
-    }
-    if config.augment.policy == transforms.NONE:
-        del numbers["augment.probability"]
+    keys = schema.own_keys(flat).items()
+    numbers = {name: flat[name] for name, key in keys if key.traced and not (key.optional and flat[name] == 0)}
+    if config.augment.policy == transforms.NONE or config.augment.probability == 0:
+        numbers.pop("augment.probability")
     return {name: jnp.float32(number) for name, number in numbers.items()}
 
 
@@ -132,9 +129,12 @@ def merge_setups(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
     All but its recipe is that of the first run; its objective is each run's own, by number.
     """
     names = list(dict.fromkeys(setup.config.objective.name for setup in setups))
+    keys = schema.table()
     present = {name for setup in setups for name in setup.hyperparameters}
+    # What a run does without is off in it: 0, as is the default, but for a probability.
+    off = {name: 0 if name == "augment.probability" else keys[name].default for name in present}
     numbers = [
-        {name: setup.hyperparameters.get(name, jnp.float32(0)) for name in present}
+        {name: setup.hyperparameters.get(name, jnp.float32(off[name])) for name in present}
         | {"objective.name": jnp.int32(names.index(setup.config.objective.name))}
         for setup in setups
     ]
@@ -213,7 +213,7 @@ def _make_penalty(config, source: Source):
 
 def _make_move(config) -> Move:
     move = MOVES[config.moves]
-    take = bind(config.moves, move.take, config.to_dict().get(config.moves, {}))({})
+    take = bind(config.moves, move.take, config.to_dict()[config.moves] if config.moves in config else {})({})
     return move._replace(take=take)
 
 

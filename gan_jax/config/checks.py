@@ -67,6 +67,10 @@ def check(config, source: Source) -> None:
 
 def _check_penalty(config) -> None:
     if config.penalty.name == "none":
+        if config.penalty.weight_to:
+            raise InputError(
+                f"penalty.weight_to is {config.penalty.weight_to}, but penalty.name is none; set it to 0, or name one"
+            )
         return
     if config.discriminator.normalization == "batch":
         raise InputError(
@@ -210,7 +214,7 @@ def _check_labels(config, source: Source) -> None:
     if len(source.shape) != 3:
         raise InputError(f"conditional is True, which is for images, but {config.data.name} is points; set it to False")
     for player in ("generator", "discriminator"):
-        able = [name for name, family in networks.FAMILIES.items() if networks.has(family.generator, "classes")]
+        able = [name for name, family in networks.FAMILIES.items() if networks.has(getattr(family, player), "classes")]
         if config[player].network not in able:
             raise InputError(
                 f"conditional is True, but {player}.network is {config[player].network}, which has no use for labels; "

@@ -3,7 +3,7 @@
 A mistake is one line at start-up and not a traceback an hour later. `python -m gan_jax.config` prints the table.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, NamedTuple
 
@@ -113,6 +113,12 @@ class Group(NamedTuple):
     prefix: str
     parts: tuple[Callable, ...] = ()
     choices: tuple[Choice, ...] = ()
+    needs: Needs | None = None  # of all its keys
+
+    @property
+    def start(self) -> str:
+        """What its keys begin with."""
+        return f"{self.prefix}." if self.prefix else ""
 
 
 def groups() -> list[Group]:
@@ -126,7 +132,7 @@ def groups() -> list[Group]:
     return [
         Group("", (GeneralKeys,)),
         Group("", (), (Choice("moves", no_keys, "alternating", "how the players move"),)),
-        *(Group(name, (move,)) for name, move in moves.items()),
+        *(Group(name, (move,), needs=Needs("moves", (name,))) for name, move in moves.items()),
         Group("data", (), (Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry),)),
         Group("latent", (), (Choice("prior", PRIORS, "normal", "distribution of the latents"),)),
         Group("objective", (ObjectiveKeys,), (Choice("name", objectives, "non_saturating", "losses of both players"),)),
@@ -158,20 +164,34 @@ def _no_keys() -> None:
 
 
 def table() -> dict[str, Key]:
-    """Every config key, dotted, in the order of the documentation."""
-    return dict(_rows())
-
-
-def _rows() -> Iterator[tuple[str, Key]]:
-    for prefix, parts, choices in groups():
-        start = f"{prefix}." if prefix else ""
-        for choice in choices:
+    """Every config key, dotted, in the order of the documentation. Raises TypeError if two parts have one name."""
+    rows = {}
+    for group in groups():
+        for choice in group.choices:
             rule = one_of(choice.parts)
             rule = rule._replace(holds=choice.holds) if choice.holds else rule
-            yield f"{start}{choice.key}", Key(choice.default, rule, choice.text)
-            yield from ((f"{start}{name}", key) for name, key in union(choice.parts).items())
-        for part in parts:
-            yield from ((f"{start}{name}", key) for name, key in keys_of(part).items())
+            _add(rows, group, {choice.key: Key(choice.default, rule, choice.text)} | union(choice.parts))
+        for part in group.parts:
+            _add(rows, group, keys_of(part))
+    return rows
+
+
+def _add(rows: dict[str, Key], group: Group, keys: Mapping[str, Key]) -> None:
+    for name, key in keys.items():
+        if f"{group.start}{name}" in rows:
+            raise TypeError(f"two parts have the config key {group.start}{name}")
+        rows[f"{group.start}{name}"] = key._replace(needs=key.needs or group.needs)
+
+
+def own_keys(values: Mapping[str, Any]) -> dict[str, Key]:
+    """The keys of the parts that these values, by dotted key, choose: without those that they do not have."""
+    rows = table()
+    for group in groups():
+        for choice in group.choices:
+            chosen = keys_of(choice.parts[choice.entry(values[f"{group.start}{choice.key}"])])
+            for name in union(choice.parts).keys() - chosen.keys():
+                del rows[f"{group.start}{name}"]
+    return rows
 
 
 def varying() -> tuple[str, ...]:
@@ -197,11 +217,10 @@ def check(config) -> None:
         if name not in values:
             raise InputError(f"config key {name} is missing; it must be {key.rule.words}")
         _check_value(name, key.rule, values[name])
-    for prefix, _, choices in groups():
-        start = f"{prefix}." if prefix else ""
-        own = {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
-        for choice in choices:
-            require_defaults(prefix, choice.key, choice.entry(own[choice.key]), choice.parts, own)
+    for group in groups():
+        own = {key.removeprefix(group.start): value for key, value in values.items() if key.startswith(group.start)}
+        for choice in group.choices:
+            require_defaults(group.prefix, choice.key, choice.entry(own[choice.key]), choice.parts, own)
     for name, key in keys.items():
         if key.needs and values[name] != key.default:
             _check_need(name, key, values, keys)
@@ -235,6 +254,8 @@ def wrong_value(key: str, value) -> str:
 
 def unknown_key(key: str) -> str:
     """The line that says that a key does not exist and which ones do."""
+    if key in RENAMED:
+        return f"config key {key} is now {RENAMED[key]}"
     keys = list(table())
     group = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
     close = get_close_matches(key, keys, n=1)

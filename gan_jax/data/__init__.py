@@ -30,7 +30,7 @@ SOURCES: dict[str, Callable[..., Source | Stored]] = {
 
 def entry(name: str) -> str:
     """The key of SOURCES for what a config calls `name`. Raises InputError, which lists them, where there is none."""
-    key = re.sub(":.+", ":NAME", name)
+    key = _key(name)
     if key not in SOURCES:
         raise InputError(f"there is no data named {name!r}; valid: {', '.join(SOURCES)}")
     return key
@@ -38,7 +38,11 @@ def entry(name: str) -> str:
 
 def is_name(name: str) -> bool:
     """Whether a config may name this data."""
-    return re.sub(":.+", ":NAME", name) in SOURCES
+    return _key(name) in SOURCES
+
+
+def _key(name: str) -> str:
+    return re.sub(":.+", ":NAME", name)
 
 
 def open_set(values: Mapping[str, Any]) -> Source | Stored:

@@ -12,7 +12,7 @@ from gan_jax.data.readers.reading import Reader
 from gan_jax.data.readers.records import Records
 from gan_jax.data.source import Source, draw_stored
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of
+from gan_jax.utils.keys import COMMON, COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of
 
 PLACEMENT = one_of(("auto", "device", "stream"))
 CHANNELS = Rule(int, lambda value: value in (0, 1, 3), "0, 1 or 3")
@@ -23,7 +23,7 @@ Channels = Annotated[int, CHANNELS, "1: grey, 3: RGB; 0: as they are, of a folde
 Flip = Annotated[bool, FLAG, "mirrors each image left to right with probability 1/2, anew each time"]
 Corrupt = Annotated[str, one_of(("stop", "skip")), "at an image that cannot be read: `stop`, or `skip` it and count"]
 Placement = Annotated[str, PLACEMENT, "`device`: all of it there; `stream`: read as one trains; `auto`: what fits"]
-Workers = Annotated[int, POSITIVE_INT, "threads that decode"]
+Workers = Annotated[int, POSITIVE_INT, "threads that decode", COMMON]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,13 +30,12 @@ from gan_jax.parallel.devices import Devices, example_keys, example_slots
 from gan_jax.step import regularizers
 from gan_jax.step.losses import discriminator_loss, generator_loss, labels_of, packed
 from gan_jax.step.state import Average, Hyperparameters, Move, Player, Recipe, TrainState
-from gan_jax.utils.keys import NON_NEGATIVE, Needs
+from gan_jax.utils.keys import NON_NEGATIVE
 
 ConsensusWeight = Annotated[
     float,
     NON_NEGATIVE,
     "of half the squared norm of both gradients, which consensus descends",
-    Needs("moves", ("consensus",)),
 ]
 
 

@@ -92,7 +92,7 @@ class Population:
 
 
 def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
-    """One run of a population as it would be by itself: with these hyperparameters, and the memory that they need."""
+    """One run of a population as it would be alone, with these hyperparameters and what its regularisers need."""
     own, shared = regularizers.initial(hyperparameters), state.regularizers
     if own is not None:
         adaptive = None if own.adaptive is None else shared.adaptive

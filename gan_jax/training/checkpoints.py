@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from gan_jax.utils.files import read_json, require_writable, write_atomically
 from gan_jax.utils.hashing import scramble
 
 BEST, ABOUT_BEST = "best", "best.json"
+CHANGED = "its content is not what was saved"
 READ_WITHIN = 600  # seconds between the first and the last of several processes
 
 
@@ -150,8 +151,11 @@ class Checkpoints:
             return self._read(step, template, lambda state: (state, state))
         except InputError:
             if isinstance(template, TrainState):  # and not the state of a sweep
-                with suppress(InputError):  # the first reason stands
+                try:
                     return self._read(step, legacy.old_template(template), partial(legacy.new_state, template))
+                except InputError as error:
+                    if str(error) == CHANGED:  # it has the old form, and is not whole
+                        raise
             raise
 
     def _read(self, step: int, template, form: Callable) -> TrainState:
@@ -175,7 +179,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise whatever a torn file leads them to
             raise InputError(_summary(error)) from error
         if not whole:
-            raise InputError("its content is not what was saved")
+            raise InputError(CHANGED)
         return state
 
     @contextmanager

@@ -29,7 +29,7 @@ _KEYS = {
     "fake_consistency": "discriminator.fake_consistency",
     "objective": "objective.name",
 }
-_ALWAYS = ("penalty_weight", "label_smoothing")  # numbers that it had for every run
+_ALWAYS = list(_KEYS)[:9]  # numbers that it had for every run
 
 
 def old_template(template: TrainState) -> dict:

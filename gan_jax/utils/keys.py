@@ -130,13 +130,17 @@ def bind(prefix: str, part: Callable, values: Mapping[str, Any], **context) -> C
 
 
 def union(parts: Mapping[str, Callable]) -> dict[str, Key]:
-    """The keys of all these parts. Raises TypeError where two of them have a key of one name and other defaults."""
+    """The keys of all these parts. Raises TypeError where two of them have a key of one name that is not the same."""
     keys = {}
     for part_name, part in parts.items():
         for name, key in keys_of(part).items():
-            if keys.setdefault(name, key).default != key.default:
-                raise TypeError(f"{part_name} has another default of {name} than the parts before it: {key.default!r}")
+            if _facts(keys.setdefault(name, key)) != _facts(key):
+                raise TypeError(f"{part_name} has another default, range or mark of {name} than the parts before it")
     return keys
+
+
+def _facts(key: Key) -> tuple:
+    return key.default, key.traced, key.common, key.needs, key.rule.type, key.rule.words
 
 
 def require_defaults(

@@ -66,6 +66,7 @@ def setup(shrunk):
 
 
 def test_a_checkpoint_of_before_gives_its_state_to_the_bit(setup, tmp_path):
+    assert "augment.probability" in setup.hyperparameters
     state = recipe.initial_state(setup).replace(step=jnp.int32(7))
     write_old(tmp_path, state)
     restored = Checkpoints(tmp_path).restore(recipe.abstract_state(setup))
@@ -75,5 +76,5 @@ def test_a_checkpoint_of_before_gives_its_state_to_the_bit(setup, tmp_path):
 
 def test_a_torn_checkpoint_of_before_is_found_out(setup, tmp_path):
     write_old(tmp_path, recipe.initial_state(setup).replace(step=jnp.int32(7)), flipped=True)
-    with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole .*its content is not what was saved"):
         Checkpoints(tmp_path).restore(recipe.abstract_state(setup))

@@ -178,7 +178,7 @@ def compare(examples: Examples, met: set[Need], resamples: int, extractor: str =
 def _score(metric: Metric, examples: Examples, resamples: int) -> Score:
     value = metric.measure(examples)
     spread = metric.interval(examples, value, resamples) if metric.interval else None
-    return Score(float(value.mean()) if isinstance(value, np.ndarray) else value, spread)
+    return Score(value if isinstance(value, (int, float)) else float(np.mean(value)), spread)
 
 
 def data_scores(source: Source, samples: np.ndarray, key) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What this toolbox has against what may be wrong with a run: changes of its config, none of which it has already.
 
 Each remedy is a function of the flat config: the keys that it would change, with values to begin with; {} where the
-config has the remedy, or where it does not go with the rest of it (`combinations` would refuse it).
+config has the remedy, or where it does not go with the rest of it (`config.checks` would refuse it).
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ def _minibatch_stddev(config: Config) -> Changes:
 
 
 def _whole_groups(config: Config, devices: int) -> bool:
-    """Whether each device's micro-batches are whole packs and groups, as `combinations.check_batch` asks for."""
+    """Whether each device's micro-batches are whole packs and groups, as `checks.check_batch` asks for."""
     minibatch = Minibatch(*(config[f"discriminator.{key}"] for key in Minibatch._fields))
     return config["batch_size"] % (devices * config["accumulate"] * minibatch.group_size) == 0
 
