@@ -40,7 +40,7 @@ def checked_flags(module, arguments):
     """The flags of a command line by name, whose config, sweep file, flags and config keys are there."""
     values = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     keys = {name.removeprefix("config.") for name in values if name.startswith("config.")}
-    assert keys <= set(schema.SCHEMA)
+    assert keys <= set(schema.table())
     assert set(values) - {f"config.{key}" for key in keys} <= flags_of(module)
     command_line.load_config(str(ROOT / values["config"]))
     assert (ROOT / values.get("sweep", values["config"].split(":")[0])).is_file()
