@@ -1,8 +1,8 @@
 """How large the house is, and how its rooms lean on each other: `python experiments/benchmarks/house.py`.
 
 Prints, for the tree that this file is in: lines of the package, entries of its root, modules per room, the longest
-chain of imports between modules (floors), cycles of modules, imports from a lower room to a higher one, imports in both
-directions between two rooms, and the words of README.md and docs/.
+chain of imports between rooms (floors) and between modules, cycles of modules, imports from a lower room to a higher
+one, imports in both directions between two rooms, and the words of README.md and docs/.
 """
 
 import ast
@@ -111,8 +111,11 @@ def main() -> None:
     print(f"lines of the package: {sum(lines.values())}, in {len(paths)} files")
     print(f"entries of its root: {len(root)}: {' '.join(root)}")
     print("files of a room: " + ", ".join(f"{folder} {len(names)}" for folder, names in sorted(folders.items())))
-    chain = longest_chain(arrows)
-    print(f"floors: {len(chain)}: {' > '.join(name.removeprefix(f'{PACKAGE}.') for name in chain)}")
+    rooms = defaultdict(set)
+    for name in paths:
+        rooms[room(name)] |= {room(target) for target in arrows[name]} - {room(name)}
+    for what, chain in (("floors", longest_chain(rooms)), ("longest chain of modules", longest_chain(arrows))):
+        print(f"{what}: {len(chain)}: {' > '.join(name.removeprefix(f'{PACKAGE}.') for name in chain)}")
     circles = cycles(arrows)
     print(f"cycles of modules: {len(circles)}", *(f"  {' '.join(sorted(circle))}" for circle in circles), sep="\n")
     pairs = sorted((name, target) for name, targets in arrows.items() for target in targets)
