@@ -3,7 +3,7 @@
 `strided_conv` halves an image, `strided_conv_transpose` is its exact adjoint and doubles it:
 <strided_conv(x, w), y> = <x, strided_conv_transpose(y, w)> for every x and y, with one kernel w [4, 4, thin, wide].
 `conv` keeps the size; `upsample_conv` doubles the image before it, `conv_mean_pool` averages 2x2 pixels after it.
-How they are written is chosen by backend, in `form`, or by name: `convolution_forms` has the forms.
+How they are written is chosen by backend, in `form`, or by name: `cpu.forms` has the forms.
 """
 
 from collections.abc import Callable

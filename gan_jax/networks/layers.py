@@ -31,6 +31,7 @@ Normalization = Annotated[str, one_of(NORMALIZATIONS), "before an activation"]
 Attention = Annotated[int, COUNT, "height of the images inside that self-attention follows; 0: none"]
 
 
+@partial(jax.jit, static_argnums=(1, 2))  # traced once: Flax calls it in every apply, to compare shapes
 def dcgan_init(key, shape, dtype=jnp.float32):
     """Samples of N(0, 0.02^2) (arXiv:1511.06434, section 4), [*shape]; drawn flat, which XLA compiles faster."""
     return 0.02 * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
@@ -38,7 +39,7 @@ def dcgan_init(key, shape, dtype=jnp.float32):
 
 def dcgan_scale_init(key, shape, dtype=jnp.float32):
     """Samples of N(1, 0.02^2), [*shape]."""
-    return 1 + dcgan_init(key, shape, dtype)
+    return 1 + dcgan_init(key, tuple(shape), dtype)
 
 
 def upsample(x):
