@@ -105,7 +105,7 @@ def test_fast_sets_all_of_it_and_says_so(bare, tmp_path):
 
 def test_plain_sets_nothing(bare, tmp_path):
     before = dict(os.environ)
-    assert runtime.plain() == "plain"
+    assert runtime.RUNTIMES["plain"]() == "plain"
     assert (dict(os.environ), bare.mallopt, bare.config) == (before, [], {})
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Examples of one shape from records of any: what decoding once and streaming have in common."""
+"""Examples of one shape from records of any shape."""
 
 import hashlib
 import json
@@ -55,8 +55,7 @@ class Reader:
 
         Raises InputError at a corrupt one that may not be skipped, and at one of another size where none is resized.
         """
-        example = self._decoded(i)
-        if example is None:
+        if (example := self._decoded(i)) is None:
             return None
         image = fit(example["image"], self._image_size, self.shape[2])
         if image.shape != self.shape:
@@ -70,8 +69,8 @@ class Reader:
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of these examples, [n, ...]; in the place of one that is skipped, the next good one."""
-        after = (range(i, i + len(self)) for i in map(int, indices))
-        examples = [self._first_good(self.example(i % len(self)) for i in candidates) for candidates in after]
+        count = len(self)
+        examples = [self._first_good(self.example(i % count) for i in range(start, start + count)) for start in indices]
         rows = {"image": np.stack([example["image"] for example in examples])}
         if self.classes:
             rows["label"] = np.array([example["label"] for example in examples], np.int32)
@@ -83,10 +82,10 @@ class Reader:
         return self._first_good(map(self._decoded, range(len(self))))
 
     def _first_good(self, examples: Iterable[dict | None]) -> dict:
-        for example in examples:
-            if example is not None:
-                return example
-        raise InputError(f"none of the {len(self):,} examples can be read; the first is {self.records.where(0)}")
+        example = next((example for example in examples if example is not None), None)
+        if example is None:
+            raise InputError(f"none of the {len(self):,} examples can be read; the first is {self.records.where(0)}")
+        return example
 
     def _decoded(self, i: int) -> dict | None:
         try:

@@ -21,11 +21,17 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from gan_jax.utils.errors import InputError
+from gan_jax.utils.plots import to_picture
 
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # Pillow's, of a block that is then left alone
 ORIENTATION = 0x0112  # the EXIF tag
-# How a complete file ends, though more may follow. Where only this is missing, Pillow does not always notice.
-END = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "WEBP": b""}
+# How a file begins, what opens it, and how a complete one ends, though more may follow: where only the end is missing,
+# Pillow does not always notice. Image.open warns of large images, and a filter for warnings is not safe among threads.
+FORMATS = (
+    (b"\x89PNG\r\n\x1a\n", PngImageFile, b"IEND\xaeB`\x82"),
+    (b"\xff\xd8\xff", JpegImageFile, b"\xff\xd9"),
+    (b"RIFF", WebPImageFile, b""),
+)
 # What Pillow raises for a file that is damaged, by format and by where the damage lies.
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
 
@@ -86,7 +92,7 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why an example could not be read, in one line."""
+    """What an exception says, in one line."""
     return one_line(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
@@ -112,34 +118,23 @@ def decode(data: bytes, upright: bool) -> np.ndarray:
     Of an animation, the first frame. `upright`: turned as its EXIF orientation asks, as viewers do. What is transparent
     is laid over white, as on a page: dropping the alpha instead would show whatever colour an editor left under it.
     """
+    formats = [(opener, end) for start, opener, end in FORMATS if data.startswith(start)]
+    if not formats:
+        raise ValueError("neither PNG nor JPEG nor WebP" if data else "empty")
+    ((opener, end),) = formats
     try:
-        with _opener(data)(io.BytesIO(data)) as image:
-            _refuse_bomb(*image.size)
+        with opener(io.BytesIO(data)) as image:
+            (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS
+            if limit is not None and width * height > limit:
+                raise ValueError(f"{width}x{height} pixels, where at most {limit} are decoded: a decompression bomb?")
             image.load()
-            if END[image.format] not in data:
+            if end not in data:
                 raise ValueError("truncated: it has no end")
             if upright and image.getexif().get(ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             return _pixels(image)
     except DAMAGE as error:
         raise ValueError(reason(error)) from error
-
-
-def _opener(data: bytes):
-    # Image.open would find it, too, but it warns of large images, and a filter for warnings is not safe among threads.
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImageFile
-    raise ValueError("neither PNG nor JPEG nor WebP" if data else "empty")
-
-
-def _refuse_bomb(width: int, height: int):
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ValueError(f"{width}x{height} pixels, where at most {limit} are decoded: a decompression bomb?")
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -153,15 +148,9 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return to_array(image.convert("L" if grey else "RGB"))
 
 
-def to_picture(image: np.ndarray) -> Image.Image:
-    """uint8 [h, w, 1 or 3] as an image of Pillow's."""
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-
-
 def to_array(picture: Image.Image) -> np.ndarray:
     """The inverse of `to_picture`."""
-    pixels = np.asarray(picture)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return np.atleast_3d(np.asarray(picture))
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Image sets that TensorFlow Datasets prepared as ArrayRecord files, read without TensorFlow; and preparing them.
+"""Image sets that TensorFlow Datasets prepared as ArrayRecord files, read by `tfds` without TensorFlow; preparing them.
 
-`tfds` reads them. What a set holds, and what is missing from it, is known from its JSON files before anything slow is
-imported. Of a record, only the image and the label are made arrays: all of CelebA's 51 features take ten times as long.
+What a set holds, and what is missing from it, is known from its JSON files before anything slow is imported. Of a
+record, only the image and the label are made arrays: all of CelebA's 51 features take ten times as long.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,9 @@ class Tfds(Records):
     """
 
     def __init__(self, name: str, split: str, directory: str | os.PathLike):
-        _refuse_missing_packages()
+        packages = ("tensorflow_datasets", "array_record")
+        if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+            raise InputError(f'a TFDS set needs {" and ".join(missing)}, not installed here: pip install -e ".[tfds]"')
         self.name, self.split = name, split
         self.folder = _folder(name, _root(directory))
         self.classes = _classes(self.folder, name)
@@ -64,8 +67,7 @@ class Tfds(Records):
     def read(self, i: int) -> dict:
         source, features, decoders = self._open()
         stored = features.deserialize_example_np(source[i], decoders=decoders)
-        missing = [name for name, value in stored.items() if value is None]
-        if missing:  # all are where a file was cut off
+        if missing := [name for name, value in stored.items() if value is None]:  # all are where a file was cut off
             raise ValueError(f"the record has no {' and no '.join(missing)}; is its file complete?")
         example = {"image": decode(stored["image"], upright=False)}
         if self.classes:
@@ -77,11 +79,14 @@ class Tfds(Records):
     def labels(self) -> np.ndarray | None:
         import tensorflow_datasets as tfds
 
-        source, features, _ = self._open()
-        label = tfds.features.FeaturesDict({"label": features["label"]})
         if sum(path.stat().st_size for path in self.folder.glob(f"*-{self.split}.*")) > MOST_BYTES:
             return None
-        return np.array([_label_of(source, label, i) for i in range(len(self))])
+        source, features, _ = self._open()
+        label, labels = tfds.features.FeaturesDict({"label": features["label"]}), np.full(len(self), -1)
+        for i in range(len(self)):
+            with suppress(Exception):  # whatever array_record, protobuf and tfds raise where it is damaged
+                labels[i] = label.deserialize_example_np(source[i])["label"]
+        return labels
 
     def file(self, i: int) -> str:
         return f"{self.folder}, {self.split}"
@@ -97,37 +102,20 @@ class Tfds(Records):
             return self._opened
 
 
-def _label_of(source, features, i: int) -> int:
-    try:
-        return features.deserialize_example_np(source[i])["label"]
-    except Exception:  # noqa: BLE001  whatever array_record, protobuf and tfds raise where it is damaged
-        return -1
-
-
 def _opened(folder: Path, split: str, names: tuple[str, ...]) -> tuple:
+    import resource  # not on Windows, where there is no array_record either
+
     import tensorflow_datasets as tfds  # half a second, the first time
 
     builder = tfds.builder_from_directory(folder)
-    _allow_open_files(builder.info.splits[split].num_shards)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        # tfds keeps every shard open, and ImageNet's 1,024 are as many files as a process may commonly have.
+        soft += builder.info.splits[split].num_shards
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     features = tfds.features.FeaturesDict({name: builder.info.features[name] for name in names})
     return source, features, {"image": tfds.decode.SkipDecoding()}
-
-
-def _allow_open_files(count: int):
-    """tfds keeps every shard open, and ImageNet's 1,024 are as many files as a process may commonly have."""
-    import resource  # not on Windows, where there is no array_record either
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        soft += count
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-
-
-def _refuse_missing_packages():
-    missing = [name for name in ("tensorflow_datasets", "array_record") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f'a TFDS set needs {" and ".join(missing)}, not installed here: pip install -e ".[tfds]"')
 
 
 def _root(directory: str | os.PathLike) -> Path:
@@ -135,15 +123,13 @@ def _root(directory: str | os.PathLike) -> Path:
 
 
 def _parse(name: str) -> re.Match:
-    match = NAME.fullmatch(name)
-    if match is None:
+    if (match := NAME.fullmatch(name)) is None:
         raise InputError(f"{one_line(name)!r} names no TFDS set: it is to be SET, SET/CONFIG, or either with :1.2.3")
     return match
 
 
 def _advice(name: str) -> str:
-    what = f"pip install -e '.[prepare]' && python -m gan_jax.data prepare {name}"
-    return f"prepare it where TensorFlow is installed: {what}"
+    return f"prepare it where TensorFlow is: pip install -e '.[prepare]' && python -m gan_jax.data prepare {name}"
 
 
 def _folder(name: str, root: Path) -> Path:
@@ -159,8 +145,7 @@ def _folder(name: str, root: Path) -> Path:
     version = parsed["version"] or max(versions, key=lambda text: [*map(int, text.split("."))], default="")
     if version not in versions:
         hint = "" if versions or not _subfolders(folder) else ", which may be configs: name one as SET/CONFIG"
-        what = f"version {version}".strip()
-        raise InputError(f"no {what} of {name}: in {_contents(folder)}{hint}; {_advice(name)}")
+        raise InputError(f"no {f'version {version}'.strip()} of {name}: in {_contents(folder)}{hint}; {_advice(name)}")
     return folder / version
 
 
@@ -196,7 +181,7 @@ def _classes(folder: Path, name: str) -> tuple[str, ...]:
     if dtype not in ("uint8", "uint16"):
         listed = one_line(", ".join(sorted(features)))
         raise InputError(f"{name} has as its 'image' {dtype}, of the features {listed}; it is to be of 8 or 16 bit")
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(filter(None, map(str.strip, lines)))
     if len(names) != count:
         raise InputError(f"{one_line(labels)} names {len(names)} classes where features.json counts {count}")
     return names
@@ -208,9 +193,10 @@ def _length(folder: Path, name: str, split: str) -> int:
     try:
         formats = {info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", ())}
         splits = {entry["name"]: entry for entry in info["splits"]}
-        lengths = [int(length) for length in splits.get(split, {}).get("shardLengths", ())]
-        default = splits.get(split, {}).get("filepathTemplate") in (None, "", TEMPLATE)
-        stem = f"{info['name']}-{split}.{FORMAT}"
+        facts = splits.get(split, {})
+        lengths = [int(length) for length in facts.get("shardLengths", ())]
+        has_default_names = facts.get("filepathTemplate") in (None, "", TEMPLATE)
+        stem = folder / f"{info['name']}-{split}.{FORMAT}"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where} describes no data set of a known form: {reason(error)}") from error
     if FORMAT not in formats:
@@ -222,9 +208,9 @@ def _length(folder: Path, name: str, split: str) -> int:
         raise InputError(f"{name} has no split {one_line(split)!r}; it has {one_line(', '.join(splits))}")
     if sum(lengths) == 0:
         raise InputError(f"the split {split} of {name} has no example, by {where}")
-    files = [folder / f"{stem}-{shard:05}-of-{len(lengths):05}" for shard in range(len(lengths) if default else 0)]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
+    files = [f"{stem}-{shard:05}-of-{len(lengths):05}" for shard in range(len(lengths))]
+    missing = [file for file in files if not os.path.isfile(file)]
+    if missing and has_default_names:
         raise InputError(
             f"{one_line(missing[0])} is missing, and of the {len(files)} files of {split} {len(missing)} are; "
             f"copy them, or {_advice(name)}"
