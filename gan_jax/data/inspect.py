@@ -17,7 +17,7 @@ from gan_jax.data.digits import STACKED, StackedMnist, stacked
 from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.folder import Folder
 from gan_jax.data.readers.reading import Reader, size_text
-from gan_jax.data.readers.records import BadExampleError, fit, one_line, to_array
+from gan_jax.data.readers.records import BadExampleError, fit, one_line
 from gan_jax.data.source import draw_stored, evenly_spaced
 from gan_jax.data.stored import Images, room_for_data
 from gan_jax.utils.errors import InputError
@@ -216,7 +216,7 @@ class _Inspection:
         if len(shapes) != 1:  # all damaged, or of a shape that the sample did not meet
             return f"none: the images for it are of {len(shapes)} shapes"
         factor = math.ceil(max(shapes.pop()) / LARGEST_TILE)
-        small = np.stack([to_array(to_picture(image).reduce(factor)) for image in images.values()])
+        small = np.stack([np.atleast_3d(to_picture(image).reduce(factor)) for image in images.values()])
         drawn = self._draw({"image": small}, None, _keys(len(small)))["image"]
         tiles = np.full((len(rows) * COLUMNS, *drawn.shape[1:]), -1, np.float32)  # black
         tiles[list(images)] = drawn

@@ -76,23 +76,18 @@ def _listing(path: Path) -> tuple[list[str], list[str]]:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{one_line(path)} {what}; {LAYOUTS}")
-    files, top, root = [], [], os.fspath(path)
+    files, top, errors, root = [], [], [], os.fspath(path)
     above = {root: (os.path.realpath(path),)}  # of each folder to come, itself and those it lies in, without links
-    try:
-        for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
-            prefix, outer = folder[len(root) :].lstrip("/"), above.pop(folder)
-            real = {name: os.path.realpath(os.path.join(folder, name)) for name in filter(_counts, inner)}
-            inner[:] = [name for name in real if real[name] not in outer]  # else a link that runs in a circle
-            above |= {os.path.join(folder, name): (*outer, real[name]) for name in inner}
-            top = top if prefix else list(inner)
-            files += [os.path.join(prefix, name) for name in filter(_counts, names)]
-    except OSError as error:
-        raise InputError(f"cannot list {one_line(error.filename)}: {reason(error)}") from error
+    for folder, inner, names in os.walk(root, onerror=errors.append, followlinks=True):
+        prefix, outer = folder[len(root) :].lstrip("/"), above.pop(folder)
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in filter(_counts, inner)}
+        inner[:] = [name for name in real if real[name] not in outer]  # else a link that runs in a circle
+        above |= {os.path.join(folder, name): (*outer, real[name]) for name in inner}
+        top = top if prefix else list(inner)
+        files += [os.path.join(prefix, name) for name in filter(_counts, names)]
+    if errors:
+        raise InputError(f"cannot list {one_line(errors[0].filename)}: {reason(errors[0])}")
     return files, top
-
-
-def _raise(error: OSError):
-    raise error
 
 
 def _counts(name: str) -> bool:

@@ -7,9 +7,7 @@ import hashlib
 import io
 import operator
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,8 +30,6 @@ FORMATS = (
     (b"\xff\xd8\xff", JpegImageFile, b"\xff\xd9"),
     (b"RIFF", WebPImageFile, b""),
 )
-# What Pillow raises for a file that is damaged, by format and by where the damage lies.
-DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
 
 
 class BadExampleError(Exception):
@@ -113,44 +109,31 @@ def fingerprint(folder: Path, names: Iterable[str], *options: str) -> str:
 
 
 def decode(data: bytes, upright: bool) -> np.ndarray:
-    """A PNG, JPEG or WebP file as uint8 [h, w, c], c = 1 for grey and 3 for RGB; ValueError says why it is none.
+    """A PNG, JPEG or WebP file as uint8 [h, w, c], c = 1 for grey and 3 for RGB; of an animation, the first frame.
 
-    Of an animation, the first frame. `upright`: turned as its EXIF orientation asks, as viewers do. What is transparent
-    is laid over white, as on a page: dropping the alpha instead would show whatever colour an editor left under it.
+    `upright`: turned as its EXIF orientation asks, as viewers do. What is transparent is laid over white, as on a page:
+    dropping the alpha instead would show whatever colour an editor left under it.
     """
     formats = [(opener, end) for start, opener, end in FORMATS if data.startswith(start)]
     if not formats:
         raise ValueError("neither PNG nor JPEG nor WebP" if data else "empty")
     ((opener, end),) = formats
-    try:
-        with opener(io.BytesIO(data)) as image:
-            (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS
-            if limit is not None and width * height > limit:
-                raise ValueError(f"{width}x{height} pixels, where at most {limit} are decoded: a decompression bomb?")
-            image.load()
-            if end not in data:
-                raise ValueError("truncated: it has no end")
-            if upright and image.getexif().get(ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            return _pixels(image)
-    except DAMAGE as error:
-        raise ValueError(reason(error)) from error
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [h, w, 1 or 3] of an image of any mode of Pillow's."""
-    if image.mode.startswith("I"):  # 16-bit grey; the high byte, which is what Pillow takes of 16-bit colours
-        return (np.asarray(image) >> 8).astype(np.uint8)[:, :, None]
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return to_array(image.convert("L" if grey else "RGB"))
-
-
-def to_array(picture: Image.Image) -> np.ndarray:
-    """The inverse of `to_picture`."""
-    return np.atleast_3d(np.asarray(picture))
+    with opener(io.BytesIO(data)) as image:
+        (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS
+        if limit is not None and width * height > limit:
+            raise ValueError(f"{width}x{height} pixels, where at most {limit} are decoded: a decompression bomb?")
+        image.load()
+        if end not in data:
+            raise ValueError("truncated: it has no end")
+        if upright and image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16-bit grey; the high byte, which is what Pillow takes of 16-bit colours
+            return np.atleast_3d((np.asarray(image) >> 8).astype(np.uint8))
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.atleast_3d(image.convert("L" if is_grey else "RGB"))
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -167,7 +150,7 @@ def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
         top, left = (height - side) // 2, (width - side) // 2
         image = image[top : top + side, left : left + side]
     if image.shape[2] > channels:
-        image = to_array(to_picture(image).convert("L"))  # before the resize, which then has a third of the work
+        image = np.atleast_3d(to_picture(image).convert("L"))  # before the resize, which then has a third of the work
     if size and image.shape[0] != size:
-        image = to_array(to_picture(image).resize((size, size), Image.Resampling.LANCZOS))
+        image = np.atleast_3d(to_picture(image).resize((size, size), Image.Resampling.LANCZOS))
     return np.repeat(image, channels, axis=2) if image.shape[2] < channels else image
