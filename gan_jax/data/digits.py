@@ -50,11 +50,9 @@ class StackedMnist(Stored):
     channels: ClassVar[int] = 1  # of a digit
 
     def records(self) -> Records:
-        """The digits."""
         return Tfds("mnist", self.split, self.dir)
 
     def source(self) -> Source:
-        """Stacks of all digits of the split."""
         return stacked(resident.load(self.reader(), self.workers).data)
 
 

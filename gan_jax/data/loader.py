@@ -14,32 +14,24 @@ from gan_jax.parallel.devices import Devices
 class Loader:
     """The data of the compiled calls of a run of `num_steps` steps.
 
-    Data that lies on the device, or is made there, is the same for all calls. Of a streamed set the host reads, decodes
-    and sends minibatches ahead, in the order in which a resident set is met. Which ones is a function of the step: a
-    run that goes on, or goes back, asks for another step, and nothing need be saved. Grain decodes in threads, some
-    minibatches ahead; one more thread stacks and sends the next call's to the device.
+    Resident and endless data is the same for all calls. A streamed set is met in the order of a resident one, which
+    the step alone decides, so that nothing need be saved: Grain decodes minibatches ahead in threads; one more thread
+    stacks and sends the next call's to the device.
     """
 
     def __init__(
         self,
         source: Source,
         devices: Devices,
-        words: np.ndarray | None,
+        words: np.ndarray | None,  # uint32 [2], on which the order of a streamed set depends: `step.order_words`
         *,
-        batch_size: int,
-        discriminator_steps: int,
+        batch_size: int,  # over all devices and processes
+        discriminator_steps: int,  # minibatches of a step
         num_steps: int,
-        workers: int,
-        following: Callable[[int], int] | None,
+        workers: int,  # threads that decode
+        following: Callable[[int], int] | None,  # step at which a call begins -> ends; None: nothing is read ahead
     ):
-        """What streams starts at the first call.
-
-        Args:
-          words: uint32 [2], on which the order of a streamed set depends: `step.order_words`.
-          batch_size: examples of a minibatch, over all devices and processes.
-          workers: threads that decode.
-          following: step at which a call begins -> step at which it ends; None: nothing is read ahead of a call.
-        """
+        """What streams starts at the first call."""
         self._source, self._devices, self._words, self._batch_size = source, devices, words, batch_size
         self._per_step, self._count = discriminator_steps, num_steps * discriminator_steps  # minibatches
         self._workers, self._following = workers, following
@@ -51,10 +43,7 @@ class Loader:
         self.waited = 0.0  # seconds for which calls had to wait for their data
 
     def call(self, now: int, after: int):
-        """The `data` of the compiled call from step `now` to step `after`.
-
-        Of a streamed set [steps, k, n, ...] on the devices, k minibatches of D a step.
-        """
+        """The `data` of the compiled call from step `now` to step `after`; of a streamed set [steps, k, n, ...]."""
         if not self._source.streamed:
             return self._resident
         start = time.perf_counter()

@@ -66,7 +66,6 @@ class Images(Stored):
     placement: Placement = "auto"
 
     def source(self) -> Source:
-        """On the device where the set fits there, else streamed; or as `placement` says."""
         reader = self.reader()
         if others := reader.records.not_images:
             print(f"skipped {len(others):,} files that are no images, the first {others[0]}", file=sys.stderr)

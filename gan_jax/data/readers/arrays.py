@@ -23,10 +23,9 @@ DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, Overf
 
 
 class ImageArrays(Images):
-    """The data set `arrays`: the images of the file `dir`."""
+    """The data set `arrays`."""
 
     def records(self) -> Records:
-        """The images of the file."""
         return Arrays(self.required_dir("the .npz or .npy file"))
 
 
@@ -62,7 +61,7 @@ class Arrays(Records):
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images as they are stored, and the labels where there are any."""
+    """The images as they are stored, and the labels."""
     if not path.is_file():
         raise InputError(f"no file {one_line(path)}; a .npy or .npz file of images is needed")
     try:

@@ -137,12 +137,11 @@ def decode(data: bytes, upright: bool) -> np.ndarray:
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """The largest centre square of `image` uint8 [h, w, 1 or 3], resized: uint8 [size, size, channels].
+    """The largest centre square of `image` uint8 [h, w, 1 or 3], resized: uint8 [size, size, channels], 1 or 3.
 
-    Lanczos with antialiasing, by Pillow: what StyleGAN2-ADA and StyleGAN3 prepare their sets with (`dataset_tool.py
-    --transform=center-crop`), and no filter of a framework that skips pixels when it shrinks (arXiv:2104.11222).
-    RGB to grey is the luma of ITU-R 601, grey to RGB repeats it. Size 0 leaves height and width as they are. What
-    already is of that shape comes back bit for bit. `channels` is 1 or 3.
+    Lanczos with antialiasing, by Pillow, as StyleGAN2-ADA and StyleGAN3 prepare their sets (`dataset_tool.py
+    --transform=center-crop`); a filter that skips pixels when it shrinks would not do (arXiv:2104.11222). RGB to grey
+    is the luma of ITU-R 601. Size 0 leaves height and width. What is of that shape already comes back bit for bit.
     """
     if size:
         height, width = image.shape[:2]
