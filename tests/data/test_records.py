@@ -166,19 +166,19 @@ def test_examples_are_uint8_images_with_labels_where_there_are_classes(make, tmp
 
 @EVERY
 def test_threads_read_what_one_does(make, tmp_path):
-    records, found = make(tmp_path), []  # which has yet to open its files
+    records, examples = make(tmp_path), []  # which has yet to open its files
 
     def read(seed):
-        found.extend((i, records[i]["image"]) for i in np.random.default_rng(seed).integers(0, 12, 200))
+        examples.extend((i, records[i]["image"]) for i in np.random.default_rng(seed).integers(0, 12, 200))
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8 * 200
+    assert len(examples) == 8 * 200
     expected = list(records)
-    for i, image in found:
+    for i, image in examples:
         np.testing.assert_array_equal(image, expected[i]["image"])
 
 
@@ -447,12 +447,13 @@ def test_arrays_that_are_no_images(case, form, tmp_path):
     refused(lambda: Arrays(path), path, *parts)
 
 
-def test_floats_are_checked_to_the_last_block(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("value", "message"), [(1.5, "to 1.5"), (np.nan, "not finite, from example 10 on")])
+def test_floats_are_checked_to_the_last_block(value, message, tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "BLOCK", 2 * NOISE[0].size)
     images = UNIT * 2 - 1
-    images[-1, -1, -1, -1] = 1.5
+    images[-1, -1, -1, -1] = value
     np.save(tmp_path / "x.npy", images)
-    refused(lambda: Arrays(tmp_path / "x.npy"), "to 1.5")
+    refused(lambda: Arrays(tmp_path / "x.npy"), message)
 
 
 @pytest.mark.parametrize(
@@ -773,7 +774,7 @@ def test_colour_and_grey():
     assert fit(NOISE[0, :, :, :1], 5, 3).shape == (5, 5, 3)
 
 
-# --- found by those who tried to break it ------------------------------------------------------------------------
+# What those who tried to break it came upon.
 
 
 def test_a_member_of_an_npz_without_its_header_is_refused(tmp_path):
