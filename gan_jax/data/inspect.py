@@ -16,8 +16,7 @@ from gan_jax.data import Source, Stored, independent, open_set
 from gan_jax.data.digits import STACKED, StackedMnist, stacked
 from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.folder import Folder
-from gan_jax.data.readers.reading import Reader, size_text
-from gan_jax.data.readers.records import BadExampleError, fit, one_line
+from gan_jax.data.readers.records import BadExampleError, Reader, fit, one_line, size_text
 from gan_jax.data.source import draw_stored, evenly_spaced
 from gan_jax.data.stored import Images, room_for_data
 from gan_jax.utils.errors import InputError

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gan_jax.data.readers.reading import Reader
+from gan_jax.data.readers.records import Reader
 from gan_jax.utils.runtime import cache_folder
 
 CHUNK = 1024  # examples that wait for a thread to decode them

@@ -12,8 +12,7 @@ from typing import Annotated
 import jax
 
 from gan_jax.data import resident
-from gan_jax.data.readers.reading import Reader
-from gan_jax.data.readers.records import Records
+from gan_jax.data.readers.records import Reader, Records
 from gan_jax.data.source import Source, draw_stored
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import COMMON, COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of

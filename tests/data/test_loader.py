@@ -16,8 +16,7 @@ from configs import base
 from gan_jax import recipe, step
 from gan_jax.data import Source, independent, make_source, resident, shuffle
 from gan_jax.data.readers.arrays import Arrays
-from gan_jax.data.readers.reading import Reader
-from gan_jax.data.readers.records import BadExampleError
+from gan_jax.data.readers.records import BadExampleError, Reader
 from gan_jax.parallel.devices import mesh, pmapped
 from gan_jax.training import workdirs
 from gan_jax.training.loop import next_boundary, open_loader, train
@@ -57,7 +56,7 @@ def config_of(shrunk, array_file, placement, **changes):
 
 @pytest.mark.usefixtures("optimized")  # these are two programs, which round alike as users compile them
 def test_a_streamed_run_interrupted_or_not_gives_the_bits_of_a_resident_one(shrunk, array_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("gan_jax.data.readers.reading.SAMPLED", 5)  # of which the standard deviation comes
+    monkeypatch.setattr("gan_jax.data.readers.records.SAMPLED", 5)  # of which the standard deviation comes
     changes = {"data.flip": True, "conditional": True, "discriminator.steps": 2}
     changes |= {"log_every": 2, "num_steps": 10, "sample_every": 10}
     metrics, pictures, deviations = {}, {}, set()

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gan_jax.data.readers.reading import Reader
-from gan_jax.data.readers.records import Records, decode, fingerprint, one_line, reason
+from gan_jax.data.readers.records import Reader, Records, decode, fingerprint, one_line, reason
 from gan_jax.data.stored import Images
 from gan_jax.utils.errors import InputError
 
