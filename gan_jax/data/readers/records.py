@@ -59,8 +59,6 @@ class Records:
             raise IndexError(f"no example {i}: there are {len(self)}")
         try:
             return self.read(i)
-        except InputError:  # of the whole set
-            raise
         except Exception as error:  # whatever the libraries of the reader raise
             raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
 
@@ -88,8 +86,8 @@ class Records:
 
 def one_line(text: object, limit: int = 300) -> str:
     """`text` without line breaks and characters that a terminal or a log in UTF-8 cannot show, at most `limit` long."""
-    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    characters = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in characters)
     return line if len(line) <= limit else line[:limit] + "..."
 
 
