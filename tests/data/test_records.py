@@ -604,7 +604,7 @@ def test_prepared_sets_that_cannot_be_read(tmp_path):
     refused(lambda: Tfds("tiny", "train", tmp_path / "d"), "00001-of-00002 is missing", "2 files of train 1")
     write_tfds(tmp_path / "e", NOISE, [i % 3 for i in range(12)])
     (tmp_path / "e/tiny/1.0.0/label.labels.txt").write_text("one\n")
-    refused(lambda: Tfds("tiny", "train", tmp_path / "e"), "features.json", "Got 1 names VS 3")
+    refused(lambda: Tfds("tiny", "train", tmp_path / "e"), "1 classes", "counts 3")
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])

@@ -49,6 +49,9 @@ class Tfds(Records):
         self._source, features = _open(self.folder, name, split)
         label = features.get("label")
         self.classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) and label.num_classes else ()
+        if self.classes and len(self.classes) != label.num_classes:
+            names = f"{one_line(self.folder)}/label.labels.txt names {len(self.classes)} classes"
+            raise InputError(f"{names} where features.json counts {label.num_classes}")
         # Of a record, only these are made arrays: all of CelebA's 51 features take ten times as long.
         used = {"image": features["image"]} | ({"label": label} if self.classes else {})
         decoders = {"image": tfds.decode.SkipDecoding()}
