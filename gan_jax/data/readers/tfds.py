@@ -56,6 +56,7 @@ class Tfds(Records):
         used = {"image": features["image"]} | ({"label": label} if self.classes else {})
         decoders = {"image": tfds.decode.SkipDecoding()}
         self._deserialize = partial(tfds.features.FeaturesDict(used).deserialize_example_np, decoders=decoders)
+        self._label_of = tfds.features.FeaturesDict({"label": label}).deserialize_example_np if self.classes else None
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +81,7 @@ class Tfds(Records):
         labels = np.full(len(self), -1)
         for i in range(len(self)):
             with suppress(Exception):  # whatever array_record, protobuf and tfds raise where it is damaged
-                labels[i] = self._deserialize(self._source[i])["label"]
+                labels[i] = self._label_of(self._source[i])["label"]
         return labels
 
     def file(self, i: int) -> str:
