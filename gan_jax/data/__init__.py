@@ -14,7 +14,7 @@ from gan_jax.data.stored import Stored
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import arguments, require_defaults
 
-# Each gives a Source, or what has one: a Stored. `tfds:NAME` stands for every set of TFDS.
+# `tfds:NAME` stands for every set of TFDS.
 SOURCES: dict[str, Callable[..., Source | Stored]] = {
     "digits": digits,
     "ring8": ring8,
@@ -30,26 +30,20 @@ SOURCES: dict[str, Callable[..., Source | Stored]] = {
 
 def entry(name: str) -> str:
     """The key of SOURCES for what a config calls `name`. Raises InputError, which lists them, where there is none."""
-    key = _key(name)
-    if key not in SOURCES:
+    if not is_name(name):
         raise InputError(f"there is no data named {name!r}; valid: {', '.join(SOURCES)}")
-    return key
+    return re.sub(":.+", ":NAME", name)
 
 
 def is_name(name: str) -> bool:
     """Whether a config may name this data."""
-    return _key(name) in SOURCES
-
-
-def _key(name: str) -> str:
-    return re.sub(":.+", ":NAME", name)
+    return re.sub(":.+", ":NAME", name) in SOURCES
 
 
 def open_set(values: Mapping[str, Any]) -> Source | Stored:
     """What the group `data` of a config names; nothing that lies on a disk is read yet.
 
-    `values` has `name`; of the other keys, those that it lacks have their defaults. Raises InputError, one line, at a
-    value for a key that the set does not have.
+    Keys that `values` lacks have their defaults. Raises InputError at a value for a key that the set does not have.
     """
     key = entry(values["name"])
     require_defaults("data", "name", key, SOURCES, values)

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,57 +36,45 @@ def _explain(message: str) -> str:
 
 def _run(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
-    {"show": _show, "prepare": _prepare}[arguments.command](arguments)
+    if arguments.command == "prepare":
+        name = arguments.name.removeprefix("tfds:")
+        print(f"{name} is in {tfds.prepare(name, arguments.dir)}")
+        return
+    values = {name: getattr(arguments, name) for name in KEYS} | _place(arguments.spec, arguments.dir)
+    for line in inspect(values, arguments.out):
+        print(line, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog=PROGRAM, description="Looks at data sets, and prepares them.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{show,prepare}")
-    show = commands.add_parser(
-        "show",
-        allow_abbrev=False,
-        help="print what a set holds, and draw examples of it",
-        description=f"Prints what a data set holds, and draws examples of it. {SAMPLE} examples are decoded, evenly "
-        "spaced, and those of the picture; nothing is cached. The flags are keys of the group data of a config.",
-    )
-    show.add_argument(
-        "spec", metavar="SPEC", help=f"{', '.join(SOURCES)}; or a path: a folder of images, a .npy or .npz file"
-    )
+    what = "prints what a data set holds, and draws examples of it"
+    how = f"{SAMPLE} examples, evenly spaced, are decoded, and those of the picture; nothing is cached"
+    show = commands.add_parser("show", allow_abbrev=False, help=what, description=f"This {what}. {how}.")
+    where = f"{', '.join(SOURCES)}; or a path: a folder of images, a .npy or .npz file"
+    show.add_argument("spec", metavar="SPEC", help=where)
     for name, key in KEYS.items():
         kind = {"action": "store_true"} if key.rule.type is bool else {"type": partial(_value, key), "metavar": "VALUE"}
         show.add_argument(f"--{name}", default=key.default, help=f"{key.text} ({key.default!r})", **kind)
     show.add_argument("--out", type=_png, default="data.png", metavar="FILE.png", help="the picture (data.png)")
-    prepare = commands.add_parser(
-        "prepare",
-        allow_abbrev=False,
-        help="download a TFDS set and write it as ArrayRecord files",
-        description="Downloads a TFDS set and writes it as ArrayRecord files; needs TensorFlow and the network.",
-    )
+    what = "downloads a TFDS set and writes it as ArrayRecord files; needs TensorFlow and the network"
+    prepare = commands.add_parser("prepare", allow_abbrev=False, help=what, description=f"This {what}.")
     prepare.add_argument("name", metavar="NAME", help="as TFDS has it: SET[/CONFIG][:VERSION], such as cifar10")
     prepare.add_argument("--dir", default="", help="($TFDS_DATA_DIR, or ~/tensorflow_datasets)")
     return parser
 
 
 def _value(key: Key, text: str):
-    try:
-        value = key.rule.type(text)
-    except ValueError:
-        value = None
-    if value is None or not key.rule.holds(value):
-        raise argparse.ArgumentTypeError(f"is {text!r}; it must be {key.rule.words}")
-    return value
+    with suppress(ValueError):
+        if key.rule.holds(value := key.rule.type(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"is {text!r}; it must be {key.rule.words}")
 
 
 def _png(text: str) -> Path:
     if Path(text).suffix.lower() != ".png" or Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is to be a file named FILE.png")
     return Path(text)
-
-
-def _show(arguments: argparse.Namespace) -> None:
-    values = {name: getattr(arguments, name) for name in KEYS}
-    for line in inspect(values | _place(arguments.spec, arguments.dir), arguments.out):
-        print(line, flush=True)
 
 
 def _place(spec: str, directory: str) -> dict[str, str]:
@@ -102,11 +91,6 @@ def _place(spec: str, directory: str) -> dict[str, str]:
     if directory:
         raise InputError(f"--dir is {directory}, but {spec} is a path by itself; leave one of them out")
     return {"name": "arrays" if is_array else "folder", "dir": spec}
-
-
-def _prepare(arguments: argparse.Namespace) -> None:
-    name = arguments.name.removeprefix("tfds:")
-    print(f"{name} is in {tfds.prepare(name, arguments.dir)}")
 
 
 if __name__ == "__main__":

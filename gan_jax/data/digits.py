@@ -25,33 +25,21 @@ STACKED = 3  # digits in one image
 def digits(split: Split = "train", flip: Flip = False) -> Source:
     """Images [n, 8, 8, 1] in [-1, 1] and their labels: 1,500 for "train", the other 297 for "test", 1,797 for "all".
 
-    Those of UCI ML (Alpaydin and Kaynak 1998). They are kept as uint8, 0 to 16 as in the original, and scaled where
-    they are drawn.
+    Those of UCI ML (Alpaydin and Kaynak 1998), kept as uint8, 0 to 16 as in the original.
     """
     if split not in SPLITS:
         raise InputError(f"config key data.split is {split!r}; digits has {', '.join(SPLITS)}")
     table = _table()[SPLITS[split]].astype(np.uint8)
     data = {"image": table[:, :-1].reshape(-1, 8, 8, 1), "label": table[:, -1]}
-    return Source(
-        shape=(8, 8, 1),
-        draw=partial(draw_stored, top=TOP, flip=flip),
-        std=stored_std(data["image"], TOP),
-        data=data,
-        size=len(table),
-        classes=tuple("0123456789"),
-    )
+    draw, std = partial(draw_stored, top=TOP, flip=flip), stored_std(data["image"], TOP)
+    return Source((8, 8, 1), draw, std, data, size=len(table), classes=tuple("0123456789"))
 
 
 def _table() -> np.ndarray:
-    """[1797, 65]: the pixels of an image, row by row, and what it is an image of."""
+    """[1797, 65]: the pixels of an image, row by row, and its digit."""
     # What sklearn.datasets.load_digits reads, without the import of scikit-learn, which takes a second.
     (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
-    file = Path(package, "datasets", "data", "digits.csv.gz")
-    if file.exists():
-        return np.loadtxt(file, delimiter=",")
-    from sklearn.datasets import load_digits  # of a version that keeps it elsewhere
-
-    return np.column_stack(load_digits(return_X_y=True))
+    return np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +50,16 @@ class StackedMnist(Stored):
     channels: ClassVar[int] = 1  # of a digit
 
     def records(self) -> Records:
-        """The digits."""
         return Tfds("mnist", self.split, self.dir)
 
     def source(self) -> Source:
-        """Stacks of all digits of the split."""
         return stacked(resident.load(self.reader(), self.workers).data)
 
 
 def stacked(data: dict) -> Source:
-    """The source of stacks of digits {"image": uint8 [n, h, w, 1], "label": int [n]}, as the literature has it.
+    """The source of stacks of digits {"image": uint8 [n, h, w, 1], "label": int [n]}, three drawn with replacement.
 
-    Every stack is a fresh draw of three independent digits, with replacement; its label is their decimal number, 0 to
-    999, the red channel's digit first.
+    The label is their decimal number, 0 to 999, the red channel's digit first.
     """
     height, width = data["image"].shape[1:3]
     classes = tuple(f"{number:03d}" for number in range(10**STACKED))

@@ -1,10 +1,10 @@
 """What a data set holds, before one trains on it: lines about a sample of it, and a picture. Nothing is kept of it."""
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +14,13 @@ import numpy as np
 
 from gan_jax.data import Source, Stored, independent, open_set
 from gan_jax.data.digits import STACKED, StackedMnist, stacked
-from gan_jax.data.memory import room_for_data
+from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.folder import Folder
-from gan_jax.data.readers.reading import Reader, size_text
-from gan_jax.data.readers.records import BadExampleError, Records, fit, one_line, to_array, to_picture
+from gan_jax.data.readers.records import BadExampleError, Reader, fit, one_line, size_text
 from gan_jax.data.source import draw_stored, evenly_spaced
-from gan_jax.data.stored import Images
+from gan_jax.data.stored import Images, room_for_data
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.plots import grid, write_png
+from gan_jax.utils.plots import grid, to_picture, write_png
 
 SAMPLE = 500  # examples decoded, evenly spaced; as many draws where they are generated
 COLUMNS, ROWS = 10, 10  # of a picture of a set without classes
@@ -51,35 +50,27 @@ def _line(name: str, text: str) -> str:
     return f"{name:10} {text}"
 
 
-def _range(low: float, high: float, mean: float) -> str:
-    return f"{low:.3g} to {high:.3g}, mean {mean:.3g}"
-
-
 def _endless(name: str, source: Source) -> Iterator[str]:
-    points = np.asarray(independent(source, jax.random.split(jax.random.key(0), SAMPLE))["image"])
+    points = np.asarray(independent(source, _keys(SAMPLE))["image"])
     yield _line("data", f"{name}, split train")
     yield _line("examples", "endless: each is a fresh draw")
     yield _line("trained", f"points of {source.shape[0]} numbers")
-    yield _line("values", f"{_range(points.min(), points.max(), points.mean())}, unscaled, of {SAMPLE} draws")
+    values = f"{points.min():.3g} to {points.max():.3g}, mean {points.mean():.3g}"
+    yield _line("values", f"{values}, unscaled, of {SAMPLE} draws")
     if source.modes is not None:
         yield _line("modes", f"{len(source.modes.centers)} Gaussians, sigma {source.modes.sigma:g}")
     yield _line("picture", "none: it is of images, and these are points")
 
 
-class _Bundled(Records):
+def _keys(count: int) -> jax.Array:
+    return jax.random.split(jax.random.key(0), count)
+
+
+class _Bundled(Arrays):
     """The images of a source that holds them, as records."""
 
     def __init__(self, source: Source):
-        self.classes, self._data = source.classes, source.data
-
-    def __len__(self) -> int:
-        return len(self._data["image"])
-
-    def read(self, i: int) -> dict:
-        return {"image": self._data["image"][i], "label": int(self._data["label"][i])}
-
-    def labels(self) -> np.ndarray:
-        return np.asarray(self._data["label"])
+        self.classes, self._images, self._labels = source.classes, source.data["image"], source.data["label"]
 
 
 class _Example(NamedTuple):
@@ -98,36 +89,38 @@ class _Inspection:
 
     def __init__(self, values: Mapping[str, Any], opened: Source | Stored):
         self._values, self._opened = values, opened
-        self._image_size = values.get("image_size", 0)
+        self._image_size, self._flips = values.get("image_size", 0), values.get("flip", False)
         if isinstance(opened, Source):
             self._reader, self._draw = Reader(_Bundled(opened), 0, 0, "skip"), opened.draw
         else:
-            self._reader = dataclasses.replace(opened, corrupt="skip").reader()  # what cannot be read is counted
-            self._draw = partial(draw_stored, top=255, flip=values.get("flip", False))
+            self._reader = replace(opened, corrupt="skip").reader()  # what cannot be read is counted
+            self._draw = partial(draw_stored, top=255, flip=self._flips)
         self.records, self._count = self._reader.records, len(self._reader)
-        self._stacks = isinstance(opened, StackedMnist)
+        self._stacks, self._is_folder = isinstance(opened, StackedMnist), isinstance(self.records, Folder)
 
     def lines(self, out: Path) -> Iterator[str]:
         """See `inspect`."""
-        place = self.records.folder
-        split = f"split {self._values.get('split', 'train')}"
-        yield _line("data", ", ".join([self._values["name"], split, *([one_line(place)] if place else [])]))
+        place = [one_line(self.records.folder)] if self.records.folder else []
+        yield _line("data", ", ".join([self._values["name"], f"split {self._values.get('split', 'train')}", *place]))
         of_stacks = f"endless: each a stack of {STACKED} of {self._count:,} digits"
         yield _line("examples", of_stacks if self._stacks else f"{self._count:,}")
         indices = evenly_spaced(self._count, SAMPLE)
-        sample, bad = self._sample(indices)
+        with ThreadPoolExecutor() as pool:
+            outcomes = dict(zip(indices.tolist(), pool.map(self._example, indices), strict=True))
+        sample = {i: outcome for i, outcome in outcomes.items() if isinstance(outcome, _Example)}
+        bad = [outcome for outcome in outcomes.values() if isinstance(outcome, BadExampleError)]
+        if not sample:
+            raise InputError(f"none of the {len(indices):,} examples looked at can be read; the first: {bad[0]}")
         of = f"of the {len(indices):,} looked at" if len(indices) < self._count else "of all examples"
         yield from self._shapes(sample.values(), of)
-        yield _line("pixels", f"{_range(*self._pixels(sample.values()))}, scaled to [-1, 1], {of}")
         yield from self._faults(bad, of)
         labels = self.records.labels() if self.records.classes else np.full(self._count, -1)
-        labelled = np.arange(self._count)
         if labels is None:
-            labels, labelled = np.array([example.label for example in sample.values()]), np.array(list(sample))
-            of += ": the set is too large to read every label for this"
+            labelled, labels = np.array(list(sample)), np.array([example.label for example in sample.values()])
+            yield from self._classes(labels, f"{of}: the set is too large to read every label for this")
         else:
-            of = "of all examples"
-        yield from self._classes(labels, of)
+            labelled = np.arange(self._count)
+            yield from self._classes(labels, "of all examples")
         if len({example.trained for example in sample.values()}) > 1:
             yield _line("decoded", f"unknown until data.image_size is set; the picture has them cut to {CUT}x{CUT}")
             self._image_size = CUT
@@ -135,21 +128,10 @@ class _Inspection:
             yield self._decoded()
         if self._stacks:
             source = stacked(self._reader.rows(np.array(list(sample))))
-            images = independent(source, jax.random.split(jax.random.key(0), ROWS * COLUMNS))["image"]
-            write_png(out, grid(np.asarray(images), COLUMNS))
+            write_png(out, grid(np.asarray(independent(source, _keys(ROWS * COLUMNS))["image"]), COLUMNS))
             yield _line("picture", f"{one_line(out)}: stacks of the digits looked at")
         else:
-            yield self._picture(labels, labelled, out)
-
-    def _sample(self, indices: np.ndarray) -> tuple[dict[int, _Example], list[BadExampleError]]:
-        """The examples at these indices, by index, and what is wrong with those that cannot be read."""
-        with ThreadPoolExecutor() as pool:
-            outcomes = dict(zip(indices.tolist(), pool.map(self._example, indices), strict=True))
-        sample = {i: outcome for i, outcome in outcomes.items() if isinstance(outcome, _Example)}
-        bad = [outcome for outcome in outcomes.values() if isinstance(outcome, BadExampleError)]
-        if not sample:
-            raise InputError(f"none of the {len(indices):,} examples looked at can be read; the first: {bad[0]}")
-        return sample, bad
+            yield _line("picture", self._picture(labels, labelled, out))
 
     def _example(self, i: int) -> _Example | BadExampleError:
         try:
@@ -164,6 +146,7 @@ class _Inspection:
         return fit(image, self._image_size, self._reader.shape[2])
 
     def _shapes(self, sample, of: str) -> Iterator[str]:
+        """Lines: sizes, and the range of the scaled pixels."""
         sizes = sorted({example.stored for example in sample}, key=math.prod)
         smallest, largest = size_text(sizes[0]), size_text(sizes[-1])
         yield _line("stored", (f"{len(sizes)} sizes, {smallest} to {largest}" if sizes[1:] else smallest) + f", {of}")
@@ -175,43 +158,42 @@ class _Inspection:
         else:
             shape = (*shape[:2], STACKED) if self._stacks else shape
             yield _line("trained", f"{size_text(shape)}, height x width x channels")
-
-    def _pixels(self, sample) -> list[float]:
-        """The smallest and the largest of the scaled pixels, and their mean."""
         levels = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
-        zero, one = np.ravel(self._draw({"image": levels}, None, jax.random.split(jax.random.key(0), 2))["image"])
+        zero, one = np.ravel(self._draw({"image": levels}, None, _keys(2))["image"])
         low, high = min(example.low for example in sample), max(example.high for example in sample)
-        sizes = [math.prod(example.trained) for example in sample]
-        mean = np.average([example.mean for example in sample], weights=sizes)
-        return [zero + value * (one - zero) for value in (low, high, mean)]
+        weights = [math.prod(example.trained) for example in sample]
+        mean = np.average([example.mean for example in sample], weights=weights)
+        low, high, mean = (zero + level * (one - zero) for level in (low, high, mean))
+        yield _line("pixels", f"{low:.3g} to {high:.3g}, mean {mean:.3g}, scaled to [-1, 1], {of}")
 
     def _faults(self, bad: list[BadExampleError], of: str) -> Iterator[str]:
         yield _line("unreadable", f"{len(bad):,} {of}" + (f"; the first: {bad[0]}" if bad else ""))
         others = self.records.not_images
-        if isinstance(self.records, Folder):
+        if self._is_folder:
             names = ": " + one_line(", ".join(others[:3])) + (", ..." if others[3:] else "") if others else ""
             yield _line("other", f"{len(others):,} files that are no images{names}")
         if (bad or others) and self._opened.corrupt == "stop":
             yield _line("hint", "training stops at them: mend or remove them, or set data.corrupt to skip")
 
     def _classes(self, labels: np.ndarray, of: str) -> Iterator[str]:
-        names, is_folder = [one_line(name, 60) for name in self.records.classes], isinstance(self.records, Folder)
-        if names:
-            of_stacks = f"{10**STACKED:,} of stacks, 000 to 999; {len(names)} of digits"
-            yield _line("classes", f"{of_stacks if self._stacks else f'{len(names):,}'}; counts {of}")
-            yield from _counts(names, labels)
-        else:
-            why = "all images lie in the folder itself" if is_folder else "the set has no labels"
+        names = [one_line(name, 60) for name in self.records.classes]
+        if not names:
+            why = "all images lie in the folder itself" if self._is_folder else "the set has no labels"
             yield _line("classes", f"none: {why}")
-        if names and is_folder and (hint := _level_hint(self.records)):
+            return
+        of_stacks = f"{10**STACKED:,} of stacks, 000 to 999; {len(names)} of digits"
+        yield _line("classes", f"{of_stacks if self._stacks else f'{len(names):,}'}; counts {of}")
+        yield from _counts(names, labels)
+        if self._is_folder and (hint := _level_hint(self.records)):
             yield _line("hint", hint)
 
     def _decoded(self) -> str:
         needed, room = self._count * math.prod(self._reader.shape), room_for_data()
-        is_chosen = isinstance(self._opened, Images)
-        fate = "is streamed" if is_chosen and needed > room else "lies on the device"
-        why = f", which has room for {room / 1e6:,.0f} MB (data.placement=auto)" if is_chosen else ""
-        return _line("decoded", f"{needed / 1e6:,.1f} MB: {fate}{why}")
+        if not isinstance(self._opened, Images):
+            return _line("decoded", f"{needed / 1e6:,.1f} MB: lies on the device")
+        fate = "is streamed" if needed > room else "lies on the device"
+        why = f"which has room for {room / 1e6:,.0f} MB (data.placement=auto)"
+        return _line("decoded", f"{needed / 1e6:,.1f} MB: {fate}, {why}")
 
     def _picture(self, labels: np.ndarray, labelled: np.ndarray, out: Path) -> str:
         """Draws one class a row, or examples of all the set; `labels` are of the examples `labelled`."""
@@ -221,8 +203,8 @@ class _Inspection:
             rows = [indices[evenly_spaced(len(indices), COLUMNS)] for indices in members]
             what = f"one class a row, {'in order' if classes <= MOST_CLASSES else f'the first {MOST_CLASSES}'}"
         else:
-            chosen = evenly_spaced(self._count, ROWS * COLUMNS)
-            rows = [chosen[start : start + COLUMNS] for start in range(0, len(chosen), COLUMNS)]
+            indices = evenly_spaced(self._count, ROWS * COLUMNS)
+            rows = [indices[start : start + COLUMNS] for start in range(0, len(indices), COLUMNS)]
             what = "examples, evenly spaced"
         images = {}  # by the place in the picture
         for row, indices in enumerate(rows):
@@ -231,43 +213,44 @@ class _Inspection:
                     images[row * COLUMNS + column] = self._fit(self.records[i]["image"])
         shapes = {image.shape for image in images.values()}
         if len(shapes) != 1:  # all damaged, or of a shape that the sample did not meet
-            return _line("picture", f"none: the images for it are of {len(shapes)} shapes")
+            return f"none: the images for it are of {len(shapes)} shapes"
         factor = math.ceil(max(shapes.pop()) / LARGEST_TILE)
-        small = np.stack([to_array(to_picture(image).reduce(factor)) for image in images.values()])
-        drawn = self._draw({"image": small}, None, jax.random.split(jax.random.key(0), len(small)))["image"]
+        small = np.stack([np.atleast_3d(to_picture(image).reduce(factor)) for image in images.values()])
+        drawn = self._draw({"image": small}, None, _keys(len(small)))["image"]
         tiles = np.full((len(rows) * COLUMNS, *drawn.shape[1:]), -1, np.float32)  # black
         tiles[list(images)] = drawn
         write_png(out, grid(tiles, COLUMNS))
-        notes = {f", shrunk {factor} times": factor > 1, ", mirrored at random": self._values.get("flip", False)}
-        return _line("picture", f"{one_line(out)}: {what}" + "".join(note for note, holds in notes.items() if holds))
+        shrunk, mirrored = f", shrunk {factor} times" * (factor > 1), ", mirrored at random" * self._flips
+        return f"{one_line(out)}: {what}{shrunk}{mirrored}"
 
 
 def _counts(names: list[str], labels: np.ndarray) -> Iterator[str]:
     """Lines: each class with its count and share; of more than MOST_CLASSES, the smallest and the largest."""
-    number = np.bincount(labels[labels >= 0], minlength=len(names))
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
     listed = dict.fromkeys(range(len(names)), "")
     if len(names) > MOST_CLASSES:
-        listed = {int(number.argmin()): "  (the smallest)"}
-        listed.setdefault(int(number.argmax()), "  (the largest)")
+        listed = {int(counts.argmin()): "  (the smallest)"}
+        listed.setdefault(int(counts.argmax()), "  (the largest)")
     width = max(len(names[label]) for label in listed)
     for label, which in listed.items():
-        yield f"  {names[label]:{width}}  {number[label]:>9,}  {number[label] / max(1, len(labels)):6.1%}{which}"
+        yield f"  {names[label]:{width}}  {counts[label]:>9,}  {counts[label] / max(1, len(labels)):6.1%}{which}"
     if without := int(np.sum(labels < 0)):
         yield f"  {without:,} without a label"
 
 
 def _level_hint(records: Folder) -> str:
     """What to say where the subfolders look like something else than classes; "" where they do not."""
-    classes, question = records.classes, ""
+    classes = records.classes
     inner = sorted({name.rpartition("/")[0] for name in records.names if name.count("/") > 1})
     if all(name.lower() in SPLIT_NAMES for name in classes):
-        question = next((name for name in classes if name.lower().startswith("train")), classes[0])
+        likely = next((name for name in classes if name.lower().startswith("train")), classes[0])
         fact = f"its classes are named {', '.join(classes)}"
     elif len(classes) == 1:
-        fact, question = f"its only class is {one_line(classes[0])}", classes[0]
+        fact, likely = f"its only class is {one_line(classes[0])}", classes[0]
     elif len(inner) > len(classes):
-        fact = (
-            f"its images lie in {len(inner):,} subfolders of its {len(classes):,} classes, such as {one_line(inner[0])}"
-        )
-        question = inner[0].partition("/")[0]
-    return f"{fact}: did you mean {one_line(records.folder / question)}?" if question else ""
+        likely = inner[0].partition("/")[0]
+        where = f"{len(inner):,} subfolders of its {len(classes):,} classes, such as {one_line(inner[0])}"
+        fact = f"its images lie in {where}"
+    else:
+        return ""
+    return f"{fact}: did you mean {one_line(records.folder / likely)}?"

@@ -14,46 +14,37 @@ from gan_jax.parallel.devices import Devices
 class Loader:
     """The data of the compiled calls of a run of `num_steps` steps.
 
-    Data that lies on the device, or is made there, is the same for all calls. Of a streamed set the host reads, decodes
-    and sends minibatches ahead, in the order in which a resident set is met. Which ones is a function of the step: a
-    run that goes on, or goes back, asks for another step, and nothing need be saved. Grain decodes in threads, some
-    minibatches ahead; one more thread stacks and sends the next call's to the device.
+    Resident and endless data is the same for all calls. A streamed set is met in the order of a resident one, which
+    the step alone decides, so that nothing need be saved: Grain decodes minibatches ahead in threads; one more thread
+    stacks and sends the next call's to the device.
     """
 
     def __init__(
         self,
         source: Source,
         devices: Devices,
-        words: np.ndarray | None,
+        words: np.ndarray | None,  # uint32 [2], on which the order of a streamed set depends: `step.order_words`
         *,
-        batch_size: int,
-        discriminator_steps: int,
+        batch_size: int,  # over all devices and processes
+        discriminator_steps: int,  # minibatches of a step
         num_steps: int,
-        workers: int,
-        following: Callable[[int], int] | None,
+        workers: int,  # threads that decode
+        following: Callable[[int], int] | None,  # step at which a call begins -> ends; None: nothing is read ahead
     ):
-        """What streams starts at the first call.
-
-        Args:
-          words: uint32 [2], on which the order of a streamed set depends: `step.order_words`.
-          batch_size: examples of a minibatch, over all devices and processes.
-          workers: threads that decode.
-          following: step at which a call begins -> step at which it ends; None: nothing is read ahead of a call.
-        """
-        self._devices, self._per_step, self._workers, self._following = devices, discriminator_steps, workers, following
-        self._minibatches = _Minibatches(source, words, batch_size, num_steps * discriminator_steps)
+        """What streams starts at the first call."""
+        self._source, self._devices, self._words, self._batch_size = source, devices, words, batch_size
+        self._per_step, self._count = discriminator_steps, num_steps * discriminator_steps  # minibatches
+        self._workers, self._following = workers, following
+        self._slots = process_slots(batch_size, jax.process_index(), jax.process_count())
         self._resident = None if source.streamed else devices.place(source.data)
-        self._streams, self._closed, self._iterator = source.streamed, False, None
+        self._closed, self._iterator = False, None
         self._sender = ThreadPoolExecutor(1)
         self._sent: tuple[tuple[int, int] | None, Future | None] = (None, None)  # (now, after), its data
         self.waited = 0.0  # seconds for which calls had to wait for their data
 
     def call(self, now: int, after: int):
-        """The `data` of the compiled call from step `now` to step `after`.
-
-        Of a streamed set [steps, k, n, ...] on the devices, k minibatches of D a step.
-        """
-        if not self._streams:
+        """The `data` of the compiled call from step `now` to step `after`; of a streamed set [steps, k, n, ...]."""
+        if not self._source.streamed:
             return self._resident
         start = time.perf_counter()
         expected, future = self._sent
@@ -61,7 +52,7 @@ class Loader:
             future = self._sender.submit(self._go_to, now, after)
         data = future.result()
         self.waited += time.perf_counter() - start
-        if self._following is not None and after * self._per_step < len(self._minibatches):
+        if self._following is not None and after * self._per_step < self._count:
             expected = (after, self._following(after))
             self._sent = expected, self._sender.submit(self._send, *expected)
         return data
@@ -77,9 +68,14 @@ class Loader:
 
         ahead = max(2 * self._workers, (after - now) * self._per_step)
         options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead)
-        from_now = grain.MapDataset.source(self._minibatches)[now * self._per_step :]
-        self._iterator = iter(from_now.to_iter_dataset(options))
+        minibatches = grain.MapDataset.range(now * self._per_step, self._count).map(self._rows)
+        self._iterator = iter(minibatches.to_iter_dataset(options))
         return self._send(now, after)
+
+    def _rows(self, minibatch: int) -> dict[str, np.ndarray]:
+        """This process's share of a minibatch."""
+        size = self._source.size
+        return self._source.rows(shuffle.examples(self._words, size, self._batch_size, minibatch, self._slots))
 
     def _send(self, now: int, after: int):
         minibatches = []
@@ -87,24 +83,9 @@ class Loader:
             if self._closed:
                 raise CancelledError
             minibatches.append(next(self._iterator))
-        stacked = jax.tree.map(lambda *rows: np.stack(rows), *minibatches)
-        stacked = jax.tree.map(lambda x: x.reshape(after - now, self._per_step, *x.shape[1:]), stacked)
+        leading = (after - now, self._per_step)
+        stacked = jax.tree.map(lambda *rows: np.stack(rows).reshape(*leading, *rows[0].shape), *minibatches)
         return jax.block_until_ready(self._devices.spread(stacked))
-
-
-class _Minibatches:
-    """This process's share of every minibatch of a run, by number: random access, as Grain reads it."""
-
-    def __init__(self, source: Source, words: np.ndarray | None, batch_size: int, count: int):
-        self._source, self._words, self._batch_size, self._count = source, words, batch_size, count
-        self._slots = process_slots(batch_size, jax.process_index(), jax.process_count())
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, minibatch: int) -> dict[str, np.ndarray]:
-        indices = shuffle.examples(self._words, self._source.size, self._batch_size, minibatch, self._slots)
-        return self._source.rows(indices)
 
 
 def process_slots(batch_size: int, process: int, count: int) -> np.ndarray:

@@ -44,9 +44,8 @@ def _spiral(t):
 def mixture(centers: np.ndarray, sigma: float) -> Source:
     """Gaussians of standard deviation sigma at `centers` [m, d], each of weight 1/m; one named twice has twice that."""
     constants = jnp.asarray(centers, jnp.float32)
-    source = _noisy(lambda key: constants[jax.random.randint(key, (), 0, len(constants))], constants, sigma)
-    std = float(np.sqrt(np.var(centers) + sigma**2))  # of float64
-    return source._replace(std=std, modes=Modes(centers, sigma))
+    source = _noisy(lambda key: constants[jax.random.randint(key, (), 0, len(constants))], centers, sigma)
+    return source._replace(modes=Modes(centers, sigma))
 
 
 def _noisy(pick, centers, sigma: float) -> Source:
@@ -55,7 +54,7 @@ def _noisy(pick, centers, sigma: float) -> Source:
         shape=centers.shape[1:],
         draw=lambda data, indices, keys: {"image": jax.vmap(partial(_point, pick, sigma))(keys)},
         std=float(np.sqrt(np.var(centers) + sigma**2)),
-        density=lambda x: _mixture_density(x, centers, sigma),
+        density=partial(_mixture_density, jnp.asarray(centers, jnp.float32), sigma),
     )
 
 
@@ -65,7 +64,7 @@ def _point(pick, sigma, key):
     return center + sigma * jax.random.normal(noise, center.shape)
 
 
-def _mixture_density(x, centers, sigma):
+def _mixture_density(centers, sigma, x):
     """The density of the equal-weight mixture at x [n, d]: [n], in units of the data to the power -d."""
     squared = jnp.sum(jnp.square(x[:, None] - centers), axis=-1) / sigma**2
     log_normalizer = x.shape[1] * jnp.log(sigma * jnp.sqrt(2 * jnp.pi)) + jnp.log(len(centers))

@@ -17,14 +17,14 @@ ROUNDS = 8  # of rows and columns; with six, sets of six examples are not yet me
 
 
 def examples(words, size: int, batch_size: int, minibatch, slots):
-    """Which examples a minibatch holds at these slots: int32 [len(slots)], in 0 ... size - 1.
+    """Which examples of `size` a minibatch of `batch_size` slots holds: int32 [n], in 0 ... size - 1.
+
+    Minibatches run through the epochs without a gap, so that one may lie in two epochs.
 
     Args:
       words: uint32 [2], what tells one run's order from another's.
-      size: examples of the set; minibatches run through its epochs without a gap, so that one may lie in two epochs.
-      batch_size: slots of a minibatch.
       minibatch: its number since the start of the run, an integer or a scalar array.
-      slots: uint32 [n], a NumPy array for NumPy's answer.
+      slots: uint32 [n], of the minibatch; a NumPy array for NumPy's answer.
     """
     epoch, place = _start(minibatch, batch_size, size, slots)
     place = place + slots

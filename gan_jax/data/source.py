@@ -43,9 +43,9 @@ class Source(NamedTuple):
 
 
 def independent(source: Source, keys) -> dict[str, jax.Array]:
-    """Independent draws from the data, with replacement, one a key: for scores and pictures, not for training.
+    """What source.draw gives for independent draws with replacement, one a key: for scores and pictures.
 
-    Returns: what source.draw does. Example i depends on key i alone.
+    Example i depends on key i alone.
     """
     if not source.size:
         return jax.jit(source.draw)(source.data, None, keys)
@@ -87,8 +87,7 @@ def _choose(keys, size: int):
 def draw_stored(data, indices, keys, *, top: int, flip: bool):
     """A `draw` of stored images, uint8 [n, h, w, c]: 0 ... top becomes -1 ... 1.
 
-    Args:
-      flip: mirror each left to right with probability 1/2, by its key.
+    `flip` mirrors each left to right with probability 1/2, by its key.
     """
     rows = data if indices is None else jax.tree.map(lambda x: x[indices], data)
     image = rows["image"].astype(jnp.float32) / (top / 2) - 1

@@ -1,15 +1,18 @@
-"""Data sets of images on a disk: the config keys that they share, and how they are opened."""
+"""Data sets of images on a disk: the config keys that they share, how they are opened, and where they then lie."""
 
 import math
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
+import jax
+
 from gan_jax.data import resident
-from gan_jax.data.memory import room_for_data
-from gan_jax.data.readers.reading import Reader
-from gan_jax.data.readers.records import Records
+from gan_jax.data.readers.records import Reader, Records
 from gan_jax.data.source import Source, draw_stored
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import COMMON, COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of
@@ -62,22 +65,35 @@ class Images(Stored):
     placement: Placement = "auto"
 
     def source(self) -> Source:
-        """On the device where the set fits there, else streamed; or as `placement` says."""
         reader = self.reader()
         if others := reader.records.not_images:
             print(f"skipped {len(others):,} files that are no images, the first {others[0]}", file=sys.stderr)
-        common = {"draw": partial(draw_stored, top=255, flip=self.flip), "classes": reader.classes}
-        common["identity"] = reader.identity
-        if self._streams(reader):
-            return Source(reader.shape, std=reader.std, size=len(reader), rows=reader.rows, **common)
-        loaded = resident.load(reader, self.workers)
-        return Source(reader.shape, std=loaded.std, size=len(loaded.data["image"]), data=loaded.data, **common)
-
-    def _streams(self, reader: Reader) -> bool:
         needed, room = len(reader) * math.prod(reader.shape), room_for_data()
         if self.placement == "device" and needed > room:
             raise InputError(
                 f"{self.name} needs {needed / 1e9:,.2f} GB on the device, which has room for {room / 1e9:,.2f} GB of "
                 "data; set data.placement to stream, or a smaller data.image_size"
             )
-        return self.placement == "stream" or needed > room
+        if self.placement == "stream" or needed > room:
+            place = {"std": reader.std, "size": len(reader), "rows": reader.rows}
+        else:
+            loaded = resident.load(reader, self.workers)
+            place = {"std": loaded.std, "size": len(loaded.data["image"]), "data": loaded.data}
+        draw = partial(draw_stored, top=255, flip=self.flip)
+        return Source(reader.shape, draw, classes=reader.classes, identity=reader.identity, **place)
+
+
+def room_for_data() -> int:
+    """Bytes that a resident data set may take of each device: half of an accelerator, a quarter of a CPU's memory."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return room_of(statistics["bytes_limit"])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # none outside a container, or "max"
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory // 4
+
+
+def room_of(memory: int) -> int:
+    """What `room_for_data` is of an accelerator with so many bytes."""
+    return memory // 2

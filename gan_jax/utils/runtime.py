@@ -11,6 +11,9 @@ import platform
 import sys
 from pathlib import Path
 
+import jax
+import jaxlib
+
 from gan_jax.utils.files import require_writable
 
 # XLA ends the process at a flag that it does not know, so this is for the versions of jaxlib with which it was tried.
@@ -28,18 +31,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 MALLOPT = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_MAX, 0))
 
 
-def plain() -> str:
-    """Sets nothing."""
-    return "plain"
-
-
 def fast() -> str:
     """Sets what fits this machine, before JAX's backend starts; returns one line of what was set and what was not."""
     on_cpu = [_set_xla_flag(), _set_allocator(), _set_dispatch()] if will_run_on_cpu() else []
     return "fast: " + "; ".join([*on_cpu, _set_compilation_cache()])
 
 
-RUNTIMES = {"fast": fast, "plain": plain}
+RUNTIMES = {"fast": fast, "plain": lambda: "plain"}
 
 
 def will_run_on_cpu() -> bool:
@@ -47,8 +45,6 @@ def will_run_on_cpu() -> bool:
 
     Where nobody has said so, an installed plugin or libtpu counts as an accelerator, be there a device or not.
     """
-    import jax
-
     if jax.config.jax_platforms:
         return jax.config.jax_platforms.split(",")[0] == "cpu"
     return not (
@@ -60,8 +56,6 @@ def will_run_on_cpu() -> bool:
 
 
 def _set_xla_flag() -> str:
-    import jaxlib
-
     if jaxlib.__version__ not in TRIED_JAXLIB:
         return f"no XLA flag, untried with jaxlib {jaxlib.__version__}"
     return f"XLA_FLAGS {CONVOLUTIONS_BY_EIGEN}" if _add_xla_flag(CONVOLUTIONS_BY_EIGEN) else "XLA_FLAGS as given"
@@ -69,10 +63,10 @@ def _set_xla_flag() -> str:
 
 def _add_xla_flag(flag: str) -> bool:
     """Appends it to XLA_FLAGS; False where the user has set this flag, or keeps flags in a file."""
-    given = os.environ.get("XLA_FLAGS", "").strip()
-    if flag.split("=")[0].lstrip("-") in given or given[:1] not in ("", "-"):  # without a dash it names a file
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if flag.split("=")[0].lstrip("-") in flags or flags[:1] not in ("", "-"):  # without a dash it names a file
         return False
-    os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
     return True
 
 
@@ -82,9 +76,8 @@ def share_cpu() -> str:
     One program of small networks leaves most cores idle; one on each of them, with its share of a population, does not.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return (
-        f"{count} CPU devices" if will_run_on_cpu() and _add_xla_flag(f"{DEVICE_COUNT}={count}") else "devices as given"
-    )
+    is_set = will_run_on_cpu() and _add_xla_flag(f"{DEVICE_COUNT}={count}")
+    return f"{count} CPU devices" if is_set else "devices as given"
 
 
 def stand_in(count: int) -> None:
@@ -92,8 +85,6 @@ def stand_in(count: int) -> None:
 
     Where XLA_FLAGS already say how many devices a CPU is, or name a file, they stay as they are.
     """
-    import jax
-
     jax.config.update("jax_platforms", "cpu")
     _add_xla_flag(f"{DEVICE_COUNT}={count}")
 
@@ -114,9 +105,11 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _set_dispatch() -> str:
-    import jax
+def _is_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
+
+def _set_dispatch() -> str:
     if "JAX_CPU_ENABLE_ASYNC_DISPATCH" in os.environ or not jax.config.read("jax_cpu_enable_async_dispatch"):
         return "dispatch as given"
     # Each call that waits in a queue already holds the memory of its temporaries: one at a time, that is needed once.
@@ -124,15 +117,9 @@ def _set_dispatch() -> str:
     return "one call at a time"
 
 
-def _is_glibc() -> bool:
-    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-
-
 def _set_compilation_cache() -> str:
-    import jax
-
-    given = "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir is not None
-    if given or not jax.config.jax_enable_compilation_cache:
+    is_set = "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir is not None
+    if is_set or not jax.config.jax_enable_compilation_cache:
         return "compilation cache as given"
     folder = cache_folder()
     if not folder.is_absolute():
@@ -153,6 +140,6 @@ def _set_compilation_cache() -> str:
 
 def cache_folder() -> Path:
     """Where compiled programs are kept: $XDG_CACHE_HOME/gan_jax, or ~/.cache/gan_jax."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
+    folder = os.environ.get("XDG_CACHE_HOME", "")
     # A relative path is not valid there, by the specification, and is to be ignored.
-    return Path(given if os.path.isabs(given) else os.path.expanduser("~/.cache")) / "gan_jax"
+    return Path(folder if os.path.isabs(folder) else os.path.expanduser("~/.cache")) / "gan_jax"

@@ -55,14 +55,6 @@ def test_modes_are_where_the_literature_has_them(name):
     assert len(np.unique(np.round(modes.centers, 6), axis=0)) == len(centers)
 
 
-def test_ring_and_grid_in_words():
-    ring, grid = source_of("ring8").modes.centers, source_of("grid25").modes.centers
-    np.testing.assert_allclose(np.linalg.norm(ring, axis=1), 1)
-    gaps = np.linalg.norm(ring[:, None] - ring, axis=-1)[~np.eye(8, dtype=bool)]
-    np.testing.assert_allclose(gaps.min(), 2 * np.sin(np.pi / 8))
-    assert {tuple(center) for center in grid} == {(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)}
-
-
 @KNOWN_MODES
 def test_draws_share_the_modes_equally_with_normal_noise(name):
     centers, sigma = MIXTURES[name]

@@ -30,7 +30,7 @@ def run(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*argv):
-        status = main([str(each) for each in argv])
+        status = main([str(argument) for argument in argv])
         return status, *capsys.readouterr()
 
     return run
@@ -389,7 +389,7 @@ def test_it_is_a_command(tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist", "tfds:mnist"])
 def test_prepare_says_where_the_set_is(run, monkeypatch, name):
-    monkeypatch.setattr(tfds, "prepare", lambda *given: Path("/sets", *given, "3.0.1"))
+    monkeypatch.setattr(tfds, "prepare", lambda *arguments: Path("/sets", *arguments, "3.0.1"))
     assert run("prepare", name, "--dir=here") == (0, "mnist is in /sets/mnist/here/3.0.1\n", "")
 
 

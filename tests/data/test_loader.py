@@ -16,8 +16,7 @@ from configs import base
 from gan_jax import recipe, step
 from gan_jax.data import Source, independent, make_source, resident, shuffle
 from gan_jax.data.readers.arrays import Arrays
-from gan_jax.data.readers.reading import Reader
-from gan_jax.data.readers.records import BadExampleError
+from gan_jax.data.readers.records import BadExampleError, Reader
 from gan_jax.parallel.devices import mesh, pmapped
 from gan_jax.training import workdirs
 from gan_jax.training.loop import next_boundary, open_loader, train
@@ -57,7 +56,7 @@ def config_of(shrunk, array_file, placement, **changes):
 
 @pytest.mark.usefixtures("optimized")  # these are two programs, which round alike as users compile them
 def test_a_streamed_run_interrupted_or_not_gives_the_bits_of_a_resident_one(shrunk, array_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("gan_jax.data.readers.reading.SAMPLED", 5)  # of which the standard deviation comes
+    monkeypatch.setattr("gan_jax.data.readers.records.SAMPLED", 5)  # of which the standard deviation comes
     changes = {"data.flip": True, "conditional": True, "discriminator.steps": 2}
     changes |= {"log_every": 2, "num_steps": 10, "sample_every": 10}
     metrics, pictures, deviations = {}, {}, set()
@@ -220,6 +219,7 @@ def test_a_set_is_decoded_once(shrunk, array_file, cache, monkeypatch):
     config = config_of(shrunk, array_file, "device")
     first = recipe.build(config).source
     (folder,) = cache.iterdir()
+    assert json.loads((folder / "about.json").read_text())["arrays"] == ["image", "label"]
     monkeypatch.setattr(Arrays, "__getitem__", lambda self, i: {"image": np.zeros((4, 4, 1), np.uint8), "label": 0})
     again = recipe.build(config).source
     np.testing.assert_array_equal(again.data["image"], first.data["image"])
@@ -281,12 +281,12 @@ class Damaged(Arrays):
 def test_corrupt_examples_stop_or_are_skipped_and_counted(array_file, capsys):
     with pytest.raises(InputError, match=r"example 0 of 21\): torn; .*set data.corrupt to skip"):
         resident.load(Reader(Damaged(array_file), 0, 0, "stop"), 2)
-    for told in ("skipped .*example 0 of 21.*torn", "without 3 corrupt examples"):
+    for message in ("skipped .*example 0 of 21.*torn", "without 3 corrupt examples"):
         loaded = resident.load(Reader(Damaged(array_file), 0, 0, "skip"), 2)
         good = [i for i in range(COUNT) if i not in Damaged.bad]
         np.testing.assert_array_equal(loaded.data["image"][:, 0, 0, 0], good)
         np.testing.assert_array_equal(loaded.data["label"], np.array(good) % CLASSES)
-        assert re.search(told, capsys.readouterr().err)
+        assert re.search(message, capsys.readouterr().err)
     rows = Reader(Damaged(array_file), 0, 0, "skip").rows(np.array([6, 7, 8, 9, 0]))
     np.testing.assert_array_equal(rows["image"][:, 0, 0, 0], [6, 9, 9, 9, 1])
     Damaged.bad, bad = tuple(range(COUNT)), Damaged.bad
@@ -320,18 +320,11 @@ def values(**changes):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        (
-            {"name": "ring8", "dir": "x"},
-            "data.dir is 'x', but ring8 has no dir; set it to '', or data.name to one",
-        ),
+    [  # and those of test_data_command.py
+        ({"name": "ring8", "dir": "x"}, "data.dir is 'x', but ring8 has no dir; set it to '', or data.name to one"),
         ({"name": "ring8", "flip": True}, "data.flip is True, but ring8 has no flip; set it to False"),
-        ({"name": "digits", "image_size": 16}, "data.image_size is 16, but digits has no image_size; set it to 0"),
         ({"name": "ring8", "split": "test"}, "data.split is 'test', but ring8 has no split; set it to 'train'"),
-        ({"name": "digits", "split": "dev"}, "data.split is 'dev'; digits has train, test, all"),
-        ({"name": "folder"}, "data.dir is missing; for data.name=folder it is the folder"),
         ({"name": "arrays"}, "data.dir is missing; for data.name=arrays it is the .npz or .npy file"),
-        ({"name": "folder", "split": "test", "dir": "x"}, "data.split is 'test', but folder has no split"),
     ],
 )
 def test_keys_that_a_set_does_not_use_are_refused(changes, message):
@@ -345,9 +338,3 @@ def test_conditional_training_needs_two_classes(shrunk, tmp_path):
         np.savez(path, image=np.zeros((6, 4, 4, 1), np.uint8), **({} if labels is None else {"label": labels}))
         with pytest.raises(InputError, match=has):
             recipe.build(config_of(shrunk, path, "device", conditional=True))
-
-
-def test_the_cache_says_what_it_holds(shrunk, array_file, cache):
-    recipe.build(config_of(shrunk, array_file, "device"))
-    (folder,) = cache.iterdir()
-    assert json.loads((folder / "about.json").read_text())["arrays"] == ["image", "label"]

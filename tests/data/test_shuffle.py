@@ -69,7 +69,7 @@ def test_all_orders_are_equally_frequent(size):
     orders = math.factorial(size)
     epochs = 200 * orders
     counts = Counter(map(tuple, first(size, size * epochs).reshape(epochs, size)))
-    statistic = sum((counts[each] - 200) ** 2 / 200 for each in permutations(range(size)))
+    statistic = sum((counts[order] - 200) ** 2 / 200 for order in permutations(range(size)))
     assert abs(statistic - (orders - 1)) < 4 * np.sqrt(2 * (orders - 1))  # of chi^2, whose variance is twice its mean
 
 
@@ -97,4 +97,4 @@ def test_runs_have_orders_of_their_own():
 def test_a_start_is_divmod_where_the_product_overflows():
     for minibatch, batch_size, size in [(4_000_000_000, 2048, 14_000_000), (3_999, 65_536, 7), (0, 64, 60_000)]:
         start = shuffle._start(minibatch, batch_size, size, np.zeros(1, np.uint32))
-        assert tuple(int(each[0]) for each in start) == divmod(minibatch * batch_size, size)
+        assert tuple(int(number[0]) for number in start) == divmod(minibatch * batch_size, size)

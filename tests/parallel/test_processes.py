@@ -24,7 +24,7 @@ from on_several_processes import CHANGES, ENDLESS, IMAGES, RUNS, SCORED, SLOW, c
 from PIL import Image
 
 from gan_jax.config.build import build
-from gan_jax.data.readers.reading import SAMPLED
+from gan_jax.data.readers.records import SAMPLED
 from gan_jax.data.source import HASHED, content
 from gan_jax.parallel import launch
 from gan_jax.parallel.agreement import code_versions

@@ -23,11 +23,11 @@ def test_every_pixel_of_a_grid_stands_where_it_should(size, factor, channels):
     rest = picture.astype(int)
     for tile, expected in enumerate(levels):
         top, left = plots.PAD + tile // 3 * step, plots.PAD + tile % 3 * step
-        seen = rest[top : top + size * factor, left : left + size * factor]
-        blocks = seen.reshape(size, factor, size, factor, channels).mean(axis=(1, 3))
+        pixels = rest[top : top + size * factor, left : left + size * factor]
+        blocks = pixels.reshape(size, factor, size, factor, channels).mean(axis=(1, 3))
         np.testing.assert_allclose(blocks[1:-1, 1:-1], expected[1:-1, 1:-1], atol=1)  # rounding
         np.testing.assert_allclose(blocks, expected, atol=1 if factor == 1 else 4)  # and the edge of the ramp
-        seen[:] = 0
+        pixels[:] = 0
     assert not rest.any()  # the frame and the missing tile are black
 
 
@@ -124,6 +124,6 @@ def test_pictures_show_the_samples_and_the_logits():
         for samples, logits in ((real, 0 * density), (real / 2, 0 * density), (real, density))
     ]
     half = pictures[0].shape[1] // 2
-    left, right = ([each[:, part] for each in pictures] for part in (slice(None, half), slice(half, None)))
+    left, right = ([pixels[:, part] for pixels in pictures] for part in (slice(None, half), slice(half, None)))
     assert np.any(left[1] != left[0])
     assert np.any(right[2] != right[0])

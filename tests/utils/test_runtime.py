@@ -105,7 +105,7 @@ def test_fast_sets_all_of_it_and_says_so(bare, tmp_path):
 
 def test_plain_sets_nothing(bare, tmp_path):
     before = dict(os.environ)
-    assert runtime.plain() == "plain"
+    assert runtime.RUNTIMES["plain"]() == "plain"
     assert (dict(os.environ), bare.mallopt, bare.config) == (before, [], {})
     assert not list(tmp_path.iterdir())
 
@@ -120,17 +120,17 @@ def test_folder_of_compiled_programs_is_the_users_alone(bare, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "value",
     [
         f"{runtime.CONVOLUTIONS_BY_EIGEN.split('=')[0]}=",
         "--xla_cpu_multi_thread_eigen=true --xla_cpu_experimental_ynn_fusion_type=dot",
         "/etc/xla_flags.txt",
     ],
 )
-def test_xla_flags_that_settle_it_stay(given, bare, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", given)
+def test_xla_flags_that_settle_it_stay(value, bare, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", value)
     assert "XLA_FLAGS as given" in runtime.fast()
-    assert os.environ["XLA_FLAGS"] == given
+    assert os.environ["XLA_FLAGS"] == value
 
 
 def test_other_xla_flags_stay_in_front(bare, monkeypatch):
@@ -205,16 +205,16 @@ def test_dispatch_of_the_environment_stays(bare, monkeypatch):
 
 def test_cache_folder_follows_the_specification(bare, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for given in ("", "relative/folder"):
-        monkeypatch.setenv("XDG_CACHE_HOME", given)
+    for value in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert runtime.cache_folder() == tmp_path / ".cache" / "gan_jax"
 
 
 def test_cache_folder_that_cannot_be_written_is_left_out(bare, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("mine")
-    for given in (tmp_path / "file", "/proc/nothing"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(given))
-        assert f"no compilation cache, {given}/gan_jax: " in runtime.fast()
+    for folder in (tmp_path / "file", "/proc/nothing"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        assert f"no compilation cache, {folder}/gan_jax: " in runtime.fast()
     assert bare.config == DISPATCH
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -264,13 +264,13 @@ CONVOLVES = """
 import json, sys
 import jax, jax.numpy as jnp
 from gan_jax.utils import runtime
-seen["said"] = runtime.RUNTIMES[sys.argv[1]]()
+report["said"] = runtime.RUNTIMES[sys.argv[1]]()
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
 def f(x, w):
     return jax.lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 text = jax.jit(f).lower(jnp.ones((64, 8, 8, 64)), jnp.ones((4, 4, 64, 64))).compile().as_text()
-print(json.dumps(seen | {"hits": len(hits), "ynn": "ynn" in text}))
+print(json.dumps(report | {"hits": len(hits), "ynn": "ynn" in text}))
 """
 
 # What the process is like after the import, and after `fast`, which two kinds of memory are freed in.
@@ -294,21 +294,21 @@ def faults():
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 
-seen = {"imported": look()}
+report = {"imported": look()}
 if runtime._is_glibc():
     faults()
-    seen["plain_faults"] = [faults() for _ in range(3)]
+    report["plain_faults"] = [faults() for _ in range(3)]
 runtime.fast()
-seen["set"] = look()
+report["set"] = look()
 if runtime._is_glibc():
     faults()
-    seen["fast_faults"] = [faults() for _ in range(3)]
+    report["fast_faults"] = [faults() for _ in range(3)]
     small = [np.ones(1 << 16, np.uint8) for _ in range(1600)]
     kept = small.pop()
     del small
-    seen["before"] = resident()
+    report["before"] = resident()
     runtime.give_back()
-    seen["after"] = resident()
+    report["after"] = resident()
 """
 
 
@@ -319,26 +319,26 @@ def processes(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     first = python(LOOKS + CONVOLVES, "fast", XDG_CACHE_HOME=str(cache))
     files = set((cache / "gan_jax").iterdir())
-    second = python("seen = {}" + CONVOLVES, "fast", XDG_CACHE_HOME=str(cache))
+    second = python("report = {}" + CONVOLVES, "fast", XDG_CACHE_HOME=str(cache))
     later = set((cache / "gan_jax").iterdir())
-    plain = python("seen = {}" + CONVOLVES, "plain", XDG_CACHE_HOME=str(cache))
+    plain = python("report = {}" + CONVOLVES, "plain", XDG_CACHE_HOME=str(cache))
     return SimpleNamespace(cache=cache, first=first, second=second, plain=plain, files=files, later=later)
 
 
 def test_importing_sets_nothing_and_starts_no_backend(processes):
-    seen = processes.first["imported"]
-    assert not seen["started"]
-    assert seen["cache"] is None
-    assert [name for name in seen["environ"] if name.startswith(("XLA_FLAGS", "GLIBC_TUNABLES", *PREFIXES))] == []
-    assert not seen["folder"]
+    imported = processes.first["imported"]
+    assert not imported["started"]
+    assert imported["cache"] is None
+    assert [name for name in imported["environ"] if name.startswith(("XLA_FLAGS", "GLIBC_TUNABLES", *PREFIXES))] == []
+    assert not imported["folder"]
 
 
 def test_setting_starts_no_backend(processes):
-    seen = processes.first["set"]
-    assert not seen["started"]
-    assert seen["cache"] == str(processes.cache / "gan_jax")
+    after = processes.first["set"]
+    assert not after["started"]
+    assert after["cache"] == str(processes.cache / "gan_jax")
     tried = jaxlib.__version__ in runtime.TRIED_JAXLIB
-    assert seen["environ"].get("XLA_FLAGS") == (runtime.CONVOLUTIONS_BY_EIGEN if tried else None)
+    assert after["environ"].get("XLA_FLAGS") == (runtime.CONVOLUTIONS_BY_EIGEN if tried else None)
 
 
 def test_the_second_process_finds_what_the_first_compiled(processes):
@@ -368,7 +368,7 @@ def test_memory_that_is_given_back_leaves_the_process(processes):
 
 
 @pytest.mark.parametrize(
-    ("given", "after"),
+    ("before", "after"),
     [
         (None, "--xla_force_host_platform_device_count=6"),
         ("--xla_cpu_other=1", "--xla_cpu_other=1 --xla_force_host_platform_device_count=6"),
@@ -376,9 +376,9 @@ def test_memory_that_is_given_back_leaves_the_process(processes):
         ("file_of_flags", "file_of_flags"),
     ],
 )
-def test_a_cpu_stands_in_for_devices_unless_the_user_has_said_how_many_it_is(bare, monkeypatch, given, after):
-    if given:
-        monkeypatch.setenv("XLA_FLAGS", given)
+def test_a_cpu_stands_in_for_devices_unless_the_user_has_said_how_many_it_is(bare, monkeypatch, before, after):
+    if before:
+        monkeypatch.setenv("XLA_FLAGS", before)
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     runtime.stand_in(6)
     assert os.environ["XLA_FLAGS"] == after

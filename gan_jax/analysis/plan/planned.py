@@ -14,7 +14,7 @@ from gan_jax.analysis.profiling import bytes_accessed, compiled_step, hlo, step_
 from gan_jax.config import build, schema
 from gan_jax.config.build import Setup
 from gan_jax.data import Source
-from gan_jax.data.memory import room_of
+from gan_jax.data.stored import room_of
 from gan_jax.parallel.devices import LAYOUTS
 from gan_jax.training.loop import call_shapes
 from gan_jax.utils.errors import InputError

@@ -23,18 +23,17 @@ DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, Overf
 
 
 class ImageArrays(Images):
-    """The data set `arrays`: the images of the file `dir`."""
+    """The data set `arrays`."""
 
     def records(self) -> Records:
-        """The images of the file."""
         return Arrays(self.required_dir("the .npz or .npy file"))
 
 
 class Arrays(Records):
     """Images [n, h, w] or [n, h, w, c] of a `.npy` (memory mapped) or `.npz` file (in memory).
 
-    uint8, or floats in [-1, 1], which are rounded to uint8. In a `.npz`: `image`, `images` or `samples`, or the only
-    array; its labels are `label` or `labels`, integers [n].
+    uint8, or floats in [-1, 1], which are rounded to uint8. A `.npz` names them IMAGES, or has one array; its labels,
+    integers [n], are LABELS.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -52,10 +51,9 @@ class Arrays(Records):
         return len(self._images)
 
     def read(self, i: int) -> dict:
-        image = np.array(self._images[i])
+        image = np.atleast_3d(np.array(self._images[i]))
         if image.dtype != np.uint8:
             image = np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
-        image = image[:, :, None] if image.ndim == 2 else image
         return {"image": image} | ({"label": int(self._labels[i])} if self.classes else {})
 
     def labels(self) -> np.ndarray:
@@ -63,16 +61,16 @@ class Arrays(Records):
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images as they are stored, and the labels where there are any."""
+    """The images as they are stored, and the labels."""
     if not path.is_file():
         raise InputError(f"no file {one_line(path)}; a .npy or .npz file of images is needed")
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
+        if isinstance(loaded, np.ndarray):
             return loaded, None
         with loaded:
             images, labels = _members(path, loaded.files)
-            arrays = loaded[images], None if labels is None else loaded[labels]
+            arrays = loaded[images], loaded[labels] if labels else None
             if any(isinstance(array, bytes) for array in arrays):  # NumPy's answer to a member without its header
                 raise ValueError("a member is no array")
             return arrays
@@ -88,8 +86,7 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _members(path: Path, names: list[str]) -> tuple[str, str | None]:
     """Which arrays of a `.npz` are the images and the labels."""
     labels = [name for name in LABELS if name in names]
-    others = [name for name in names if name not in labels]
-    images = [name for name in IMAGES if name in names] or (others if len(others) == 1 else [])
+    images = [name for name in IMAGES if name in names] or [name for name in names if name not in labels]
     if len(images) != 1 or len(labels) > 1:
         raise InputError(
             f"{one_line(path)} holds the arrays {one_line(', '.join(names)) or '(none)'}: one of them is to be "
@@ -102,7 +99,7 @@ def _check_images(where: str, images: np.ndarray):
     shape = list(images.shape)
     if images.ndim == 2:
         raise InputError(f"{where} holds points {shape}; array files are for images: {SHAPES}")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and shape[3] not in (1, 3)):
+    if images.ndim not in (3, 4) or shape[3:] not in ([], [1], [3]):
         raise InputError(f"{where} holds an array {shape}; {SHAPES}")
     if 0 in shape:
         raise InputError(f"{where} holds an array {shape}, which has no example or no pixel")
@@ -117,7 +114,7 @@ def _check_range(where: str, images: np.ndarray):
     rows, low, high = max(1, BLOCK // images[0].size), np.inf, -np.inf
     for start in range(0, len(images), rows):
         block = images[start : start + rows]
-        low, high = min(low, float(block.min())), max(high, float(block.max()))
+        low, high = float(np.minimum(low, block.min())), float(np.maximum(high, block.max()))  # which keep a NaN
         if not np.isfinite(low + high):
             raise InputError(f"{where} holds values that are not finite, from example {start} on; floats in [-1, 1]")
     values = f"{where} holds floats from {low:g} to {high:g}"

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gan_jax.data.readers.reading import Reader
-from gan_jax.data.readers.records import Records, decode, fingerprint, one_line, reason
+from gan_jax.data.readers.records import Reader, Records, decode, fingerprint, one_line, reason
 from gan_jax.data.stored import Images
 from gan_jax.utils.errors import InputError
 
@@ -19,7 +18,7 @@ class ImageFolder(Images):
     """The data set `folder`."""
 
     def reader(self) -> Reader:
-        """See `Stored`. Raises InputError where other files lie among the images, unless what is corrupt is skipped."""
+        """Raises InputError where other files lie among the images, unless what is corrupt is skipped."""
         records = Folder(self.required_dir("the folder of images"))
         if self.corrupt == "stop":
             records.refuse_non_images()
@@ -37,14 +36,12 @@ class Folder(Records):
     def __init__(self, path: str | os.PathLike):
         self.folder = Path(os.path.expanduser(path))
         files, top = _listing(self.folder)
-        self.names = tuple(sorted(filter(self._is_image, files)))
-        self.not_images = tuple(sorted(set(files) - set(self.names)))
+        # A broken link and a pipe are no images.
+        images = {name for name in files if name.lower().endswith(ACCEPTED) and os.path.isfile(self.folder / name)}
+        self.names, self.not_images = tuple(sorted(images)), tuple(sorted(set(files) - images))
         self.classes = _classes(self.folder, self.names, top)
-        self._labels = {name: label for label, name in enumerate(self.classes)}
-
-    def _is_image(self, name: str) -> bool:
-        # A broken link and a pipe are none.
-        return name.lower().endswith(ACCEPTED) and os.path.isfile(self.folder / name)
+        numbers = {name: label for label, name in enumerate(self.classes)}
+        self._labels = [numbers.get(name.partition("/")[0]) for name in self.names]
 
     def refuse_non_images(self):
         """InputError if the folder holds a file that is no image by its suffix."""
@@ -57,24 +54,20 @@ class Folder(Records):
 
     @property
     def fingerprint(self) -> str:
-        """See `Records`; a file is looked up for each image, so keep it."""
         return fingerprint(self.folder, self.names, "folder")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, i: int) -> dict:
-        image = decode((self.folder / self.names[i]).read_bytes(), upright=True)
-        return {"image": image} | ({"label": self._label(self.names[i])} if self.classes else {})
+        image = decode(self.file(i).read_bytes(), upright=True)
+        return {"image": image} | ({"label": self._labels[i]} if self.classes else {})
 
     def labels(self) -> np.ndarray:
-        return np.array([self._label(name) for name in self.names])
+        return np.array(self._labels)
 
     def file(self, i: int) -> Path:
         return self.folder / self.names[i]
-
-    def _label(self, name: str) -> int:
-        return self._labels[name.partition("/")[0]]
 
 
 def _listing(path: Path) -> tuple[list[str], list[str]]:
@@ -82,23 +75,18 @@ def _listing(path: Path) -> tuple[list[str], list[str]]:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{one_line(path)} {what}; {LAYOUTS}")
-    files, top, root = [], [], os.fspath(path)
+    files, top, errors, root = [], [], [], os.fspath(path)
     above = {root: (os.path.realpath(path),)}  # of each folder to come, itself and those it lies in, without links
-    try:
-        for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
-            prefix, outer = folder[len(root) :].lstrip("/"), above.pop(folder)
-            real = {name: os.path.realpath(os.path.join(folder, name)) for name in filter(_counts, inner)}
-            inner[:] = [name for name in real if real[name] not in outer]  # else a link that runs in a circle
-            above |= {os.path.join(folder, name): (*outer, real[name]) for name in inner}
-            top = top if prefix else list(inner)
-            files += [os.path.join(prefix, name) for name in filter(_counts, names)]
-    except OSError as error:
-        raise InputError(f"cannot list {one_line(error.filename)}: {reason(error)}") from error
+    for folder, inner, names in os.walk(root, onerror=errors.append, followlinks=True):
+        prefix, outer = folder[len(root) :].lstrip("/"), above.pop(folder)
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in filter(_counts, inner)}
+        inner[:] = [name for name in real if real[name] not in outer]  # else a link that runs in a circle
+        above |= {os.path.join(folder, name): (*outer, real[name]) for name in inner}
+        top = top if prefix else list(inner)
+        files += [os.path.join(prefix, name) for name in filter(_counts, names)]
+    if errors:
+        raise InputError(f"cannot list {one_line(errors[0].filename)}: {reason(errors[0])}")
     return files, top
-
-
-def _raise(error: OSError):
-    raise error
 
 
 def _counts(name: str) -> bool:
@@ -109,16 +97,13 @@ def _classes(path: Path, names: tuple[str, ...], top: list[str]) -> tuple[str, .
     """The folders at the top, by name, if the images lie there; () if they lie in the folder itself."""
     if not names:
         raise InputError(f"no image in {one_line(path)}; {LAYOUTS}")
+    loose = [name for name in names if "/" not in name]
     filled = {name.partition("/")[0] for name in names if "/" in name}
-    if not filled:
-        return ()
-    loose = next((name for name in names if "/" not in name), None)
-    if loose is not None:
+    if loose and filled:
         raise InputError(
-            f"{one_line(path)} holds both images ({one_line(loose)}) and subfolders of images "
+            f"{one_line(path)} holds both images ({one_line(loose[0])}) and subfolders of images "
             f"({one_line(min(filled))}), so which of them have a class is unclear; {LAYOUTS}"
         )
-    empty = sorted(set(top) - filled)
-    if empty:  # left out, it would shift the labels of one split against those of another
-        raise InputError(f"no image in {one_line(path / empty[0])}: every subfolder is a class; fill or remove it")
-    return tuple(sorted(top))
+    if filled and (empty := set(top) - filled):  # left out, it would shift the labels of one split against another's
+        raise InputError(f"no image in {one_line(path / min(empty))}: every subfolder is a class; fill or remove it")
+    return tuple(sorted(filled))

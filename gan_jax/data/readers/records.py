@@ -5,12 +5,13 @@ NumPy and Pillow, on the host, from several threads at once. None of the readers
 
 import hashlib
 import io
+import json
 import operator
 import os
-import struct
+import sys
 import warnings
-import zlib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,21 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from gan_jax.data.source import evenly_spaced, stored_std
 from gan_jax.utils.errors import InputError
+from gan_jax.utils.plots import to_picture
 
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # Pillow's, of a block that is then left alone
 ORIENTATION = 0x0112  # the EXIF tag
-# How a complete file ends, though more may follow. Where only this is missing, Pillow does not always notice.
-END = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "WEBP": b""}
-# What Pillow raises for a file that is damaged, by format and by where the damage lies.
-DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
+# How a file begins, what opens it, and how a complete one ends, though more may follow: where only the end is missing,
+# Pillow does not always notice. Image.open warns of large images, and a filter for warnings is not safe among threads.
+FORMATS = (
+    (b"\x89PNG\r\n\x1a\n", PngImageFile, b"IEND\xaeB`\x82"),
+    (b"\xff\xd8\xff", JpegImageFile, b"\xff\xd9"),
+    (b"RIFF", WebPImageFile, b""),
+)
+FORMAT = 1  # of what decoding gives; another number makes all cached sets stale
+SAMPLED = 1_000  # examples that tell the standard deviation
 
 
 class BadExampleError(Exception):
@@ -51,8 +59,6 @@ class Records:
             raise IndexError(f"no example {i}: there are {len(self)}")
         try:
             return self.read(i)
-        except InputError:  # of the whole set
-            raise
         except Exception as error:  # whatever the libraries of the reader raise
             raise BadExampleError(f"{self.where(i)}: {reason(error)}") from error
 
@@ -80,13 +86,13 @@ class Records:
 
 def one_line(text: object, limit: int = 300) -> str:
     """`text` without line breaks and characters that a terminal or a log in UTF-8 cannot show, at most `limit` long."""
-    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    characters = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in characters)
     return line if len(line) <= limit else line[:limit] + "..."
 
 
 def reason(error: Exception) -> str:
-    """Why an example could not be read, in one line."""
+    """What an exception says, in one line."""
     return one_line(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
@@ -107,70 +113,39 @@ def fingerprint(folder: Path, names: Iterable[str], *options: str) -> str:
 
 
 def decode(data: bytes, upright: bool) -> np.ndarray:
-    """A PNG, JPEG or WebP file as uint8 [h, w, c], c = 1 for grey and 3 for RGB; ValueError says why it is none.
+    """A PNG, JPEG or WebP file as uint8 [h, w, c], c = 1 for grey and 3 for RGB; of an animation, the first frame.
 
-    Of an animation, the first frame. `upright`: turned as its EXIF orientation asks, as viewers do. What is transparent
-    is laid over white, as on a page: dropping the alpha instead would show whatever colour an editor left under it.
+    `upright`: turned as its EXIF orientation asks, as viewers do. What is transparent is laid over white, as on a page:
+    dropping the alpha instead would show whatever colour an editor left under it.
     """
-    try:
-        with _opener(data)(io.BytesIO(data)) as image:
-            _refuse_bomb(*image.size)
-            image.load()
-            if END[image.format] not in data:
-                raise ValueError("truncated: it has no end")
-            if upright and image.getexif().get(ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            return _pixels(image)
-    except DAMAGE as error:
-        raise ValueError(reason(error)) from error
-
-
-def _opener(data: bytes):
-    # Image.open would find it, too, but it warns of large images, and a filter for warnings is not safe among threads.
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImageFile
-    raise ValueError("neither PNG nor JPEG nor WebP" if data else "empty")
-
-
-def _refuse_bomb(width: int, height: int):
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ValueError(f"{width}x{height} pixels, where at most {limit} are decoded: a decompression bomb?")
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [h, w, 1 or 3] of an image of any mode of Pillow's."""
-    if image.mode.startswith("I"):  # 16-bit grey; the high byte, which is what Pillow takes of 16-bit colours
-        return (np.asarray(image) >> 8).astype(np.uint8)[:, :, None]
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return to_array(image.convert("L" if grey else "RGB"))
-
-
-def to_picture(image: np.ndarray) -> Image.Image:
-    """uint8 [h, w, 1 or 3] as an image of Pillow's."""
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-
-
-def to_array(picture: Image.Image) -> np.ndarray:
-    """The inverse of `to_picture`."""
-    pixels = np.asarray(picture)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    formats = [(opener, end) for start, opener, end in FORMATS if data.startswith(start)]
+    if not formats:
+        raise ValueError("neither PNG nor JPEG nor WebP" if data else "empty")
+    ((opener, end),) = formats
+    with opener(io.BytesIO(data)) as image:
+        (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS
+        if limit is not None and width * height > limit:
+            raise ValueError(f"{width}x{height} pixels, where at most {limit} are decoded: a decompression bomb?")
+        image.load()
+        if end not in data:
+            raise ValueError("truncated: it has no end")
+        if upright and image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16-bit grey; the high byte, which is what Pillow takes of 16-bit colours
+            return np.atleast_3d((np.asarray(image) >> 8).astype(np.uint8))
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.atleast_3d(image.convert("L" if is_grey else "RGB"))
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """The largest centre square of `image` uint8 [h, w, 1 or 3], resized: uint8 [size, size, channels].
+    """The largest centre square of `image` uint8 [h, w, 1 or 3], resized: uint8 [size, size, channels], 1 or 3.
 
-    Lanczos with antialiasing, by Pillow: what StyleGAN2-ADA and StyleGAN3 prepare their sets with (`dataset_tool.py
-    --transform=center-crop`), and no filter of a framework that skips pixels when it shrinks (arXiv:2104.11222).
-    RGB to grey is the luma of ITU-R 601, grey to RGB repeats it. Size 0 leaves height and width as they are. What
-    already is of that shape comes back bit for bit. `channels` is 1 or 3.
+    Lanczos with antialiasing, by Pillow, as StyleGAN2-ADA and StyleGAN3 prepare their sets (`dataset_tool.py
+    --transform=center-crop`); a filter that skips pixels when it shrinks would not do (arXiv:2104.11222). RGB to grey
+    is the luma of ITU-R 601. Size 0 leaves height and width. What is of that shape already comes back bit for bit.
     """
     if size:
         height, width = image.shape[:2]
@@ -178,7 +153,95 @@ def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
         top, left = (height - side) // 2, (width - side) // 2
         image = image[top : top + side, left : left + side]
     if image.shape[2] > channels:
-        image = to_array(to_picture(image).convert("L"))  # before the resize, which then has a third of the work
+        image = np.atleast_3d(to_picture(image).convert("L"))  # before the resize, which then has a third of the work
     if size and image.shape[0] != size:
-        image = to_array(to_picture(image).resize((size, size), Image.Resampling.LANCZOS))
+        image = np.atleast_3d(to_picture(image).resize((size, size), Image.Resampling.LANCZOS))
     return np.repeat(image, channels, axis=2) if image.shape[2] < channels else image
+
+
+class Reader:
+    """The examples of a set, cut and resized to one shape. Used from several threads at once."""
+
+    def __init__(self, records: Records, image_size: int, channels: int, corrupt: str):
+        """`image_size` and `channels` 0: as the first example has them. `corrupt`: "stop", or "skip"."""
+        self.records = records
+        self._image_size, self._channels, self._skips = image_size, channels, corrupt == "skip"
+        self._skipped = set()  # bad examples that the user knows of
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of what decides every byte of the decoded set."""
+        decisive = [FORMAT, self.records.fingerprint, self._image_size, self._channels, self._skips]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels; none where the set keeps its labels back, as the test splits of some do."""
+        return self.records.classes if self._first.get("label", -1) >= 0 else ()
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of every example."""
+        height, width, channels = self._first["image"].shape
+        return (self._image_size or height, self._image_size or width, self._channels or channels)
+
+    @cached_property
+    def std(self) -> float:
+        """The standard deviation of the pixels, scaled to [-1, 1], of SAMPLED examples evenly spaced over the set."""
+        return stored_std(self.rows(evenly_spaced(len(self), SAMPLED))["image"], top=255)
+
+    def example(self, i: int) -> dict | None:
+        """{"image": uint8 [*shape], "label": int where there are labels}; None where it is corrupt and skipped.
+
+        Raises InputError at a corrupt one that may not be skipped, and at one of another size where none is resized.
+        """
+        if (example := self._decoded(i)) is None:
+            return None
+        image = fit(example["image"], self._image_size, self.shape[2])
+        if image.shape != self.shape:
+            raise InputError(
+                f"{self.records.where(i)} is {size_text(image.shape)} and the first example {size_text(self.shape)}; "
+                "set data.image_size, to cut and resize them all"
+            )
+        if self.classes and example["label"] < 0:
+            raise InputError(f"{self.records.where(i)} has no label, and the first example has one")
+        return example | {"image": image}
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of these examples, [n, ...]; in the place of one that is skipped, the next good one."""
+        count = len(self)
+        examples = [self._first_good(self.example(i % count) for i in range(start, start + count)) for start in indices]
+        rows = {"image": np.stack([example["image"] for example in examples])}
+        if self.classes:
+            rows["label"] = np.array([example["label"] for example in examples], np.int32)
+        return rows
+
+    @cached_property
+    def _first(self) -> dict:
+        """The first example that can be read, as it is stored."""
+        return self._first_good(map(self._decoded, range(len(self))))
+
+    def _first_good(self, examples: Iterable[dict | None]) -> dict:
+        example = next((example for example in examples if example is not None), None)
+        if example is None:
+            raise InputError(f"none of the {len(self):,} examples can be read; the first is {self.records.where(0)}")
+        return example
+
+    def _decoded(self, i: int) -> dict | None:
+        try:
+            return self.records[i]
+        except BadExampleError as error:
+            if not self._skips:
+                raise InputError(f"{error}; mend or remove it, or set data.corrupt to skip") from error
+            if i not in self._skipped:
+                self._skipped.add(i)
+                print(f"skipped {error} ({len(self._skipped):,} so far)", file=sys.stderr)
+            return None
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """`28x28x1` of (28, 28, 1)."""
+    return "x".join(map(str, shape))

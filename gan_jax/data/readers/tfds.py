@@ -1,15 +1,11 @@
-"""Image sets that TensorFlow Datasets prepared as ArrayRecord files, read without TensorFlow; and preparing them.
-
-`tfds` reads them. What a set holds, and what is missing from it, is known from its JSON files before anything slow is
-imported. Of a record, only the image and the label are made arrays: all of CelebA's 51 features take ten times as long.
-"""
+"""Image sets that TensorFlow Datasets prepares as ArrayRecord files, and reads without TensorFlow."""
 
 import importlib.util
-import json
 import os
 import re
-import threading
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +15,9 @@ from gan_jax.data.stored import Images, Split
 from gan_jax.utils.errors import InputError
 
 FORMAT = "array_record"
-TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # the default of tfds for the names of the files
 NAME = re.compile(r"(?P<set>[A-Za-z]\w*)(/(?P<config>\w[\w.+=,-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
 VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 MOST_BYTES = 10**9  # of a split that is read for its labels: beside each of them lies its image
-_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +39,24 @@ class Tfds(Records):
     """
 
     def __init__(self, name: str, split: str, directory: str | os.PathLike):
-        _refuse_missing_packages()
+        packages = ("tensorflow_datasets", "array_record")
+        if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+            raise InputError(f'a TFDS set needs {" and ".join(missing)}, not installed here: pip install -e ".[tfds]"')
+        import tensorflow_datasets as tfds  # half a second, the first time
+
         self.name, self.split = name, split
         self.folder = _folder(name, _root(directory))
-        self.classes = _classes(self.folder, name)
-        self._length = _length(self.folder, name, split)
-        self._opened = None
+        self._source, features = _open(self.folder, name, split)
+        label = features.get("label")
+        self.classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) and label.num_classes else ()
+        if self.classes and len(self.classes) != label.num_classes:
+            names = f"{one_line(self.folder)}/label.labels.txt names {len(self.classes)} classes"
+            raise InputError(f"{names} where features.json counts {label.num_classes}")
+        # Of a record, only these are made arrays: all of CelebA's 51 features take ten times as long.
+        used = {"image": features["image"]} | ({"label": label} if self.classes else {})
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        self._deserialize = partial(tfds.features.FeaturesDict(used).deserialize_example_np, decoders=decoders)
+        self._label_of = tfds.features.FeaturesDict({"label": label}).deserialize_example_np if self.classes else None
 
     @property
     def fingerprint(self) -> str:
@@ -59,75 +65,72 @@ class Tfds(Records):
         return fingerprint(self.folder, files, "tfds", self.name.partition(":")[0], self.split)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._source)
 
     def read(self, i: int) -> dict:
-        source, features, decoders = self._open()
-        stored = features.deserialize_example_np(source[i], decoders=decoders)
-        missing = [name for name, value in stored.items() if value is None]
-        if missing:  # all are where a file was cut off
+        stored = self._deserialize(self._source[i])
+        if missing := [name for name, value in stored.items() if value is None]:  # all are where a file was cut off
             raise ValueError(f"the record has no {' and no '.join(missing)}; is its file complete?")
-        example = {"image": decode(stored["image"], upright=False)}
-        if self.classes:
-            example["label"] = stored["label"]
-            if not -1 <= example["label"] < len(self.classes):
-                raise ValueError(f"label {example['label']}, of {len(self.classes)} classes")
-        return example
+        if self.classes and not -1 <= stored["label"] < len(self.classes):
+            raise ValueError(f"label {stored['label']}, of {len(self.classes)} classes")
+        return stored | {"image": decode(stored["image"], upright=False)}
 
     def labels(self) -> np.ndarray | None:
-        import tensorflow_datasets as tfds
-
-        source, features, _ = self._open()
-        label = tfds.features.FeaturesDict({"label": features["label"]})
         if sum(path.stat().st_size for path in self.folder.glob(f"*-{self.split}.*")) > MOST_BYTES:
             return None
-        return np.array([_label_of(source, label, i) for i in range(len(self))])
+        labels = np.full(len(self), -1)
+        for i in range(len(self)):
+            with suppress(Exception):  # whatever array_record, protobuf and tfds raise where it is damaged
+                labels[i] = self._label_of(self._source[i])["label"]
+        return labels
 
     def file(self, i: int) -> str:
         return f"{self.folder}, {self.split}"
 
-    def _open(self) -> tuple:
-        """The records as bytes, by index and safe among threads; their features; how not to decode the image."""
-        with _OPENING:
-            if self._opened is None:
-                try:
-                    self._opened = _opened(self.folder, self.split, ("image", "label") if self.classes else ("image",))
-                except Exception as error:  # whatever tfds raises
-                    raise InputError(f"tfds cannot open {one_line(self.folder)}: {reason(error)}") from error
-            return self._opened
 
+def _open(folder: Path, name: str, split: str) -> tuple:
+    """The split's records as bytes, by index and safe among threads, and the features of the set, by name.
 
-def _label_of(source, features, i: int) -> int:
-    try:
-        return features.deserialize_example_np(source[i])["label"]
-    except Exception:  # noqa: BLE001  whatever array_record, protobuf and tfds raise where it is damaged
-        return -1
-
-
-def _opened(folder: Path, split: str, names: tuple[str, ...]) -> tuple:
-    import tensorflow_datasets as tfds  # half a second, the first time
-
-    builder = tfds.builder_from_directory(folder)
-    _allow_open_files(builder.info.splits[split].num_shards)
-    source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    features = tfds.features.FeaturesDict({name: builder.info.features[name] for name in names})
-    return source, features, {"image": tfds.decode.SkipDecoding()}
-
-
-def _allow_open_files(count: int):
-    """tfds keeps every shard open, and ImageNet's 1,024 are as many files as a process may commonly have."""
+    Raises InputError where tfds cannot read them, or there is no image among them.
+    """
     import resource  # not on Windows, where there is no array_record either
 
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        splits, features = builder.info.splits, dict(builder.info.features.items())
+        formats = {form.value for form in (builder.info.file_format, *builder.info.alternative_file_formats)}
+    except Exception as error:  # whatever tfds raises
+        where = f"{one_line(folder)} by its dataset_info.json and features.json"
+        raise InputError(f"tfds cannot open {where}: {reason(error)}; {_advice(name)}") from error
+    if FORMAT not in formats:
+        raise InputError(
+            f"{one_line(folder)} was prepared as {', '.join(sorted(formats))}, which has no random access; "
+            f"move it away and {_advice(name)}"
+        )
+    image = features.get("image")
+    dtype = np.dtype(image.np_dtype) if isinstance(image, tfds.features.Image) else "no encoded image"
+    if dtype not in (np.uint8, np.uint16):
+        listed = one_line(", ".join(sorted(features)))
+        raise InputError(f"{name} has as its 'image' {dtype}, of the features {listed}; it is to be of 8 or 16 bit")
+    if split not in splits:
+        raise InputError(f"{name} has no split {one_line(split)!r}; it has {one_line(', '.join(splits))}")
+    count = splits[split].num_shards
+    if not splits[split].num_examples:
+        raise InputError(f"the split {split} of {name} has no example, by {one_line(folder / 'dataset_info.json')}")
+    files = splits[split].filename_template.replace(filetype_suffix=FORMAT).sharded_filepaths(count)
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(
+            f"{one_line(missing[0])} is missing, and of the {count} files of {split} {len(missing)} are; "
+            f"copy them, or {_advice(name)}"
+        )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
-        soft += count
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-
-
-def _refuse_missing_packages():
-    missing = [name for name in ("tensorflow_datasets", "array_record") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f'a TFDS set needs {" and ".join(missing)}, not installed here: pip install -e ".[tfds]"')
+        # tfds keeps every shard open, and ImageNet's 1,024 are as many files as a process may commonly have.
+        soft = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES), features
 
 
 def _root(directory: str | os.PathLike) -> Path:
@@ -135,15 +138,13 @@ def _root(directory: str | os.PathLike) -> Path:
 
 
 def _parse(name: str) -> re.Match:
-    match = NAME.fullmatch(name)
-    if match is None:
+    if (match := NAME.fullmatch(name)) is None:
         raise InputError(f"{one_line(name)!r} names no TFDS set: it is to be SET, SET/CONFIG, or either with :1.2.3")
     return match
 
 
 def _advice(name: str) -> str:
-    what = f"pip install -e '.[prepare]' && python -m gan_jax.data prepare {name}"
-    return f"prepare it where TensorFlow is installed: {what}"
+    return f"prepare it where TensorFlow is: pip install -e '.[prepare]' && python -m gan_jax.data prepare {name}"
 
 
 def _folder(name: str, root: Path) -> Path:
@@ -159,8 +160,7 @@ def _folder(name: str, root: Path) -> Path:
     version = parsed["version"] or max(versions, key=lambda text: [*map(int, text.split("."))], default="")
     if version not in versions:
         hint = "" if versions or not _subfolders(folder) else ", which may be configs: name one as SET/CONFIG"
-        what = f"version {version}".strip()
-        raise InputError(f"no {what} of {name}: in {_contents(folder)}{hint}; {_advice(name)}")
+        raise InputError(f"no {f'version {version}'.strip()} of {name}: in {_contents(folder)}{hint}; {_advice(name)}")
     return folder / version
 
 
@@ -173,63 +173,6 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _contents(folder: Path) -> str:
     return f"{one_line(folder)} there is {one_line(', '.join(_subfolders(folder))) or 'nothing'}"
-
-
-def _json(folder: Path, file: str, name: str):
-    path = folder / file
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {one_line(path)}: {reason(error)}; {_advice(name)}") from error
-
-
-def _classes(folder: Path, name: str) -> tuple[str, ...]:
-    """As tfds has them: the lines of label.labels.txt, or numbers; () where `label` is no class. There is an image."""
-    where, labels = one_line(folder / "features.json"), folder / "label.labels.txt"
-    try:
-        features = dict(_json(folder, "features.json", name)["featuresDict"]["features"])
-        dtype = features.get("image", {}).get("image", {"dtype": "no encoded image"}).get("dtype", "uint8")
-        count = int(features.get("label", {}).get("classLabel", {}).get("numClasses", 0))
-        lines = labels.read_text(encoding="utf-8").split("\n") if labels.exists() else map(str, range(count))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where} lists no features of a known form: {reason(error)}") from error
-    if dtype not in ("uint8", "uint16"):
-        listed = one_line(", ".join(sorted(features)))
-        raise InputError(f"{name} has as its 'image' {dtype}, of the features {listed}; it is to be of 8 or 16 bit")
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != count:
-        raise InputError(f"{one_line(labels)} names {len(names)} classes where features.json counts {count}")
-    return names
-
-
-def _length(folder: Path, name: str, split: str) -> int:
-    """How many examples the split has. Its files exist, if they have the names that tfds gives by default."""
-    info, where = _json(folder, "dataset_info.json", name), one_line(folder / "dataset_info.json")
-    try:
-        formats = {info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", ())}
-        splits = {entry["name"]: entry for entry in info["splits"]}
-        lengths = [int(length) for length in splits.get(split, {}).get("shardLengths", ())]
-        default = splits.get(split, {}).get("filepathTemplate") in (None, "", TEMPLATE)
-        stem = f"{info['name']}-{split}.{FORMAT}"
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where} describes no data set of a known form: {reason(error)}") from error
-    if FORMAT not in formats:
-        raise InputError(
-            f"{one_line(folder)} was prepared as {', '.join(sorted(map(str, formats)))}, which has no random access; "
-            f"move it away and {_advice(name)}"
-        )
-    if split not in splits:
-        raise InputError(f"{name} has no split {one_line(split)!r}; it has {one_line(', '.join(splits))}")
-    if sum(lengths) == 0:
-        raise InputError(f"the split {split} of {name} has no example, by {where}")
-    files = [folder / f"{stem}-{shard:05}-of-{len(lengths):05}" for shard in range(len(lengths) if default else 0)]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise InputError(
-            f"{one_line(missing[0])} is missing, and of the {len(files)} files of {split} {len(missing)} are; "
-            f"copy them, or {_advice(name)}"
-        )
-    return sum(lengths)
 
 
 def prepare(name: str, directory: str | os.PathLike) -> Path:
