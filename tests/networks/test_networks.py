@@ -45,19 +45,23 @@ def initialised(network, x, label=None, gain=1.5):
 
     def draw(leaf):
         fan_in = leaf.size // leaf.shape[-1] if leaf.ndim > 1 else 100
-        return jnp.asarray(gain * rng.standard_normal(leaf.shape) / np.sqrt(fan_in) + (leaf.ndim == 1), leaf.dtype)
+        return np.asarray(gain * rng.standard_normal(leaf.shape) / np.sqrt(fan_in) + (leaf.ndim == 1), leaf.dtype)
+
+    def apply(*arguments):
+        return jax.device_get(network.apply(*arguments))
 
     params, stats = jax.eval_shape(network.init, jax.random.key(0), x, label)
-    stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), stats)
-    return jax.tree.map(draw, params), stats, jax.jit(network.apply, static_argnums=3)
+    stats = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), stats)
+    return jax.tree.map(draw, params), stats, apply
 
 
+# NumPy's arrays, here and in what a network gives: each of JAX's own operations would be compiled for what follows.
 def latents(n=4):
-    return jax.random.normal(jax.random.key(7), (n, LATENTS))
+    return np.random.default_rng(7).standard_normal((n, LATENTS), np.float32)
 
 
 def images(shape, n=4):
-    return jax.random.uniform(jax.random.key(8), (n, *shape), minval=-1.0)
+    return np.random.default_rng(8).uniform(-1, 1, (n, *shape)).astype(np.float32)
 
 
 def dtypes(tree):
@@ -97,7 +101,7 @@ def test_images_lie_in_range_and_only_the_inside_is_in_the_dtype(family, normali
     fake, new = apply(params, stats, 100 * latents(), True)
     assert fake.shape == (4, *shape)
     assert fake.dtype == jnp.float32
-    assert 0.99 < jnp.max(jnp.abs(fake)) <= 1
+    assert 0.99 < np.max(np.abs(fake)) <= 1
     critic_params, critic_stats, critic_apply = initialised(discriminator, fake)
     logits, critic_new = critic_apply(critic_params, critic_stats, fake, True)
     assert logits.dtype == jnp.float32
@@ -110,7 +114,7 @@ def test_initial_weights_are_float32_and_as_random_as_published(family, player):
     network = players(family, (16, 16, 1), normalization="batch")[player]
     x = (latents(), images((16, 16, 1)))[player]
     key = jax.random.key(0, impl="rbg")  # compiles faster
-    params, stats = jax.jit(network.init)(key, x)
+    params, stats = jax.device_get(jax.jit(network.init)(key, x))
     assert dtypes((params, stats)) == {jnp.dtype("float32")}
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
     assert len(kernels) == 3
@@ -152,7 +156,7 @@ def test_batch_statistics_move_in_training_and_only_there(family):
     for network, x in ((generator, latents()), (discriminator, images(shape))):
         params, stats, apply = initialised(network, x)
         trained, new = apply(params, stats, x, True)
-        moved = jax.tree.map(lambda before, after: float(jnp.max(jnp.abs(after - before))), stats, new)
+        moved = jax.tree.map(lambda before, after: np.max(np.abs(after - before)), stats, new)
         assert len(jax.tree.leaves(moved)) >= 2
         assert min(jax.tree.leaves(moved)) > 0
         evaluated, same = apply(params, new, x, False)
@@ -234,7 +238,7 @@ def split(params):
 
 def with_zero_embedding(params):
     return {
-        key: jax.tree.map(jnp.zeros_like, value) if key == "Projection_0" else value for key, value in params.items()
+        key: jax.tree.map(np.zeros_like, value) if key == "Projection_0" else value for key, value in params.items()
     }
 
 
@@ -279,7 +283,8 @@ def test_embeddings_are_at_first_short_and_as_random_as_the_last_kernel(family):
     many = 500
     key, label = jax.random.key(0, impl="rbg"), np.zeros(4, np.int32)  # rbg compiles faster
     networks = players(family, SHAPE, classes=many)
-    params = [jax.jit(n.init)(key, x, label)[0] for n, x in zip(networks, (latents(), images(SHAPE)), strict=True)]
+    inputs = latents(), images(SHAPE)
+    params = [jax.device_get(jax.jit(n.init)(key, x, label)[0]) for n, x in zip(networks, inputs, strict=True)]
     tables = [split(each)[1] for each in params]
     features = tables[1].shape[1]
     std = 1 / np.sqrt(features)
@@ -297,8 +302,8 @@ def test_two_labels_differ_by_the_projection_on_their_difference(family):
     params, _, apply = initialised(network, x, LABEL)
     plain, table = split(params)
     logits, others = (apply(params, {}, x, True, label)[0] for label in (LABEL, OTHER))
-    plain["Dense_0"]["bias"] = jnp.zeros(1)
-    expected = reference(family)(plain, x, table[LABEL] - table[OTHER])
+    plain["Dense_0"]["bias"] = np.zeros(1, np.float32)
+    expected = jax.jit(reference(family))(plain, x, table[LABEL] - table[OTHER])
     np.testing.assert_allclose(logits - others, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(expected[1:3]).min() > 1e-2
     np.testing.assert_array_equal(logits[::3], others[::3])  # of which the labels are the same
@@ -318,8 +323,8 @@ def test_the_features_of_an_mlp_are_its_last_hidden_layer():
 def test_an_embedding_of_zero_gives_the_unconditional_logits(family, normalization):
     network, x = conditional(family, 1, normalization=normalization)
     params, stats, apply = initialised(network, x, LABEL)
-    unconditional = jax.jit(players(family, SHAPE, normalization=normalization)[1].apply, static_argnums=3)
-    expected, _ = unconditional(split(params)[0], stats, x, True)
+    unconditional = players(family, SHAPE, normalization=normalization)[1].apply
+    expected, _ = jax.device_get(unconditional(split(params)[0], stats, x, True))
     np.testing.assert_allclose(apply(with_zero_embedding(params), stats, x, True, LABEL)[0], expected, rtol=1e-5)
     assert np.abs(apply(params, stats, x, True, LABEL)[0] - expected).min() > 1e-3
 
@@ -331,7 +336,7 @@ def test_a_generator_sees_the_embedding_beside_the_latents(family):
     plain, table = split(params)
     fake, others = (apply(params, {}, z, True, label)[0] for label in (LABEL, OTHER))
     unconditional = players(family, SHAPE)[0].apply
-    expected, _ = unconditional(plain, {}, jnp.concatenate([z, table[LABEL]], axis=1), True)
+    expected, _ = unconditional(plain, {}, np.concatenate([z, table[LABEL]], axis=1), True)
     np.testing.assert_allclose(fake, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(fake[::3], others[::3])  # of which the labels are the same
     assert np.abs(fake - others).max(axis=(1, 2, 3))[1:3].min() > 0.1
@@ -343,7 +348,7 @@ def test_a_gradient_reaches_the_rows_of_the_batch_s_labels_and_no_other(family, 
     network, x = conditional(family, player)
     params, _, _ = initialised(network, x, LABEL)
     gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(network.apply(params, {}, x, True, LABEL)[0]))))(params)
-    rows = np.abs(split(gradient)[1]).max(axis=1)
+    rows = np.abs(split(jax.device_get(gradient))[1]).max(axis=1)
     assert rows[LABEL].min() > 1e-4
     np.testing.assert_array_equal(rows[[1, 2]], 0)
 
@@ -439,8 +444,8 @@ def operands(shape, integers=False):
 
 def relative_error(actual, expected):
     return max(
-        float(jnp.linalg.norm(a - e) / jnp.linalg.norm(e))
-        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+        np.linalg.norm(a - e) / np.linalg.norm(e)
+        for a, e in zip(jax.tree.leaves(jax.device_get(actual)), jax.tree.leaves(jax.device_get(expected)), strict=True)
     )
 
 
@@ -449,11 +454,11 @@ def test_the_convolution_and_its_transpose_are_lax_s(shape):
     x, y, w = operands(shape)
     expected = lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=LAYOUT)
     tolerance = 1e-6 * np.sqrt(16 * max(w.shape[2:]))
-    np.testing.assert_allclose(strided_conv(x, w), expected, rtol=1e-5, atol=tolerance)
+    np.testing.assert_allclose(jax.jit(strided_conv)(x, w), expected, rtol=1e-5, atol=tolerance)
     flipped = w[::-1, ::-1].swapaxes(2, 3)
     expected = lax.conv_transpose(y, flipped, (2, 2), ((2, 2), (2, 2)), dimension_numbers=LAYOUT)
     assert expected.shape == x.shape
-    np.testing.assert_allclose(strided_conv_transpose(y, w), expected, rtol=1e-5, atol=tolerance)
+    np.testing.assert_allclose(jax.jit(strided_conv_transpose)(y, w), expected, rtol=1e-5, atol=tolerance)
 
 
 def test_the_convolution_is_the_sum_that_it_should_be():
@@ -468,8 +473,8 @@ def test_the_convolution_is_the_sum_that_it_should_be():
 def test_they_are_exactly_adjoint(shape):
     """On integers, of which float32 makes no rounding errors."""
     x, y, w = operands(shape, integers=True)
-    left = np.sum(np.asarray(strided_conv(x, w), np.float64) * y)
-    right = np.sum(np.asarray(strided_conv_transpose(y, w), np.float64) * x)
+    left = np.sum(np.asarray(jax.jit(strided_conv)(x, w), np.float64) * y)
+    right = np.sum(np.asarray(jax.jit(strided_conv_transpose)(y, w), np.float64) * x)
     assert left == right != 0
 
 
@@ -511,7 +516,7 @@ def test_convolutions_of_stride_1_and_their_gradients_are_those_of_the_plain_for
     x = np.asarray(rng.standard_normal((n, height, width, c)), np.float32)
     w = np.asarray(rng.standard_normal((3, 3, c, f)) / (3 * np.sqrt(max(c, f))), np.float32)
     ours, plain = (getattr(FORMS[form], layer) for form in ("cpu", "plain"))
-    assert relative_error(ours(x, w), plain(x, w)) < 2e-6
+    assert relative_error(jax.jit(ours)(x, w), jax.jit(plain)(x, w)) < 2e-6
     assert relative_error(derivatives(ours)(x, w), derivatives(plain)(x, w)) < 1e-4
 
 
