@@ -11,10 +11,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
-from gan_jax.data.readers.arrays import DAMAGE
-from gan_jax.data.readers.records import one_line, reason
+from gan_jax.data.readers.records import one_line
 from gan_jax.evaluation.features import weight_files
 from gan_jax.evaluation.features.inception_network import SIDE, Inception
 from gan_jax.evaluation.features.torch_file import read_state_dict
@@ -25,6 +24,7 @@ EPSILON = 1e-3  # of the graph's batch normalisations
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 COMMAND = "python -m gan_jax.evaluation convert"
 SOURCE = f"{FILE} of the release fid_weights of mseitzer/pytorch-fid on GitHub"
+NORMALISATION = ("running_mean", "running_var", "bias", "weight")  # arrays of the port's
 UNUSED = ("fc.bias", "num_batches_tracked")  # ends of names: of a state dict, what the features do not need
 
 
@@ -76,65 +76,13 @@ def convert(path: Path) -> dict:
         raise InputError(f"no file {one_line(path)}; the weights are {SOURCE}")
     arrays = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
     shapes = {name: shape for layer, own in _shapes().items() for name, shape in _torch_shapes(layer, own).items()}
-    _check_shapes(arrays, shapes, f"{one_line(path)} does not hold the weights for FID", f"they are {SOURCE}")
+    weight_files.check_shapes(arrays, shapes, path, "FID's Inception", f"they are {SOURCE}")
     flat = {"fc/kernel": arrays["fc.weight"].T}
     for layer in {name.rpartition("/")[0] for name in _shapes()} - {"fc"}:
         flat[f"{layer}/kernel"], flat[f"{layer}/bias"] = _folded(arrays, layer.replace("/", "."))
-    flat = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
-    _check_finite(flat, path, f"fetch it again: {SOURCE}")
-    return unflatten_dict(flat, sep="/")
-
-
-def _folded(arrays: dict[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """A convolution and its normalisation as kernel [h, w, in, out] and bias [out]."""
-    mean, variance, shift, scale, kernel = (arrays[layer + end].astype(np.float64) for end in _NORMALISED)
-    with np.errstate(invalid="ignore"):  # the result is checked
-        scale = scale / np.sqrt(variance + EPSILON)
-    return kernel.transpose(2, 3, 1, 0) * scale, shift - mean * scale
-
-
-_NORMALISED = (".bn.running_mean", ".bn.running_var", ".bn.bias", ".bn.weight", ".conv.weight")
-
-
-def save(path: Path, params: dict) -> None:
-    """Writes the parameters as an .npz file, whole or not at all."""
-    weight_files.write_npz(path, _flat(params))
-
-
-def load(path: Path) -> dict:
-    """The parameters from a file of `save`: float32 arrays on the default device.
-
-    Raises InputError, one line, where the file is missing or damaged, or does not hold these weights.
-    """
-    remedy = f"{COMMAND} FILE.pth --out={one_line(path)} makes it of {SOURCE}"
-    if not path.is_file():
-        raise InputError(f"no file {one_line(path)} of Inception weights; {remedy}")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except DAMAGE as error:
-        raise InputError(f"{one_line(path)} is no complete .npz file ({reason(error)}); {remedy}") from error
-    _check_shapes(arrays, _shapes(), f"{one_line(path)} does not hold converted Inception weights", remedy)
-    _check_finite(arrays, path, remedy)
-    return jax.device_put(unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, sep="/"))
-
-
-def weights_hash(params: dict) -> str:
-    """`weight_files.digest` of the parameters in float32, which tells weights apart."""
-    return weight_files.digest(_flat(params))
-
-
-def _flat(params: dict) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array, "<f4") for name, array in flatten_dict(params, sep="/").items()}
-
-
-@functools.cache
-def _shapes() -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the parameters, as "Mixed_5b/branch1x1/kernel"; no device is started for it."""
-    key = jax.eval_shape(jax.random.key, 0)
-    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
-    flat = flatten_dict(jax.eval_shape(Inception().init, key, image)["params"], sep="/")
-    return {name: array.shape for name, array in flat.items()}
+    if not all(np.isfinite(array).all() for array in flat.values()):
+        raise InputError(f"{one_line(path)} holds weights that are not finite; fetch it again: {SOURCE}")
+    return weight_files.unpack(flat)
 
 
 def _torch_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -144,21 +92,42 @@ def _torch_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...
         return {"fc.weight": shape[::-1]}
     if kind == "kernel":
         return {f"{layer}.conv.weight": (shape[3], shape[2], *shape[:2])}
-    return {layer + end: shape for end in _NORMALISED if ".bn." in end}
+    return dict.fromkeys((f"{layer}.bn.{array}" for array in NORMALISATION), shape)
 
 
-def _check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], what: str, remedy: str) -> None:
-    """Raises InputError unless these are floats of these shapes, no more and no less."""
-    for names, verb in ((shapes.keys() - arrays.keys(), "lacks"), (arrays.keys() - shapes.keys(), "has besides")):
-        if names:
-            raise InputError(f"{what}: it {verb} {len(names)} arrays, such as {one_line(min(names))}; {remedy}")
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.shape != shape or array.dtype.kind != "f":
-            form = f"{array.dtype} {list(array.shape)}"
-            raise InputError(f"{what}: {name} is {form} and must be floats {list(shape)}; {remedy}")
+def _folded(arrays: dict[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """A convolution and its normalisation as kernel [h, w, in, out] and bias [out]."""
+    mean, variance, shift, scale = (arrays[f"{layer}.bn.{array}"].astype(np.float64) for array in NORMALISATION)
+    with np.errstate(invalid="ignore"):  # the result is checked
+        scale = scale / np.sqrt(variance + EPSILON)
+    return arrays[f"{layer}.conv.weight"].astype(np.float64).transpose(2, 3, 1, 0) * scale, shift - mean * scale
 
 
-def _check_finite(arrays: dict[str, np.ndarray], path: Path, remedy: str) -> None:
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise InputError(f"{one_line(path)} holds weights that are not finite; {remedy}")
+def save(path: Path, params: dict) -> None:
+    """Writes the parameters as an .npz file, whole or not at all."""
+    weight_files.write_npz(path, weight_files.pack(params, "<f4"))
+
+
+def load(path: Path) -> dict:
+    """The parameters from a file of `save`: float32 NumPy arrays.
+
+    Raises InputError, one line, where the file is missing or damaged, or does not hold these weights.
+    """
+    remedy = f"{COMMAND} FILE.pth --out={one_line(path)} makes it of {SOURCE}"
+    arrays, _ = weight_files.read(path, remedy)
+    weight_files.check_shapes(arrays, _shapes(), path, "Inception", remedy)
+    return weight_files.unpack(arrays)
+
+
+def weights_hash(params: dict) -> str:
+    """`weight_files.digest` of the parameters in float32, which tells weights apart."""
+    return weight_files.digest(weight_files.pack(params, "<f4"))
+
+
+@functools.cache
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the parameters, as "Mixed_5b/branch1x1/kernel"; no device is started for it."""
+    key = jax.eval_shape(jax.random.key, 0)
+    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+    flat = flatten_dict(jax.eval_shape(Inception().init, key, image)["params"], sep="/")
+    return {name: array.shape for name, array in flat.items()}

@@ -6,6 +6,7 @@ only those inside the image, and the last block pools by the maximum.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,28 +31,11 @@ class Layer(NamedTuple):
         return jax.nn.relu(nn.Conv(self.features, self.size, strides, self.padding, name=self.name)(x))
 
 
-class Fork(NamedTuple):
-    """Layers that see the same x [n, h, w, c]: their channels side by side."""
-
-    layers: tuple[Layer, ...]
-
-    def __call__(self, x):
-        return jnp.concatenate([layer(x) for layer in self.layers], axis=-1)
-
-
-def mean_of_neighbours(x):
-    """The mean of the up to 3x3 pixels around each that lie in the image, [n, h, w, c] -> [n, h, w, c]."""
-    return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
-
-
-def largest_neighbour(x):
-    """The maximum of the up to 3x3 pixels around each that lie in the image, [n, h, w, c] -> [n, h, w, c]."""
-    return nn.max_pool(x, (3, 3), (1, 1), "SAME")
-
-
-def halve(x):
-    """The maximum of 3x3 pixels, at every second: [n, h, w, c] -> [n, (h - 1) // 2, (w - 1) // 2, c]."""
-    return nn.max_pool(x, (3, 3), (2, 2), "VALID")
+# Functions of x [n, h, w, c]. The first two are of the up to 3x3 pixels around each that lie in the image, and keep the
+# size; the last makes it (h - 1) // 2 by (w - 1) // 2.
+mean_of_neighbours = partial(nn.avg_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)
+largest_neighbour = partial(nn.max_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME")
+halve = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
 
 class Mixed(nn.Module):
@@ -85,14 +69,6 @@ def _block_a(pooled: int):
     )
 
 
-def _block_b():
-    return (
-        (Layer("branch3x3", 384, (3, 3), 2, "VALID"),),
-        _branch("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3), 2, "VALID")),
-        (halve,),
-    )
-
-
 def _block_c(width: int):
     across, down = (1, 7), (7, 1)
     return (
@@ -100,14 +76,6 @@ def _block_c(width: int):
         _branch("branch7x7", (width,), (width, across), (192, down)),
         _branch("branch7x7dbl", (width,), (width, down), (width, across), (width, down), (192, across)),
         (mean_of_neighbours, Layer("branch_pool", 192)),
-    )
-
-
-def _block_d():
-    return (
-        _branch("branch3x3", (192,), (320, (3, 3), 2, "VALID")),
-        _branch("branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2, "VALID")),
-        (halve,),
     )
 
 
@@ -120,8 +88,10 @@ def _block_e(pool: Callable):
     )
 
 
-def _fork(name: str) -> Fork:
-    return Fork((Layer(f"{name}a", 384, (1, 3)), Layer(f"{name}b", 384, (3, 1))))
+def _fork(name: str) -> Callable:
+    """Two layers that see the same image: their channels side by side."""
+    across, down = Layer(f"{name}a", 384, (1, 3)), Layer(f"{name}b", 384, (3, 1))
+    return lambda x: jnp.concatenate([across(x), down(x)], axis=-1)
 
 
 STEM = (
@@ -138,12 +108,20 @@ BLOCKS = {  # in their order
     "Mixed_5b": _block_a(pooled=32),
     "Mixed_5c": _block_a(pooled=64),
     "Mixed_5d": _block_a(pooled=64),
-    "Mixed_6a": _block_b(),
+    "Mixed_6a": (
+        (Layer("branch3x3", 384, (3, 3), 2, "VALID"),),
+        _branch("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3), 2, "VALID")),
+        (halve,),
+    ),
     "Mixed_6b": _block_c(width=128),
     "Mixed_6c": _block_c(width=160),
     "Mixed_6d": _block_c(width=160),
     "Mixed_6e": _block_c(width=192),
-    "Mixed_7a": _block_d(),
+    "Mixed_7a": (
+        _branch("branch3x3", (192,), (320, (3, 3), 2, "VALID")),
+        _branch("branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2, "VALID")),
+        (halve,),
+    ),
     "Mixed_7b": _block_e(mean_of_neighbours),
     "Mixed_7c": _block_e(largest_neighbour),
 }

@@ -1,4 +1,4 @@
-"""Weights in a file of the package: an `.npz` of float16 arrays by path, and a JSON text on how they were made."""
+"""Weights in `.npz` files: float arrays by path, and for those of the package a JSON text on how they were made."""
 
 import hashlib
 import io
@@ -18,14 +18,14 @@ from gan_jax.utils.files import write_atomically
 ABOUT = "about"  # the JSON text among the arrays
 
 
-def pack(variables: Any) -> dict[str, np.ndarray]:
-    """A nested dict of float arrays as float16 ones by path, "params/Dense_0/kernel"."""
-    return {name: np.asarray(x, np.float16) for name, x in flatten_dict(variables, sep="/").items()}
+def pack(variables: Any, dtype=np.float16) -> dict[str, np.ndarray]:
+    """A nested dict of float arrays as arrays of this dtype by path, "params/Dense_0/kernel"."""
+    return {name: np.asarray(x, dtype) for name, x in flatten_dict(variables, sep="/").items()}
 
 
 def unpack(arrays: dict[str, np.ndarray]) -> Any:
     """The nested dict of what `pack` made, in float32."""
-    return unflatten_dict({name: x.astype(np.float32) for name, x in arrays.items()}, sep="/")
+    return unflatten_dict({name: np.asarray(x, np.float32, order="C") for name, x in arrays.items()}, sep="/")
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
@@ -50,16 +50,16 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], save: Callable = np.sav
 
 
 def read(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of the file, and what it says about them. Raises InputError where it is not as it was written.
+    """The arrays of the file, and what it says about them: {} where it says nothing.
 
-    `remedy` ends the message: what the user can do about it.
+    Raises InputError where it is not as it was written. `remedy` ends the message: what the user can do about it.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        about = json.loads(str(arrays.pop(ABOUT)))
-        known = about["sha256"]
-    except (*DAMAGE, AttributeError) as error:  # the last where it is a .npy file
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+        about = json.loads(str(arrays.pop(ABOUT, "{}")))
+        known = about.get("sha256", digest(arrays))
+    except (*DAMAGE, AttributeError) as error:  # the last where the text is no JSON object
         raise InputError(f"cannot read the weights in {one_line(path)}: {reason(error)}; {remedy}") from error
     if digest(arrays) != known:
         raise InputError(
@@ -67,3 +67,18 @@ def read(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]
             f"not {one_line(known, 20)}; {remedy}"
         )
     return arrays, about
+
+
+def check_shapes(
+    arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], path: Path, network: str, remedy: str
+) -> None:
+    """Raises InputError unless the arrays of a file are floats of these shapes, no more and no less."""
+    actual = {name: f"{'floats' if x.dtype.kind == 'f' else x.dtype} {list(x.shape)}" for name, x in arrays.items()}
+    expected = {name: f"floats {list(shape)}" for name, shape in shapes.items()}
+    for name in sorted(actual.keys() | expected.keys()):
+        is_, should_be = actual.get(name, "missing"), expected.get(name, "absent")
+        if is_ != should_be:
+            raise InputError(
+                f"the weights in {one_line(path)} are not those of {network}: {one_line(name)} is {is_} and should be "
+                f"{should_be}; {remedy}"
+            )

@@ -14,15 +14,14 @@ import numpy as np
 import scipy  # by itself it loads none of its parts until they are used
 
 from gan_jax.data import Source, independent
-from gan_jax.evaluation.features.extractors import NONE, Features, counts_modes, labels_images
-from gan_jax.evaluation.metrics.bootstrap import frechet_interval, interval
+from gan_jax.evaluation.features.extractors import EXTRACTORS, NONE, Features
+from gan_jax.evaluation.metrics.bootstrap import frechet_interval, mean_interval
 from gan_jax.evaluation.metrics.classes import class_labels, inception_score, label_scores, mode_scores
 from gan_jax.evaluation.metrics.distances import frechet_distance, gaussian, kernel_distance, sliced_wasserstein
-from gan_jax.evaluation.metrics.neighbours import Memorisation, density_coverage, neighbour_distances, precision_recall
+from gan_jax.evaluation.metrics.neighbours import Memorisation, NeighbourScores, neighbour_scores
 
 LEVEL = 0.95  # of the intervals
 NORMAL = 1.96  # standard errors on either side, for that level
-PRECISION_K, COVERAGE_K = 3, 5  # nearest neighbours, as in the papers
 SPLITS = 10  # of the Inception score
 LEAST = 10  # examples of either side, for all of the scores
 SEED = 0  # of the bootstrap
@@ -67,26 +66,18 @@ class Examples:
 
     @cached_property
     def mixture(self) -> dict[str, float]:
-        """`mode_scores`."""
         return mode_scores(self.samples, self.source.modes)
 
     @cached_property
     def kernel(self) -> tuple[float, float]:
-        """`kernel_distance`: the value and its standard error."""
         return kernel_distance(self.real.values, self.fake.values)
 
     @cached_property
-    def neighbours(self) -> dict[str, np.ndarray]:
-        """`precision_recall` and `density_coverage`, by name."""
-        real, fake = self.real.values, self.fake.values
-        distances = neighbour_distances(real, COVERAGE_K)
-        precise = precision_recall(real, fake, PRECISION_K, real_distances=distances)
-        dense = density_coverage(real, fake, COVERAGE_K, real_distances=distances)
-        return precise._asdict() | dense._asdict()
+    def neighbours(self) -> NeighbourScores:
+        return neighbour_scores(self.real.values, self.fake.values)
 
     @cached_property
     def labels(self) -> dict[str, float]:
-        """`label_scores` of the samples."""
         return label_scores(*class_labels(self.fake.logits))
 
 
@@ -116,7 +107,7 @@ def _kernel_interval(x: Examples, value: float, resamples: int):
 
 
 def _mean_interval(x: Examples, rows: np.ndarray, resamples: int):
-    return interval(np.mean, (rows,), resamples, LEVEL, SEED) if resamples else None
+    return mean_interval(rows, resamples, LEVEL, SEED) if resamples else None
 
 
 def _inception_score(x: Examples) -> float:
@@ -136,10 +127,10 @@ SCORES = {
     "reverse_kl_floor": Metric(Need.MIXTURE, 0, lambda x: x.mixture["reverse_kl_floor"]),
     "fid_{}": Metric(Need.FEATURES, LOWER, _frechet, _frechet_interval),
     "kid_{}": Metric(Need.FEATURES, LOWER, lambda x: x.kernel[0], _kernel_interval),
-    "precision_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["precision"], _mean_interval),
-    "recall_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["recall"], _mean_interval),
-    "density_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["density"], _mean_interval),
-    "coverage_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["coverage"], _mean_interval),
+    "precision_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.precision, _mean_interval),
+    "recall_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.recall, _mean_interval),
+    "density_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.density, _mean_interval),
+    "coverage_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.coverage, _mean_interval),
     "inception_score_{}": Metric(Need.LABELS, HIGHER, _inception_score),
     "modes_{}": Metric(Need.MODES, HIGHER, lambda x: x.labels["modes"]),
     "modes_total_{}": Metric(Need.MODES, 0, lambda x: x.labels["modes_total"]),
@@ -152,33 +143,35 @@ SCORES = {
 
 def needs_met(extractor: str, source: Source) -> set[Need]:
     """What there is to score at every step of a run on this data with this extractor, or NONE."""
-    met = {
-        Need.SAMPLES: True,
-        Need.MIXTURE: source.modes is not None,
-        Need.FEATURES: extractor != NONE,
-        Need.LABELS: labels_images(extractor, source),
-        Need.MODES: counts_modes(extractor, source),
-    }
-    return {need for need, is_met in met.items() if is_met}
+    met = {Need.SAMPLES} if source.modes is None else {Need.SAMPLES, Need.MIXTURE}
+    if extractor == NONE:
+        return met
+    kind, channels = EXTRACTORS[extractor], source.shape[-1]
+    by_channel = kind.channels not in (0, channels)  # each channel of an image is labelled by itself
+    if kind.classes and not by_channel:
+        met.add(Need.LABELS)
+    if kind.channels and len(source.classes) == kind.classes ** (channels if by_channel else 1):
+        met.add(Need.MODES)
+    return met | {Need.FEATURES}
 
 
 def better(extractor: str, source: Source) -> dict[str, int]:
     """The scores by which a run's steps can be ranked, and whether LOWER or HIGHER is better."""
     met = needs_met(extractor, source)
-    ranking = {name: metric.better for name, metric in SCORES.items() if metric.better and metric.needs in met}
-    return {name.format(extractor): sign for name, sign in ranking.items()}
+    metrics = ((name.format(extractor), metric) for name, metric in SCORES.items() if metric.needs in met)
+    return {name: metric.better for name, metric in metrics if metric.better}
 
 
 def compare(examples: Examples, met: set[Need], resamples: int, extractor: str = NONE) -> dict[str, Score]:
     """The scores whose needs are met, by name; `resamples` of the bootstrap, 0: no intervals by it."""
-    metrics = {name.format(extractor): metric for name, metric in SCORES.items() if metric.needs in met}
-    return {name: _score(metric, examples, resamples) for name, metric in metrics.items()}
-
-
-def _score(metric: Metric, examples: Examples, resamples: int) -> Score:
-    value = metric.measure(examples)
-    spread = metric.interval(examples, value, resamples) if metric.interval else None
-    return Score(value if isinstance(value, (int, float)) else float(np.mean(value)), spread)
+    scores = {}
+    for name, metric in SCORES.items():
+        if metric.needs in met:
+            value = metric.measure(examples)
+            spread = metric.interval(examples, value, resamples) if metric.interval else None
+            value = value if isinstance(value, (int, float)) else float(np.mean(value))
+            scores[name.format(extractor)] = Score(value, spread)
+    return scores
 
 
 def data_scores(source: Source, samples: np.ndarray, key) -> dict[str, float]:
