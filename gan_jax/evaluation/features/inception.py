@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from gan_jax.data.readers.records import one_line
 from gan_jax.evaluation.features import weight_files
@@ -75,8 +74,8 @@ def convert(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"no file {one_line(path)}; the weights are {SOURCE}")
     arrays = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
-    shapes = {name: shape for layer, own in _shapes().items() for name, shape in _torch_shapes(layer, own).items()}
-    weight_files.check_shapes(arrays, shapes, path, "FID's Inception", f"they are {SOURCE}")
+    required = {name: shape for layer, own in _shapes().items() for name, shape in _torch_shapes(layer, own).items()}
+    weight_files.check_shapes(arrays, required, path, "FID's Inception", f"they are {SOURCE}")
     flat = {"fc/kernel": arrays["fc.weight"].T}
     for layer in {name.rpartition("/")[0] for name in _shapes()} - {"fc"}:
         flat[f"{layer}/kernel"], flat[f"{layer}/bias"] = _folded(arrays, layer.replace("/", "."))
@@ -129,5 +128,4 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     """{name: shape} of the parameters, as "Mixed_5b/branch1x1/kernel"; no device is started for it."""
     key = jax.eval_shape(jax.random.key, 0)
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
-    flat = flatten_dict(jax.eval_shape(Inception().init, key, image)["params"], sep="/")
-    return {name: array.shape for name, array in flat.items()}
+    return weight_files.shapes(jax.eval_shape(Inception().init, key, image)["params"])

@@ -69,16 +69,20 @@ def read(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]
     return arrays, about
 
 
+def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a nested dict of arrays, by path."""
+    return {name: x.shape for name, x in flatten_dict(variables, sep="/").items()}
+
+
 def check_shapes(
-    arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], path: Path, network: str, remedy: str
+    arrays: dict[str, np.ndarray], required: dict[str, tuple[int, ...]], path: Path, network: str, remedy: str
 ) -> None:
     """Raises InputError unless the arrays of a file are floats of these shapes, no more and no less."""
     actual = {name: f"{'floats' if x.dtype.kind == 'f' else x.dtype} {list(x.shape)}" for name, x in arrays.items()}
-    expected = {name: f"floats {list(shape)}" for name, shape in shapes.items()}
+    expected = {name: f"floats {list(shape)}" for name, shape in required.items()}
     for name in sorted(actual.keys() | expected.keys()):
-        is_, should_be = actual.get(name, "missing"), expected.get(name, "absent")
-        if is_ != should_be:
+        if actual.get(name) != expected.get(name):
             raise InputError(
-                f"the weights in {one_line(path)} are not those of {network}: {one_line(name)} is {is_} and should be "
-                f"{should_be}; {remedy}"
+                f"the weights in {one_line(path)} are not those of {network}: {one_line(name)} is "
+                f"{actual.get(name, 'missing')} and should be {expected.get(name, 'absent')}; {remedy}"
             )

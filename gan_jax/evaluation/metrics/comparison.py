@@ -1,7 +1,4 @@
-"""The registry of scores: what is printed, logged and written of samples, and which values are better.
-
-A score is one entry of SCORES. What several scores share is computed once, by `Examples`.
-"""
+"""The registry of scores: a score is one entry of SCORES; what several share is computed once, by `Examples`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +17,7 @@ from gan_jax.evaluation.metrics.classes import class_labels, inception_score, la
 from gan_jax.evaluation.metrics.distances import frechet_distance, gaussian, kernel_distance, sliced_wasserstein
 from gan_jax.evaluation.metrics.neighbours import Memorisation, NeighbourScores, neighbour_scores
 
-LEVEL = 0.95  # of the intervals
-NORMAL = 1.96  # standard errors on either side, for that level
+LEVEL, NORMAL = 0.95, 1.96  # of the intervals, and the standard errors on either side for that level
 SPLITS = 10  # of the Inception score
 LEAST = 10  # examples of either side, for all of the scores
 SEED = 0  # of the bootstrap
@@ -41,7 +37,7 @@ class Need(Enum):
 
 
 class Score(NamedTuple):
-    """A number, and the interval in which it would lie of other samples, where one is known."""
+    """A number, and where one is known the interval in which it would lie for other samples."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -49,7 +45,7 @@ class Score(NamedTuple):
 
 @dataclass
 class Examples:
-    """Samples and what they are compared with. A score reads what it needs; the rest may be missing."""
+    """Samples and what they are compared with; what no score of interest needs may be missing."""
 
     source: Source | None = None
     samples: np.ndarray | None = None  # [n, *shape] float32
@@ -82,11 +78,7 @@ class Examples:
 
 
 class Metric(NamedTuple):
-    """A score's facts.
-
-    A score that is a mean gives what it is the mean of, [n]. The intervals of shares of real examples (recall,
-    coverage) are for these samples and other real examples; the rest are for other samples.
-    """
+    """A score. Intervals are for other samples, but those of recall and coverage for other real examples."""
 
     needs: Need
     better: int  # LOWER or HIGHER; 0: a number to compare a score with
@@ -177,8 +169,7 @@ def compare(examples: Examples, met: set[Need], resamples: int, extractor: str =
 def data_scores(source: Source, samples: np.ndarray, key) -> dict[str, float]:
     """The scores of `samples` [n, *shape] that need no features, some beside those of perfect samples.
 
-    Real examples are drawn with `key` from the source that one trains on: this tells how well the data is fitted, not
-    whether it was memorised.
+    They are compared with draws by `key` from the source that one trains on: memorised examples are perfect samples.
     """
     scores = compare(Examples(source, samples, key), needs_met(NONE, source), resamples=0)
     return {name: score.value for name, score in scores.items()}

@@ -64,20 +64,15 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if a.mean.shape != b.mean.shape:
         raise InputError(f"Gaussians in {len(a.mean)} and {len(b.mean)} dimensions: they should be of one extractor")
     a, b = sorted((a, b), key=lambda moments: moments.count)  # of the smaller rank: the smaller product
-    root = _root(a)
-    eigenvalues = np.linalg.eigvalsh(root.T @ b.covariance @ root)
-    overlap = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
-    shift = np.sum(np.square(a.mean - b.mean))
-    # Rounding may leave equal Gaussians slightly below 0.
-    return float(max(0, shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap))
-
-
-def _root(a: Gaussian) -> np.ndarray:
-    """R [d, r] with R R^T = A. The symmetric root is R and a rotation, which no eigenvalue of R^T B R sees."""
     eigenvalues, eigenvectors = np.linalg.eigh(a.covariance)
     # What is beyond the rank is rounding, whose root is not small: 1e-8 for 1e-16.
     kept = slice(-min(a.count - 1, len(eigenvalues)), None)
-    return eigenvectors[:, kept] * np.sqrt(np.clip(eigenvalues[kept], 0, None))
+    # R [d, r] with R R^T = A. The symmetric root is R and a rotation, which no eigenvalue of R^T B R sees.
+    root = eigenvectors[:, kept] * np.sqrt(np.clip(eigenvalues[kept], 0, None))
+    overlap = np.sqrt(np.clip(np.linalg.eigvalsh(root.T @ b.covariance @ root), 0, None)).sum()
+    shift = np.sum(np.square(a.mean - b.mean))
+    # Rounding may leave equal Gaussians slightly below 0.
+    return float(max(0, shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap))
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -86,10 +81,9 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     The U-statistic over all pairs of distinct examples, not a mean over subsets: unbiased, so it may be negative, and
     of the least variance. No units: features are expected of order 1.
 
-    Returns: the value, and its standard error by the jackknife over the examples of both sides. Where the two
-      distributions are equal, the statistic is degenerate and that error is too large, by up to sqrt(2).
-
-    Raises InputError for fewer than three examples a side, different dimensions, NaN or infinity.
+    Returns the value, and its standard error by the jackknife over the examples of both sides; where the two
+    distributions are equal, that error is too large, by up to sqrt(2). Raises InputError for fewer than three examples
+    a side, different dimensions, NaN or infinity.
     """
     check_features(3, x=x, y=y)
     x, y = x.astype(np.float64), y.astype(np.float64)
@@ -141,8 +135,7 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, projections: int = 128) -> 
     """The 2-Wasserstein distance of equally many x, y [n, ...], in root mean square over random directions.
 
     Along one direction the optimal coupling sorts both sides (arXiv:1804.01947, equation 2). The directions are the
-    same at every call. In units of the data, per dimension averaged out: two sets shifted by a vector v are
-    |v| / sqrt(d) apart, d the number of components of an example.
+    same at every call. In units of the data: sets of d-dimensional examples shifted by v are |v| / sqrt(d) apart.
     """
     if len(x) != len(y):
         raise ValueError(f"the two sets must have equally many examples, not {len(x)} and {len(y)}")
