@@ -2,11 +2,10 @@
 
 A file is a pickle of how tensors lie in storages, and the storages' bytes. Since PyTorch 1.6 it is a zip archive of
 both (an entry `data.pkl`, and one for each storage); before, they follow one another. A pickle may call whatever it can
-name, so that here it can name nothing but the entries of three small tables.
+name; here it can name nothing but the entries of two small tables.
 """
 
 import math
-import os
 import pickle
 import struct
 import zipfile
@@ -72,33 +71,25 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes descriptions of tensors; `dtypes` has those of the storages that it met, by key."""
-
-    def __init__(self, file: BinaryIO):
-        super().__init__(file, encoding="utf-8")
-        self.dtypes: dict[str, str] = {}
-        # Bound methods, and the one class is built in: a pickle can set attributes, but none of these takes any.
-        self._callables = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor"): self._tensor,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): self._parameter,
-        }
+    """Makes descriptions of tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        if (module, name) not in self._callables:
+        # A pickle can set attributes, but a bound method and a built-in class take none.
+        callables = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+        }
+        if (module, name) not in callables:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor, and nothing of it was run")
-        return self._callables[module, name]
+        return callables[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
         _, dtype, key, _, _, *view = pid
-        if dtype not in STORAGES.values():
+        if dtype not in STORAGES.values() or view not in ([], [None]):  # PyTorch wrote views of storages before 0.4
             raise pickle.UnpicklingError("a storage is described as none that is known")
-        if view not in ([], [None]):
-            raise pickle.UnpicklingError("it has views of storages, as PyTorch wrote before 0.4")
-        self.dtypes[key] = dtype
         return Storage(key, dtype)
 
     def _tensor(self, storage, offset, size, stride, *_) -> Tensor:
@@ -111,15 +102,15 @@ class _Unpickler(pickle.Unpickler):
     def _parameter(self, tensor, *_) -> Tensor:
         return tensor
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The content of the pickle. Raises ValueError where it is no dict of tensors."""
-        content = self.load()
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}, and a dict of tensors is needed")
-        for name, tensor in content.items():
-            if not isinstance(name, str) or not isinstance(tensor, Tensor):
-                raise ValueError(f"its entry {name} is no tensor with a name")
-        return content
+
+def _load_tensors(file: BinaryIO) -> dict[str, Tensor]:
+    content = _Unpickler(file).load()
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, and a dict of tensors is needed")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"its entry {name} is no tensor with a name")
+    return content
 
 
 def _read_zip(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, bytes]]:
@@ -127,34 +118,22 @@ def _read_zip(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, bytes]]:
         pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("an archive without the one entry data.pkl")
-        # torch.save compresses nothing: an entry that is may be far larger than the file.
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its entries are compressed")
-        folder = pickles[0].removesuffix("data.pkl")
-        if folder + "byteorder" in archive.namelist():
-            _check_order(archive.read(folder + "byteorder") == b"little")
         with archive.open(pickles[0]) as entry:
-            unpickler = _Unpickler(entry)
-            tensors = unpickler.tensors()
-        return tensors, {key: archive.read(f"{folder}data/{key}") for key in unpickler.dtypes}
+            tensors = _load_tensors(entry)
+        keys, folder = {tensor.storage.key for tensor in tensors.values()}, pickles[0].removesuffix(".pkl")
+        return tensors, {key: archive.read(f"{folder}/{key}") for key in keys}
 
 
 def _read_legacy(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, bytes]]:
     if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != VERSION:
         raise ValueError("it does not begin as one")
-    _check_order(_Unpickler(file).load()["little_endian"] is True)
-    unpickler, file_size = _Unpickler(file), os.fstat(file.fileno()).st_size
-    tensors, storages = unpickler.tensors(), {}
+    _Unpickler(file).load()  # facts of the machine that wrote it
+    tensors, storages = _load_tensors(file), {}
+    dtypes = {tensor.storage.key: np.dtype(tensor.storage.dtype) for tensor in tensors.values()}
     for key in _Unpickler(file).load():
-        (values,) = struct.unpack("<q", file.read(8))
-        length = values * np.dtype(unpickler.dtypes[key]).itemsize
-        storages[key] = file.read(min(length, file_size))  # which allocates what it is asked for
+        (count,) = struct.unpack("<q", file.read(8))
+        storages[key] = file.read(count * dtypes[key].itemsize)
     return tensors, storages
-
-
-def _check_order(is_little: bool) -> None:
-    if not is_little:
-        raise ValueError("it was written on a big-endian machine")
 
 
 def _array(tensor: Tensor, storages: dict[str, bytes]) -> np.ndarray:
