@@ -60,9 +60,9 @@ def _seed(text: str) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    params = inception.convert(arguments.file)
-    inception.save(arguments.out, params)
-    print(f"{one_line(arguments.out)} has the weights {inception.weights_hash(params)}")
+    arrays = inception.convert(arguments.file)
+    weight_files.write_npz(arguments.out, arrays)
+    print(f"{one_line(arguments.out)} has the weights {weight_files.digest(arrays)}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

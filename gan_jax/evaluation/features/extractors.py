@@ -113,8 +113,8 @@ def _make_inception(name: str, weights: Weights = "") -> Extractor:
             f"config key evaluation.weights is missing: the file of Inception's weights, which {inception.COMMAND} "
             f"makes of {inception.SOURCE}"
         )
-    params = inception.load(Path(weights))
-    return Extractor(name, inception.weights_hash(params), "as TensorFlow 1, to 299x299", inception.forward, params)
+    params, digest = inception.load(Path(weights))
+    return Extractor(name, digest, "as TensorFlow 1, to 299x299", inception.forward, params)
 
 
 EXTRACTORS = {

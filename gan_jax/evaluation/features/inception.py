@@ -65,23 +65,28 @@ def _grid(size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return low, np.minimum(low + 1, size - 1), place - low
 
 
-def convert(path: Path) -> dict:
-    """The parameters from a file of the PyTorch port, of either format of `torch.save`: float32 NumPy arrays.
+def convert(path: Path) -> dict[str, np.ndarray]:
+    """The weights from a file of the PyTorch port, of either format of `torch.save`: float32 arrays by path.
 
     Batch normalisation is folded into the convolutions, in float64. Raises InputError, one line, where the file is
     missing or damaged, or holds another network.
     """
     if not path.is_file():
         raise InputError(f"no file {one_line(path)}; the weights are {SOURCE}")
-    arrays = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
+    port = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
     required = {name: shape for layer, own in _shapes().items() for name, shape in _torch_shapes(layer, own).items()}
-    weight_files.check_shapes(arrays, required, path, "FID's Inception", f"they are {SOURCE}")
-    flat = {"fc/kernel": arrays["fc.weight"].T}
+    weight_files.check_shapes(port, required, path, "FID's Inception", f"they are {SOURCE}")
+    arrays = {"fc/kernel": port["fc.weight"].T}
     for layer in {name.rpartition("/")[0] for name in _shapes()} - {"fc"}:
-        flat[f"{layer}/kernel"], flat[f"{layer}/bias"] = _folded(arrays, layer.replace("/", "."))
-    if not all(np.isfinite(array).all() for array in flat.values()):
+        prefix = layer.replace("/", ".")
+        mean, variance, shift, scale = (port[f"{prefix}.bn.{name}"].astype(np.float64) for name in NORMALISATION)
+        with np.errstate(invalid="ignore"):  # the result is checked
+            scale = scale / np.sqrt(variance + EPSILON)
+        arrays[f"{layer}/kernel"] = port[f"{prefix}.conv.weight"].transpose(2, 3, 1, 0) * scale
+        arrays[f"{layer}/bias"] = shift - mean * scale
+    if not all(np.isfinite(array).all() for array in arrays.values()):
         raise InputError(f"{one_line(path)} holds weights that are not finite; fetch it again: {SOURCE}")
-    return weight_files.unpack(flat)
+    return {name: np.asarray(array, "<f4", order="C") for name, array in arrays.items()}
 
 
 def _torch_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -94,33 +99,15 @@ def _torch_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...
     return dict.fromkeys((f"{layer}.bn.{array}" for array in NORMALISATION), shape)
 
 
-def _folded(arrays: dict[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """A convolution and its normalisation as kernel [h, w, in, out] and bias [out]."""
-    mean, variance, shift, scale = (arrays[f"{layer}.bn.{array}"].astype(np.float64) for array in NORMALISATION)
-    with np.errstate(invalid="ignore"):  # the result is checked
-        scale = scale / np.sqrt(variance + EPSILON)
-    return arrays[f"{layer}.conv.weight"].astype(np.float64).transpose(2, 3, 1, 0) * scale, shift - mean * scale
-
-
-def save(path: Path, params: dict) -> None:
-    """Writes the parameters as an .npz file, whole or not at all."""
-    weight_files.write_npz(path, weight_files.pack(params, "<f4"))
-
-
-def load(path: Path) -> dict:
-    """The parameters from a file of `save`: float32 NumPy arrays.
+def load(path: Path) -> tuple[dict, str]:
+    """The parameters, and the digest of their arrays, from a file of what `convert` gave: float32 NumPy arrays.
 
     Raises InputError, one line, where the file is missing or damaged, or does not hold these weights.
     """
     remedy = f"{COMMAND} FILE.pth --out={one_line(path)} makes it of {SOURCE}"
     arrays, _ = weight_files.read(path, remedy)
     weight_files.check_shapes(arrays, _shapes(), path, "Inception", remedy)
-    return weight_files.unpack(arrays)
-
-
-def weights_hash(params: dict) -> str:
-    """`weight_files.digest` of the parameters in float32, which tells weights apart."""
-    return weight_files.digest(weight_files.pack(params, "<f4"))
+    return weight_files.unpack(arrays), weight_files.digest(arrays)
 
 
 @functools.cache

@@ -18,14 +18,14 @@ from gan_jax.utils.files import write_atomically
 ABOUT = "about"  # the JSON text among the arrays
 
 
-def pack(variables: Any, dtype=np.float16) -> dict[str, np.ndarray]:
-    """A nested dict of float arrays as arrays of this dtype by path, "params/Dense_0/kernel"."""
-    return {name: np.asarray(x, dtype) for name, x in flatten_dict(variables, sep="/").items()}
+def pack(variables: Any) -> dict[str, np.ndarray]:
+    """A nested dict of float arrays as float16 ones by path, "params/Dense_0/kernel"."""
+    return {name: np.asarray(x, np.float16) for name, x in flatten_dict(variables, sep="/").items()}
 
 
 def unpack(arrays: dict[str, np.ndarray]) -> Any:
-    """The nested dict of what `pack` made, in float32."""
-    return unflatten_dict({name: np.asarray(x, np.float32, order="C") for name, x in arrays.items()}, sep="/")
+    """The nested dict of arrays by path, in float32."""
+    return unflatten_dict({name: x.astype(np.float32) for name, x in arrays.items()}, sep="/")
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
