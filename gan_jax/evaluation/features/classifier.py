@@ -93,11 +93,9 @@ def load(name: str, path: Path | None = None) -> tuple[Any, str]:
     """
     makes = f"python -m gan_jax.evaluation train {name} --out=FILE.npz makes such a file"
     path, remedy = (path, makes) if path else (WEIGHTS / f"{name}.npz", "install gan-jax again")
-    arrays, _ = weight_files.read(path, remedy)
     image = jax.ShapeDtypeStruct((1, *CLASSIFIERS[name].shape), jnp.float32)
     expected = jax.eval_shape(partial(CLASSIFIERS[name].network.init, train=True), jax.random.key(0), image)
-    weight_files.check_shapes(arrays, weight_files.shapes(expected), path, name, remedy)
-    return weight_files.unpack(arrays), weight_files.digest(arrays)
+    return weight_files.load(path, weight_files.shapes(expected), name, remedy)
 
 
 def network(shape: tuple[int, ...]) -> nn.Module:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan_jax.evaluation.features import classifier, inception
-from gan_jax.evaluation.features.inception_network import CLASSES
 from gan_jax.parallel.devices import Devices
 from gan_jax.utils.errors import InputError, NotFiniteError
 from gan_jax.utils.keys import TEXT, arguments
@@ -123,7 +122,7 @@ EXTRACTORS = {
         name: Kind(_make_classifier, classifier.CLASSES, channels=known.shape[2])
         for name, known in classifier.CLASSIFIERS.items()
     },
-    "inception": Kind(_make_inception, CLASSES),
+    "inception": Kind(_make_inception, inception.CLASSES),
 }
 
 

@@ -49,24 +49,18 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], save: Callable = np.sav
     write_atomically(path, buffer.getvalue())
 
 
-def read(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of the file, and what it says about them: {} where it says nothing.
+def load(path: Path, required: dict[str, tuple[int, ...]], network: str, remedy: str) -> tuple[Any, str]:
+    """The weights of a network from a file, and their digest. Raises InputError where they are not of these shapes.
 
-    Raises InputError where it is not as it was written. `remedy` ends the message: what the user can do about it.
+    `remedy` ends the message: what the user can do about it.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in file.files}
-        about = json.loads(str(arrays.pop(ABOUT, "{}")))
-        known = about.get("sha256", digest(arrays))
-    except (*DAMAGE, AttributeError) as error:  # the last where the text is no JSON object
+            arrays = {name: np.asarray(file[name]) for name in file.files if name != ABOUT}
+    except DAMAGE as error:
         raise InputError(f"cannot read the weights in {one_line(path)}: {reason(error)}; {remedy}") from error
-    if digest(arrays) != known:
-        raise InputError(
-            f"the weights in {one_line(path)} are not those that were written: their hash is {digest(arrays)}, "
-            f"not {one_line(known, 20)}; {remedy}"
-        )
-    return arrays, about
+    check_shapes(arrays, required, path, network, remedy)
+    return unpack(arrays), digest(arrays)
 
 
 def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
