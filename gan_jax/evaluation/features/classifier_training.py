@@ -1,7 +1,4 @@
-"""Training of the classifiers: AdamW on a one-cycle rate, cross-entropy with smoothed labels, distorted images.
-
-Runs with the same data, seed, versions and machine give the same bits.
-"""
+"""Training of the classifiers. Runs with the same data, seed, versions and machine give the same bits."""
 
 import math
 import os
@@ -22,7 +19,7 @@ CHUNK = 500  # examples classified or converted together
 
 
 class Training(NamedTuple):
-    """How a classifier is trained."""
+    """How a classifier is trained: AdamW on a one-cycle rate, cross-entropy, distorted images."""
 
     data: str  # data.name of a config
     placement: str  # data.placement
@@ -74,16 +71,16 @@ def train(training: Training, examples: Examples, seed: int) -> Any:
     key = jax.random.key(seed)
     data = jax.device_put(examples)
     variables, opt_state = start(training, steps, examples.images.shape[1:], jax.random.fold_in(key, 0))
-    with trange(steps, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
-        for step in bar:
-            epoch, batch = divmod(step, batches)
-            if batch == 0:
-                order = np.random.default_rng((seed, epoch)).permutation(len(examples.images))
-            rows = order[batch * training.batch_size : (batch + 1) * training.batch_size]
-            step_key = jax.random.fold_in(key, 1 + step)
-            variables, opt_state, loss = update(training, steps, variables, opt_state, data, rows, step_key)
-            if batch == 0:
-                bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", refresh=False)
+    bar = trange(steps, unit="step", dynamic_ncols=True, mininterval=0.5)
+    for step in bar:
+        epoch, batch = divmod(step, batches)
+        if batch == 0:
+            order = np.random.default_rng((seed, epoch)).permutation(len(examples.images))
+        rows = order[batch * training.batch_size : (batch + 1) * training.batch_size]
+        step_key = jax.random.fold_in(key, 1 + step)
+        variables, opt_state, loss = update(training, steps, variables, opt_state, data, rows, step_key)
+        if batch == 0:
+            bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", refresh=False)
     return variables
 
 

@@ -85,14 +85,13 @@ def _classified(shape: tuple[int, int, int], params, images):
     """A classifier of grey images sees each channel by itself; its features of all are one vector."""
     n, height, width, channels = images.shape
     scaled = images.astype(jnp.float32) / 127.5 - 1
-    if channels != shape[2]:
+    by_channel = channels != shape[2]
+    if by_channel:
         scaled = jnp.moveaxis(scaled, -1, 1).reshape(n * channels, height, width, 1)
     if (height, width) != shape[:2]:
         scaled = jax.image.resize(scaled, (len(scaled), *shape), "linear", antialias=True)
     features, logits = classifier.forward(params, scaled)
-    if channels == shape[2]:
-        return features, logits
-    return features.reshape(n, -1), logits.reshape(n, channels, -1)
+    return (features.reshape(n, -1), logits.reshape(n, channels, -1)) if by_channel else (features, logits)
 
 
 def _make_pixels(name: str) -> Extractor:
@@ -118,10 +117,7 @@ def _make_inception(name: str, weights: Weights = "") -> Extractor:
 
 EXTRACTORS = {
     "pixels": Kind(_make_pixels),
-    **{
-        name: Kind(_make_classifier, classifier.CLASSES, channels=known.shape[2])
-        for name, known in classifier.CLASSIFIERS.items()
-    },
+    **{name: Kind(_make_classifier, classifier.CLASSES, x.shape[2]) for name, x in classifier.CLASSIFIERS.items()},
     "inception": Kind(_make_inception, inception.CLASSES),
 }
 
@@ -129,7 +125,7 @@ EXTRACTORS = {
 def make_extractor(name: str, weights: str) -> Extractor:
     """The extractor that a config names; `weights`: a file of one's own, "" for that of the package.
 
-    Raises InputError where the file is missing, or needed and not named.
+    Raises InputError where the file is needed and not named, missing, or not that of these weights.
     """
     make = EXTRACTORS[name].make
     extractor = make(name, **arguments(make, {"weights": weights}))

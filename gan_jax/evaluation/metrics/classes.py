@@ -48,8 +48,7 @@ def label_scores(labels: np.ndarray, classes: int) -> dict[str, float]:
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(f"labels from {labels.min()} to {labels.max()}: they should be classes, 0 to {classes - 1}")
     n = len(labels)
-    shares = np.bincount(labels, minlength=classes) / n
-    counts = np.arange(n + 1)
+    shares, counts = np.bincount(labels, minlength=classes) / n, np.arange(n + 1)
     chances = scipy.stats.binom.pmf(counts, n, 1 / classes)
     return {
         "modes": int(np.count_nonzero(shares)),

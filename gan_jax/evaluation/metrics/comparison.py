@@ -134,7 +134,7 @@ SCORES = {
 
 
 def needs_met(extractor: str, source: Source) -> set[Need]:
-    """What there is to score at every step of a run on this data with this extractor, or NONE."""
+    """What can be scored of a run on this data with this extractor, or NONE."""
     met = {Need.SAMPLES} if source.modes is None else {Need.SAMPLES, Need.MIXTURE}
     if extractor == NONE:
         return met

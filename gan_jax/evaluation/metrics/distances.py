@@ -55,11 +55,9 @@ def gaussian(features: np.ndarray) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The squared 2-Wasserstein distance |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), arXiv:1706.08500.
 
-    In squared units of the features; the root has the eigenvalues of (A B)^1/2, and is symmetric: no imaginary parts.
-    The estimate is biased upwards by about 1/n (arXiv:1911.07023): compare at equal counts only. With no more examples
-    than dimensions a covariance is singular, of rank count - 1; the distance is finite still, and nearly all bias.
-
-    Raises InputError where the dimensions differ.
+    In squared units of the features. The estimate is biased upwards by about 1/n (arXiv:1911.07023): compare at equal
+    counts only. With no more examples than dimensions it is finite still, and nearly all bias. Raises InputError where
+    the dimensions differ.
     """
     if a.mean.shape != b.mean.shape:
         raise InputError(f"Gaussians in {len(a.mean)} and {len(b.mean)} dimensions: they should be of one extractor")
@@ -96,18 +94,15 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _jackknife(within: np.ndarray, across: np.ndarray, others: int) -> float:
-    """The part of the variance that comes from one side, of m examples: (m - 1)/m sum_i (v_i - mean v)^2.
-
-    v_i, the value without example i, up to what does not depend on i: that example is in twice its row sum of the
-    pairs within its side, and once in those across.
-    """
+    """The part of the variance that comes from one side, of m examples: (m - 1)/m sum_i (v_i - mean v)^2."""
     m = len(within)
+    # v_i, the value without example i, up to a constant: i is twice in the pairs within its side, once in those across.
     without = (within.sum() - 2 * within) / ((m - 1) * (m - 2)) - 2 * (across.sum() - across) / ((m - 1) * others)
     return (m - 1) * np.var(without)
 
 
 def _sums_within(x: np.ndarray) -> np.ndarray:
-    """sum over j != i of k(x_i, x_j), [m]; each pair of blocks is met once."""
+    """sum over j != i of k(x_i, x_j), [m]; each pair is met once."""
     sums = -_kernel(np.einsum("id,id->i", x, x) / x.shape[1])
     for rows in row_blocks(len(x), len(x)):
         kernel = _kernel(x[rows] @ x[rows.start :].T / x.shape[1])

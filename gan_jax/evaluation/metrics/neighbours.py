@@ -1,7 +1,6 @@
 """Scores by nearest neighbours in feature space: precision, recall, density, coverage, and memorised examples.
 
-Distances are Euclidean, in float64. Neighbours are found by products of matrices, and the distances to them then taken
-from the differences: those of equal points are exactly 0.
+Distances are Euclidean, in float64; those to neighbours are taken from differences: of equal points they are exactly 0.
 """
 
 from typing import NamedTuple
