@@ -2,12 +2,14 @@
 
 import argparse
 import importlib.metadata
+import json
 import platform
 import sys
 from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from gan_jax.data.readers.records import one_line
 from gan_jax.evaluation.features import classifier_training, inception, weight_files
@@ -83,8 +85,10 @@ def _train(arguments: argparse.Namespace) -> None:
         "device": jax.devices()[0].device_kind,
         "versions": {package: importlib.metadata.version(package) for package in VERSIONS}
         | {"python": platform.python_version()},
+        "sha256": weight_files.digest(arrays),
     }
-    weight_files.write(arguments.out, arrays, about)
+    text = {weight_files.ABOUT: np.array(json.dumps(about))}
+    weight_files.write_npz(arguments.out, arrays | text, np.savez_compressed)
     print(f"test accuracy {accuracy:.2%} of {count:,}, with weights in float16; wrote {arguments.out}")
 
 

@@ -6,7 +6,7 @@ made and how accurate they are on the test set.
 
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,15 @@ from gan_jax.networks.layers import Normalize
 from gan_jax.networks.resnet import Block, branch_init
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-CLASSES = 10
+CLASSES = 10  # of each of them
 
 
 class Plain(nn.Module):
     """Convolutions that halve the image, one that does not, and two dense layers; features after the first of these."""
 
+    shape: tuple[int, int, int]  # of its images [h, w, c]
     widths: tuple[int, ...]  # channels after each halving
     features: int
-    classes: int
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -36,15 +36,15 @@ class Plain(nn.Module):
             x = jax.nn.relu(Conv(width, 3, True, jnp.float32, "auto", branch_init, resample)(x))
         x = x.reshape(len(x), -1)
         features = jax.nn.relu(nn.Dense(self.features, kernel_init=branch_init)(x))
-        return features, nn.Dense(self.classes)(features)
+        return features, nn.Dense(CLASSES)(features)
 
 
 class Residual(nn.Module):
     """The residual blocks of the GANs' discriminators with batch normalisation; features are means over pixels."""
 
+    shape: tuple[int, int, int]  # of its images [h, w, c]
     blocks: tuple[str, ...]  # what each does to the image: down, keep
     width: int  # of all of them, and the number of features
-    classes: int
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -65,20 +65,13 @@ class Residual(nn.Module):
             x = block(x, train)
         x = jax.nn.relu(Normalize("batch", jnp.float32, None)(x, train))
         features = jnp.mean(x, axis=(1, 2))
-        return features, nn.Dense(self.classes)(features)
+        return features, nn.Dense(CLASSES)(features)
 
 
-class Classifier(NamedTuple):
-    """A network that the package has weights for."""
-
-    shape: tuple[int, int, int]  # of its images [h, w, c]
-    network: nn.Module
-
-
-CLASSIFIERS = {
-    "digits": Classifier((8, 8, 1), Plain(widths=(32, 64), features=64, classes=CLASSES)),
-    "mnist": Classifier((28, 28, 1), Plain(widths=(24, 48), features=96, classes=CLASSES)),
-    "cifar10": Classifier((32, 32, 3), Residual(blocks=("down", "down", "keep", "keep"), width=64, classes=CLASSES)),
+CLASSIFIERS = {  # that the package has weights for
+    "digits": Plain((8, 8, 1), widths=(32, 64), features=64),
+    "mnist": Plain((28, 28, 1), widths=(24, 48), features=96),
+    "cifar10": Residual((32, 32, 3), blocks=("down", "down", "keep", "keep"), width=64),
 }
 
 
@@ -94,13 +87,13 @@ def load(name: str, path: Path | None = None) -> tuple[Any, str]:
     makes = f"python -m gan_jax.evaluation train {name} --out=FILE.npz makes such a file"
     path, remedy = (path, makes) if path else (WEIGHTS / f"{name}.npz", "install gan-jax again")
     image = jax.ShapeDtypeStruct((1, *CLASSIFIERS[name].shape), jnp.float32)
-    expected = jax.eval_shape(partial(CLASSIFIERS[name].network.init, train=True), jax.random.key(0), image)
+    expected = jax.eval_shape(partial(CLASSIFIERS[name].init, train=True), jax.random.key(0), image)
     return weight_files.load(path, weight_files.shapes(expected), name, remedy)
 
 
 def network(shape: tuple[int, ...]) -> nn.Module:
     """The classifier of images [h, w, c] of this shape, one of those of CLASSIFIERS."""
-    return {known.shape: known.network for known in CLASSIFIERS.values()}[shape]
+    return {network.shape: network for network in CLASSIFIERS.values()}[shape]
 
 
 def forward(params, images):

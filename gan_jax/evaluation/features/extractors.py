@@ -117,7 +117,7 @@ def _make_inception(name: str, weights: Weights = "") -> Extractor:
 
 EXTRACTORS = {
     "pixels": Kind(_make_pixels),
-    **{name: Kind(_make_classifier, classifier.CLASSES, x.shape[2]) for name, x in classifier.CLASSIFIERS.items()},
+    **{name: Kind(_make_classifier, classifier.CLASSES, net.shape[2]) for name, net in classifier.CLASSIFIERS.items()},
     "inception": Kind(_make_inception, inception.CLASSES),
 }
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,6 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
     for name, x in sorted(arrays.items()):
         sha.update(f"{name} {x.shape} ".encode() + x.tobytes())
     return sha.hexdigest()[:16]
-
-
-def write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Writes the file, whole or not at all; `sha256`, the digest, joins what is said `about` the arrays."""
-    text = np.array(json.dumps(about | {"sha256": digest(arrays)}))
-    write_npz(path, arrays | {ABOUT: text}, np.savez_compressed)
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], save: Callable = np.savez) -> None:
