@@ -150,8 +150,8 @@ def test_distortions_that_move_whole_pixels_are_exact(shape):
     assert min(counts) > 2  # less in one of 5,000
     black = np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=-1)
     places = [black[i : i + shape[0], j : j + shape[1]] for i in range(3) for j in range(3)]
-    seen = [[np.array_equal(x, y) for y in places].index(True) for x in distorted(image, 200, shift=1)]
-    assert set(seen) == set(range(9))
+    shifts = [[np.array_equal(x, y) for y in places].index(True) for x in distorted(image, 200, shift=1)]
+    assert set(shifts) == set(range(9))
 
 
 def test_turning_and_zooming_move_a_point_no_further_than_they_may():
@@ -161,7 +161,7 @@ def test_turning_and_zooming_move_a_point_no_further_than_they_may():
 
     def centroids(**changes):
         mass = distorted(image, 200, **changes)[..., 0] + 1
-        return [(mass * each).sum((1, 2)) / mass.sum((1, 2)) for each in (y, x)]
+        return [(mass * axis).sum((1, 2)) / mass.sum((1, 2)) for axis in (y, x)]
 
     down, right = centroids(degrees=30.0)
     np.testing.assert_allclose(np.hypot(down, right), 10, atol=0.4)

@@ -85,7 +85,7 @@ def test_frechet_distance_of_covariances_that_do_not_commute():
 def test_frechet_distance_with_few_examples(m, n):
     d = 50
     x, y = features(m, d), others(n, d)
-    centred = [(each - each.mean(axis=0)) / np.sqrt(len(each) - 1) for each in (x.astype(float), y.astype(float))]
+    centred = [(side - side.mean(axis=0)) / np.sqrt(len(side) - 1) for side in (x.astype(float), y.astype(float))]
     # The root's trace is the nuclear norm of X^T Y in any factors A = X X^T, B = Y Y^T: no rounded root of 0 in it.
     overlap = np.linalg.norm(centred[0] @ centred[1].T, "nuc")
     shift = np.sum((x.astype(float).mean(axis=0) - y.astype(float).mean(axis=0)) ** 2)
@@ -100,7 +100,7 @@ def test_frechet_distance_is_invariant(n):
     d = 16
     x, y = features(n, d).astype(float), others(n, d).astype(float)
     distance = frechet_distance(gaussian(x), gaussian(y))
-    turned = [gaussian(each @ rotation(d) + 3) for each in (x, y)]
+    turned = [gaussian(side @ rotation(d) + 3) for side in (x, y)]
     assert frechet_distance(*turned) == pytest.approx(distance, rel=1e-9)
     assert frechet_distance(gaussian(2 * x), gaussian(2 * y)) == pytest.approx(4 * distance, rel=1e-9)
     assert 0 <= frechet_distance(gaussian(x), gaussian(x[::-1])) < 1e-9 * distance
@@ -307,7 +307,7 @@ def test_frechet_interval_reflects_the_percentiles_at_the_estimate():
     rng = np.random.default_rng(3)
     distances = []
     for _ in range(resamples):
-        drawn = [each[rng.integers(len(each), size=len(each))] for each in (x, y)]
+        drawn = [side[rng.integers(len(side), size=len(side))] for side in (x, y)]
         distances.append(frechet_distance(*map(gaussian, drawn)))
     estimate = frechet_distance(gaussian(x), gaussian(y))
     expected = 2 * estimate - np.quantile(distances, [0.9, 0.1])
@@ -343,8 +343,8 @@ def test_torch_fidelity_agrees(pair):
     pytest.importorskip("torch_fidelity", reason="the comparison needs torch-fidelity, of the extra compare")
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
-    tensors = [torch.from_numpy(each.astype(np.float64)) for each in pair]
-    statistics = [metric_fid.fid_features_to_statistics(each) for each in tensors]
+    tensors = [torch.from_numpy(features.astype(np.float64)) for features in pair]
+    statistics = [metric_fid.fid_features_to_statistics(tensor) for tensor in tensors]
     theirs = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert frechet_distance(*map(gaussian, pair)) == pytest.approx(theirs, rel=1e-4)
     subsets = {"kid_subsets": 1, "kid_subset_size": len(pair[0]), "verbose": False}
@@ -367,8 +367,8 @@ def test_torchmetrics_agrees(pair):
     identity.num_features = pair[0].shape[1]
     frechet = image.FrechetInceptionDistance(feature=identity).set_dtype(torch.float64)
     kernel = image.KernelInceptionDistance(feature=identity, subsets=1, subset_size=len(pair[0]))
-    for metric, (real, each) in product((frechet, kernel), zip((True, False), pair, strict=True)):
-        metric.update(torch.from_numpy(each.astype(np.float64)), real=real)
+    for metric, (real, features) in product((frechet, kernel), zip((True, False), pair, strict=True)):
+        metric.update(torch.from_numpy(features.astype(np.float64)), real=real)
     assert frechet_distance(*map(gaussian, pair)) == pytest.approx(float(frechet.compute()), rel=1e-4)
     assert kernel_distance(*pair)[0] == pytest.approx(float(kernel.compute()[0]), rel=1e-4)
 

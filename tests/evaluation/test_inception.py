@@ -181,18 +181,18 @@ def test_the_pooling_branch(block, features, function):
     params = random_params(module, x)
     last = params["branch_pool"]
     expected = np.maximum(pooled(x, function) @ last["kernel"][0, 0] + last["bias"], 0)
-    found = module.apply({"params": params}, x)[..., -features:]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    branch = module.apply({"params": params}, x)[..., -features:]
+    np.testing.assert_allclose(branch, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", ["Mixed_6a", "Mixed_7a"])
 def test_blocks_that_halve_keep_the_largest_pixels(block):
     x = np.random.default_rng(3).normal(-1, 1, (2, 7, 8, 6)).astype(np.float32)
     module = Mixed(BLOCKS[block])
-    found = module.apply({"params": random_params(module, x)}, x)[..., -6:]
-    assert found.shape == (2, 3, 3, 6)
+    branch = module.apply({"params": random_params(module, x)}, x)[..., -6:]
+    assert branch.shape == (2, 3, 3, 6)
     for i, j in np.ndindex(3, 3):
-        np.testing.assert_array_equal(found[:, i, j], x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max(axis=(1, 2)))
+        np.testing.assert_array_equal(branch[:, i, j], x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max(axis=(1, 2)))
 
 
 def test_features_and_logits_have_their_shapes(params):
@@ -212,9 +212,9 @@ class Echo:
 def test_a_grey_image_is_one_of_three_equal_channels(monkeypatch):
     monkeypatch.setattr(inception, "Inception", Echo)
     grey = photographs(32, 32, channels=1)
-    seen = inception.forward({}, grey)
-    assert seen.shape == (4, SIDE, SIDE, 3)
-    np.testing.assert_array_equal(seen, inception.forward({}, grey.repeat(3, axis=3)))
+    network_input = inception.forward({}, grey)
+    assert network_input.shape == (4, SIDE, SIDE, 3)
+    np.testing.assert_array_equal(network_input, inception.forward({}, grey.repeat(3, axis=3)))
 
 
 @pytest.mark.parametrize("images", [np.zeros((2, 32, 32, 3)), np.zeros((2, 32, 32, 4), "u1"), np.zeros((32, 32), "u1")])
@@ -228,19 +228,19 @@ def test_other_arrays_are_no_images(images, params):
 
 def state_dict(params):
     """Arrays as the port's file has them, as views of nothing but their shapes."""
-    found = {"fc.bias": (1008,)}
+    shapes = {"fc.bias": (1008,)}
     for (*path, kind), array in flatten_dict(params).items():
         name = ".".join(path)
         if name == "fc":
-            found["fc.weight"] = array.shape[::-1]
+            shapes["fc.weight"] = array.shape[::-1]
         elif kind == "kernel":
             height, width, inward, outward = array.shape
-            found[f"{name}.conv.weight"] = (outward, inward, height, width)
+            shapes[f"{name}.conv.weight"] = (outward, inward, height, width)
         else:
             norm = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), array.shape)
-            found |= {f"{name}.bn.{each}": shape for each, shape in norm.items()}
-            found[f"{name}.bn.num_batches_tracked"] = ()
-    return {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in found.items()}
+            shapes |= {f"{name}.bn.{part}": shape for part, shape in norm.items()}
+            shapes[f"{name}.bn.num_batches_tracked"] = ()
+    return {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in shapes.items()}
 
 
 @pytest.fixture
@@ -248,8 +248,8 @@ def port_file(params, tmp_path, monkeypatch):
     """`port_file(changes)`: a path under which the reader finds a state dict with these changes; None: left out."""
 
     def port_file(changes):
-        found = {name: array for name, array in (state_dict(params) | changes).items() if array is not None}
-        monkeypatch.setattr(inception, "read_state_dict", lambda path: found)
+        arrays = {name: array for name, array in (state_dict(params) | changes).items() if array is not None}
+        monkeypatch.setattr(inception, "read_state_dict", lambda path: arrays)
         (tmp_path / "port.pth").touch()
         return tmp_path / "port.pth"
 
@@ -348,4 +348,4 @@ def test_mistakes_on_the_command_line(argv, line, tmp_path, monkeypatch, capsys)
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert line in err
-    assert [each.name for each in tmp_path.iterdir()] == ["here.pth"]
+    assert [path.name for path in tmp_path.iterdir()] == ["here.pth"]

@@ -77,10 +77,10 @@ def test_tensors_are_views_of_their_storage(write, tmp_path):
         ((), (), 11, 11),
         ((0, 5), (5, 1), 12, np.zeros((0, 5))),
     ]:
-        found = read_state_dict(write(tmp_path / "w.pth", named(tensor(size, stride, offset))))
-        assert list(found) == ["w"]
-        assert found["w"].dtype == np.float32
-        np.testing.assert_array_equal(found["w"], expected)
+        tensors = read_state_dict(write(tmp_path / "w.pth", named(tensor(size, stride, offset))))
+        assert list(tensors) == ["w"]
+        assert tensors["w"].dtype == np.float32
+        np.testing.assert_array_equal(tensors["w"], expected)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_what_pytorch_saves(is_zip, tmp_path):
     state |= {"view": shared[3:15].reshape(3, 4).T, "same": shared, "parameter": torch.nn.Parameter(torch.ones(2))}
     state |= {name: torch.ones(3).to(getattr(torch, name)) for name in ("half", "int32", "int16", "int8", "bool")}
     torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=is_zip)
-    found = read_state_dict(tmp_path / "w.pth")
-    assert list(found) == list(state)
+    tensors = read_state_dict(tmp_path / "w.pth")
+    assert list(tensors) == list(state)
     for name, expected in state.items():
-        np.testing.assert_array_equal(found[name], expected.detach().numpy(), strict=True)
+        np.testing.assert_array_equal(tensors[name], expected.detach().numpy(), strict=True)
     torch.save(module, tmp_path / "w.pth", _use_new_zipfile_serialization=is_zip)
     assert "which is no tensor" in refused(tmp_path / "w.pth")
     torch.save({"epoch": 1, "model": state}, tmp_path / "w.pth", _use_new_zipfile_serialization=is_zip)

@@ -37,8 +37,8 @@ def load_reference(source: Source, name: str, split: str, extractor: Extractor, 
     count = min(num_real or source.size, source.size) if source.size else num_real
     if count < LEAST:
         raise InputError(f"{name}, split {split}, has {count} images; scores by features need at least {LEAST}")
-    known = FORMAT, SEED, _identity(source), source.size, source.shape, count, extractor.name, extractor.weights
-    key = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    facts = FORMAT, SEED, _identity(source), source.size, source.shape, count, extractor.name, extractor.weights
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     path = cache_folder() / "references" / f"{key}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
