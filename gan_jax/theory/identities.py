@@ -46,13 +46,6 @@ def check(identity: Identity, key, dtype) -> Result:
     return Result(float(left[worst]), float(right[worst]), float(errors[worst]))
 
 
-def value_gradient_vanishes(p_data, theta, logits):
-    """grad V = 0 at a*: the optimal discriminator is a stationary point of the value (arXiv:1406.2661, prop. 1)."""
-    p_g = jax.nn.softmax(theta)
-    gradient = jax.grad(theory.value)(theory.optimal_logit(p_data, p_g), p_data, p_g)
-    return gradient, jnp.zeros_like(gradient)
-
-
 def value_is_concave(p_data, theta, logits):
     """The Hessian of V in the logits at a* is diagonal with -p_data p_g / (p_data + p_g), so a* is the maximum."""
     p_g = jax.nn.softmax(theta)
@@ -105,7 +98,10 @@ def bound_at_optimum(name, optimal_logit, target, p_data, theta, logits):
 
 
 def optimum_is_stationary(name, optimal_logit, p_data, theta, logits):
-    """The gradient of the discriminator's loss vanishes at the critic that `bound_at_optimum` calls optimal."""
+    """The gradient of the discriminator's loss vanishes at the critic that `bound_at_optimum` calls optimal.
+
+    Of minimax: grad V = 0 at a* (arXiv:1406.2661, proposition 1).
+    """
     p_g = jax.nn.softmax(theta)
     loss = partial(theory.discriminator_loss, OBJECTIVES[name])
     gradient = jax.grad(loss)(optimal_logit(p_data, p_g), p_data, p_g)
@@ -195,7 +191,6 @@ FOLLOWED = {
 } | {name: OPTIMA[name] for name in OPTIMA if name == "wgan" or name.startswith("fgan")}
 
 IDENTITIES = (
-    Identity("grad_a V(a*) = 0", value_gradient_vanishes),
     Identity("Hessian of V at a* = -p q / (p + q) < 0", value_is_concave),
     Identity("V(D*, G) = -2 log 2 + 2 JS", value_at_optimum),
     Identity("(V(D) + log 4) / 2 = JS - E_m KL(D* || D), any D", value_bounds_js),
