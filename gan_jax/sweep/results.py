@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gan_jax.config.schema import flatten
-from gan_jax.evaluation.metrics.bootstrap import interval
+from gan_jax.evaluation.metrics.bootstrap import mean_interval
 from gan_jax.sweep.folders import METRICS, SCORES, end_of, member_folder
 from gan_jax.sweep.plan import Member
 from gan_jax.training.health.detectors import Watch
@@ -171,7 +171,7 @@ def across_seeds(condition: Condition) -> dict[str, Spread]:
 @cache  # the summary and the report ask for the same ones
 def _spread(scores: tuple[float, ...]) -> Spread:
     several = len(scores) > 1
-    bounds = interval(np.mean, (np.array(scores),), RESAMPLES, LEVEL, 0) if several else (np.nan, np.nan)
+    bounds = mean_interval(np.array(scores), RESAMPLES, LEVEL, 0) if several else (np.nan, np.nan)
     return Spread(float(np.mean(scores)), *bounds, len(scores))
 
 

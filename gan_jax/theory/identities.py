@@ -29,7 +29,6 @@ class Identity(NamedTuple):
 class Result(NamedTuple):
     """One identity, evaluated: the entries of both sides that differ most, and that difference."""
 
-    name: str
     left: float
     right: float
     error: float  # the largest |left - right|, relative to the largest |right| where that is above 1
@@ -44,14 +43,7 @@ def check(identity: Identity, key, dtype) -> Result:
     left, right = jnp.ravel(left), jnp.ravel(right)
     errors = jnp.abs(left - right) / jnp.maximum(1, jnp.max(jnp.abs(right)))
     worst = jnp.argmax(jnp.where(jnp.isnan(errors), jnp.inf, errors))
-    return Result(identity.name, float(left[worst]), float(right[worst]), float(errors[worst]))
-
-
-def value_gradient_vanishes(p_data, theta, logits):
-    """grad V = 0 at a*: the optimal discriminator is a stationary point of the value (arXiv:1406.2661, prop. 1)."""
-    p_g = jax.nn.softmax(theta)
-    gradient = jax.grad(theory.value)(theory.optimal_logit(p_data, p_g), p_data, p_g)
-    return gradient, jnp.zeros_like(gradient)
+    return Result(float(left[worst]), float(right[worst]), float(errors[worst]))
 
 
 def value_is_concave(p_data, theta, logits):
@@ -106,7 +98,10 @@ def bound_at_optimum(name, optimal_logit, target, p_data, theta, logits):
 
 
 def optimum_is_stationary(name, optimal_logit, p_data, theta, logits):
-    """The gradient of the discriminator's loss vanishes at the critic that `bound_at_optimum` calls optimal."""
+    """The gradient of the discriminator's loss vanishes at the critic that `bound_at_optimum` calls optimal.
+
+    Of minimax: grad V = 0 at a* (arXiv:1406.2661, proposition 1).
+    """
     p_g = jax.nn.softmax(theta)
     loss = partial(theory.discriminator_loss, OBJECTIVES[name])
     gradient = jax.grad(loss)(optimal_logit(p_data, p_g), p_data, p_g)
@@ -136,32 +131,14 @@ def linear_critic_penalty(p_data, theta, logits):
     return penalty, jnp.full(2, jnp.square(jnp.linalg.norm(logits) - 1))
 
 
-def saturating_slope(p_data, theta, logits):
-    """d/db log(1 - s(b)) = -s(b) for b in [-200, 200]: it vanishes where the discriminator rejects the sample."""
+def generator_slope(name, sign, p_data, theta, logits):
+    """d/db g(b) = -1 / (1 + exp(sign b)) for b in [-200, 200], the range of a discriminator that rejects or accepts.
+
+    Where it rejects the sample, the slope of log(1 - s(b)) (minimax) vanishes, and that of -log s(b) goes to -1.
+    """
     b = jnp.linspace(-200, 200, 801, dtype=theta.dtype)
-    return _slope("minimax", b), -1 / (1 + jnp.exp(-b))
-
-
-def non_saturating_slope(p_data, theta, logits):
-    """d/db -log s(b) = s(b) - 1 for b in [-200, 200]: it goes to -1 where the discriminator rejects the sample."""
-    b = jnp.linspace(-200, 200, 801, dtype=theta.dtype)
-    return _slope("non_saturating", b), -1 / (1 + jnp.exp(b))
-
-
-def _slope(name, b):
-    return jax.vmap(jax.grad(lambda b: OBJECTIVES[name].generator(b, jnp.zeros_like(b))))(b)
-
-
-def _reversed_kl(p, q):
-    return theory.kl(q, p)
-
-
-def _half_sum_kl_less_triangular(p, q):
-    return theory.kl(p, (p + q) / 2) - theory.triangular_discrimination(p, q) / 8
-
-
-def _reversed_kl_less_relativistic(p, q):
-    return theory.kl(q, p) - theory.relativistic_js(p, q)
+    slope = jax.vmap(jax.grad(lambda b: OBJECTIVES[name].generator(b, jnp.zeros_like(b))))(b)
+    return slope, -1 / (1 + jnp.exp(sign * b))
 
 
 def _twice(divergence):
@@ -174,24 +151,15 @@ def _hinge_critic(p, q):
 
 SPACING = 0.5  # of the points, where their distance matters
 
-
-def _lipschitz_critic(p, q):
-    return theory.optimal_critic(p, q, SPACING)
-
-
-def _wasserstein(p, q):
-    return theory.wasserstein_1(p, q, SPACING)
-
-
 # objective: (its optimal critic as a function of p_data and p_g, what it then estimates, that in words)
 OPTIMA = {
     "minimax": (theory.optimal_logit, theory.js, "JS"),
-    "wgan": (_lipschitz_critic, _wasserstein, "W1"),
+    "wgan": (partial(theory.optimal_critic, spacing=SPACING), partial(theory.wasserstein_1, spacing=SPACING), "W1"),
     "hinge": (_hinge_critic, theory.total_variation, "total variation"),
     "lsgan": (theory.optimal_discriminator, theory.triangular_discrimination, "triangular discrimination"),
     "rpgan": (theory.optimal_logit, theory.relativistic_js, "JS(p_data x p_g, p_g x p_data)"),
     "fgan_kl": (lambda p, q: 1 + theory.optimal_logit(p, q), theory.kl, "KL(p_data || p_g)"),
-    "fgan_reverse_kl": (theory.optimal_logit, _reversed_kl, "KL(p_g || p_data)"),
+    "fgan_reverse_kl": (theory.optimal_logit, lambda p, q: theory.kl(q, p), "KL(p_g || p_data)"),
     "fgan_pearson": (lambda p, q: 2 * (p / q - 1), theory.pearson, "Pearson chi^2"),
     "fgan_hellinger": (lambda p, q: theory.optimal_logit(p, q) / 2, theory.squared_hellinger, "squared Hellinger"),
     "fgan_jensen_shannon": (theory.optimal_logit, _twice(theory.js), "2 JS"),
@@ -210,12 +178,19 @@ FOLLOWED = {
     ),
     "mle": (theory.optimal_logit, theory.kl, "KL(p_data || p_g)"),
     "hinge": (_hinge_critic, _twice(theory.total_variation), "2 total variation"),
-    "lsgan": (theory.optimal_discriminator, _half_sum_kl_less_triangular, "KL(p || (p+q)/2) - triangular / 8"),
-    "rpgan": (theory.optimal_logit, _reversed_kl_less_relativistic, "KL(q || p) - JS(p x q, q x p)"),
+    "lsgan": (
+        theory.optimal_discriminator,
+        lambda p, q: theory.kl(p, (p + q) / 2) - theory.triangular_discrimination(p, q) / 8,
+        "KL(p || (p+q)/2) - triangular / 8",
+    ),
+    "rpgan": (
+        theory.optimal_logit,
+        lambda p, q: theory.kl(q, p) - theory.relativistic_js(p, q),
+        "KL(q || p) - JS(p x q, q x p)",
+    ),
 } | {name: OPTIMA[name] for name in OPTIMA if name == "wgan" or name.startswith("fgan")}
 
 IDENTITIES = (
-    Identity("grad_a V(a*) = 0", value_gradient_vanishes),
     Identity("Hessian of V at a* = -p q / (p + q) < 0", value_is_concave),
     Identity("V(D*, G) = -2 log 2 + 2 JS", value_at_optimum),
     Identity("(V(D) + log 4) / 2 = JS - E_m KL(D* || D), any D", value_bounds_js),
@@ -235,6 +210,6 @@ IDENTITIES = (
     Identity("label smoothing e: optimum at (1 - e) D*", smoothed_optimum),
     Identity("JS of disjoint supports = log 2", js_of_disjoint_supports),
     Identity("wgan_gp of the critic w.x = (|w| - 1)^2", linear_critic_penalty),
-    Identity("minimax: dg/db = -s(b), b in [-200, 200]", saturating_slope),
-    Identity("non_saturating: dg/db = s(b) - 1, b in [-200, 200]", non_saturating_slope),
+    Identity("minimax: dg/db = -s(b), b in [-200, 200]", partial(generator_slope, "minimax", -1)),
+    Identity("non_saturating: dg/db = s(b) - 1, b in [-200, 200]", partial(generator_slope, "non_saturating", 1)),
 )

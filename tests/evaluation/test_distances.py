@@ -7,11 +7,11 @@ import pytest
 import scipy
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from gan_jax.evaluation.metrics import arrays
-from gan_jax.evaluation.metrics.bootstrap import frechet_interval, interval
+from gan_jax.evaluation.metrics import distances
+from gan_jax.evaluation.metrics.bootstrap import frechet_interval, mean_interval
 from gan_jax.evaluation.metrics.classes import inception_score
 from gan_jax.evaluation.metrics.distances import Gaussian, frechet_distance, gaussian, kernel_distance
-from gan_jax.evaluation.metrics.neighbours import density_coverage, nearest, neighbour_distances, precision_recall
+from gan_jax.evaluation.metrics.neighbours import memorisation, neighbour_scores, squared_radii
 from gan_jax.utils.errors import InputError
 
 KNOWN = 10**9  # the count of a Gaussian that is no estimate
@@ -42,7 +42,7 @@ def covariance(eigenvalues, seed=0):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(arrays, "NUMBERS", 100)
+    monkeypatch.setattr(distances, "NUMBERS", 100)
 
 
 # Frechet distance
@@ -85,7 +85,7 @@ def test_frechet_distance_of_covariances_that_do_not_commute():
 def test_frechet_distance_with_few_examples(m, n):
     d = 50
     x, y = features(m, d), others(n, d)
-    centred = [(each - each.mean(axis=0)) / np.sqrt(len(each) - 1) for each in (x.astype(float), y.astype(float))]
+    centred = [(side - side.mean(axis=0)) / np.sqrt(len(side) - 1) for side in (x.astype(float), y.astype(float))]
     # The root's trace is the nuclear norm of X^T Y in any factors A = X X^T, B = Y Y^T: no rounded root of 0 in it.
     overlap = np.linalg.norm(centred[0] @ centred[1].T, "nuc")
     shift = np.sum((x.astype(float).mean(axis=0) - y.astype(float).mean(axis=0)) ** 2)
@@ -100,7 +100,7 @@ def test_frechet_distance_is_invariant(n):
     d = 16
     x, y = features(n, d).astype(float), others(n, d).astype(float)
     distance = frechet_distance(gaussian(x), gaussian(y))
-    turned = [gaussian(each @ rotation(d) + 3) for each in (x, y)]
+    turned = [gaussian(side @ rotation(d) + 3) for side in (x, y)]
     assert frechet_distance(*turned) == pytest.approx(distance, rel=1e-9)
     assert frechet_distance(gaussian(2 * x), gaussian(2 * y)) == pytest.approx(4 * distance, rel=1e-9)
     assert 0 <= frechet_distance(gaussian(x), gaussian(x[::-1])) < 1e-9 * distance
@@ -186,7 +186,7 @@ def test_inception_score_is_its_definition(splits):
     assert inception_score(p, splits) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9)
 
 
-# Precision, recall, density, coverage, nearest
+# Precision, recall, density, coverage, memorisation
 
 
 def slow_neighbour_scores(real, fake, k):
@@ -200,32 +200,29 @@ def slow_neighbour_scores(real, fake, k):
 @pytest.mark.parametrize(("m", "n", "k"), [(40, 30, 1), (30, 45, 3), (25, 25, 5)])
 def test_neighbour_scores_are_their_definitions(m, n, k):
     real, fake = normal(m, 3) + 100, 0.7 * normal(n, 3, seed=1) + 100.8
-    expected = slow_neighbour_scores(real, fake, k)
-    measured = (*precision_recall(real, fake, k), *density_coverage(real, fake, k))
-    for got, wanted in zip(measured, expected, strict=True):
-        assert np.mean(wanted) > 0
-        np.testing.assert_array_equal(got, wanted)
+    all_expected = slow_neighbour_scores(real, fake, k)
+    for measured, expected in zip(neighbour_scores(real, fake, k, k), all_expected, strict=True):
+        assert np.mean(expected) > 0
+        np.testing.assert_array_equal(measured, expected)
 
 
 def test_neighbour_scores_of_hand_made_sets():
     real = np.array([[0.0], [1.0], [3.0], [10.0]])  # to the nearest other: 1, 1, 2, 7
     fake = np.array([[-0.5], [0.25], [5.0], [20.0]])  # 0.75, 0.75, 4.75, 15
-    scores = precision_recall(real, fake, 1)
+    scores = neighbour_scores(real, fake, 1, 1)
     np.testing.assert_array_equal(scores.precision, [True, True, True, False])  # 5 is 2 from 3, and 5 from 10
     np.testing.assert_array_equal(scores.recall, [True, True, True, True])  # 20 reaches down to 5, and 5 to 0.25
-    scores = density_coverage(real, fake, 1)
     np.testing.assert_array_equal(scores.density, [1, 2, 2, 0])
     np.testing.assert_array_equal(scores.coverage, [True, True, True, True])
-    np.testing.assert_array_equal(density_coverage(real, fake[3:], 1).coverage, [False] * 4)
+    np.testing.assert_array_equal(neighbour_scores(real, np.repeat(fake[3:], 2, axis=0), 1, 1).coverage, [False] * 4)
 
 
 def test_copies_of_the_data_score_full_marks():
     real = 1000 + normal(200, 8).astype(np.float32)
     copies, k = real[::-1], 5
-    scores = precision_recall(real, copies, k)
+    scores = neighbour_scores(real, copies, k, k)
     assert scores.precision.all()
     assert scores.recall.all()
-    scores = density_coverage(real, copies, k)
     assert scores.coverage.all()
     # Each ball holds its center and k others, the last of them on the sphere itself.
     assert scores.density.mean() == pytest.approx((k + 1) / k)
@@ -234,17 +231,16 @@ def test_copies_of_the_data_score_full_marks():
 def test_a_collapsed_generator_is_precise_and_covers_nothing():
     real = normal(300, 4)
     fake = real[:1] + 1e-3 * normal(300, 4, seed=1)
-    assert precision_recall(real, fake).precision.all()
-    assert precision_recall(real, fake).recall.mean() < 0.02
-    assert density_coverage(real, fake).coverage.mean() < 0.1
-    apart = real + 100
-    assert not np.any(precision_recall(real, apart).precision | precision_recall(real, apart).recall)
-    assert density_coverage(real, apart).density.sum() == density_coverage(real, apart).coverage.sum() == 0
+    scores = neighbour_scores(real, fake)
+    assert scores.precision.all()
+    assert scores.recall.mean() < 0.02
+    assert scores.coverage.mean() < 0.1
+    assert not np.any(neighbour_scores(real, real + 100))
 
 
 def test_density_and_coverage_of_equal_distributions():
     real, fake, k = normal(3000, 2), normal(3000, 2, seed=1), 5
-    scores = density_coverage(real, fake, k)
+    scores = neighbour_scores(real, fake, coverage_k=k)
     # arXiv:2002.09797, lemmas 1 and 2; balls overlap, so the spread is wider than of independent examples.
     assert scores.density.mean() == pytest.approx(1, abs=0.06)
     m = len(real)
@@ -252,38 +248,36 @@ def test_density_and_coverage_of_equal_distributions():
     assert scores.coverage.mean() == pytest.approx(1 - chance_of_none, abs=0.02)
 
 
-def test_known_distances_of_real_examples_are_used():
+def test_each_score_has_its_own_k():
     real, fake = normal(50, 4), normal(40, 4, seed=1)
-    known = neighbour_distances(real, 5)
-    for score, k in ((precision_recall, 3), (density_coverage, 5), (density_coverage, 2)):
-        for got, wanted in zip(score(real, fake, k, real_distances=known), score(real, fake, k), strict=True):
-            np.testing.assert_array_equal(got, wanted)
-    assert precision_recall(real, fake + 50, real_distances=known + 1000).precision.all()
-    with pytest.raises(InputError, match="k = 6"):
-        precision_recall(real, fake, 6, real_distances=known)
-    with pytest.raises(InputError, match="40 examples"):
-        precision_recall(fake, real, real_distances=known)
+    scores = neighbour_scores(real, fake, 2, 6)
+    for measured, expected in zip(scores[:2], neighbour_scores(real, fake, 2, 1)[:2], strict=True):
+        np.testing.assert_array_equal(measured, expected)
+    for measured, expected in zip(scores[2:], neighbour_scores(real, fake, 9, 6)[2:], strict=True):
+        np.testing.assert_array_equal(measured, expected)
 
 
-def test_neighbour_distances_leave_out_an_example_itself_and_no_copy_of_it():
+def test_radii_leave_out_an_example_itself_and_no_copy_of_it():
     x = np.array([[5.0, 1.0], [5.0, 1.0], [5.0, 1.0], [8.0, 5.0]])
-    np.testing.assert_array_equal(neighbour_distances(x, 3), [[0, 0, 5], [0, 0, 5], [0, 0, 5], [5, 5, 5]])
+    np.testing.assert_array_equal(squared_radii(x, 3, 1), [[25, 25, 25, 25], [0, 0, 0, 25]])
 
 
-def test_nearest_finds_copies_at_distance_zero():
-    references = (1e4 + features(500, 20)).astype(np.float32)
+def test_copies_are_at_distance_zero():
+    real = (1e4 + features(500, 20)).astype(np.float32)
     order = np.random.default_rng(0).permutation(500)
-    distances, indices = nearest(references[order], references)
-    np.testing.assert_array_equal(indices, order)
-    np.testing.assert_array_equal(distances, 0)
+    copies = memorisation(real, real[order])
+    np.testing.assert_array_equal(copies.index, order)
+    np.testing.assert_array_equal(copies.distance, 0)
 
 
-def test_nearest_is_that_of_a_tree():
-    queries, references = normal(100, 5, seed=2), normal(300, 5)
-    distances, indices = nearest(queries, references)
-    expected_distances, expected = scipy.spatial.KDTree(references).query(queries)
-    np.testing.assert_array_equal(indices, expected)
-    np.testing.assert_allclose(distances, expected_distances, rtol=1e-12)
+def test_the_nearest_example_is_that_of_a_tree():
+    real, fake = normal(300, 5), normal(100, 5, seed=2)
+    copies = memorisation(real, fake)
+    tree = scipy.spatial.KDTree(real)
+    expected_distances, expected = tree.query(fake)
+    np.testing.assert_array_equal(copies.index, expected)
+    np.testing.assert_allclose(copies.distance, expected_distances, rtol=1e-12)
+    np.testing.assert_allclose(copies.spacing, tree.query(real[expected], k=2)[0][:, 1], rtol=1e-12)
 
 
 # Intervals
@@ -292,26 +286,18 @@ def test_nearest_is_that_of_a_tree():
 @pytest.mark.parametrize("level", [0.5, 0.95])
 def test_an_interval_is_that_of_scipy(level):
     x = np.random.default_rng(0).exponential(size=80)
-    ours = interval(np.mean, (x,), 500, level, seed=0)
+    ours = mean_interval(x, 500, level, seed=0)
     theirs = scipy.stats.bootstrap(
         (x,), np.mean, n_resamples=500, confidence_level=level, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     assert ours == pytest.approx(theirs, rel=1e-12)  # the same rows are drawn
-    assert ours == interval(np.mean, (x,), 500, level, seed=0)
-    assert ours != interval(np.mean, (x,), 500, level, seed=1)
-
-
-def test_rows_are_drawn_together():
-    x = normal(60, 3)
-    low, high = interval(lambda a, b: np.abs(a - b).max(), (x, x), 50, 0.9, seed=0)
-    assert low == high == 0
-    low, high = interval(lambda a: len(np.unique(a[:, 0])) / len(a), (x,), 200, 0.9, seed=0)
-    assert 0.5 < low < 1 - np.exp(-1) < high < 0.75  # the share that is drawn at all: with replacement
+    assert ours == mean_interval(x, 500, level, seed=0)
+    assert ours != mean_interval(x, 500, level, seed=1)
 
 
 def test_a_precision_has_the_interval_of_a_proportion():
     hits = np.arange(1000) < 300
-    low, high = interval(np.mean, (hits,), 4000, 0.95, seed=0)
+    low, high = mean_interval(hits, 4000, 0.95, seed=0)
     error = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
     assert (low, high) == pytest.approx((0.3 - error, 0.3 + error), abs=0.1 * error)
 
@@ -321,7 +307,7 @@ def test_frechet_interval_reflects_the_percentiles_at_the_estimate():
     rng = np.random.default_rng(3)
     distances = []
     for _ in range(resamples):
-        drawn = [each[rng.integers(len(each), size=len(each))] for each in (x, y)]
+        drawn = [side[rng.integers(len(side), size=len(side))] for side in (x, y)]
         distances.append(frechet_distance(*map(gaussian, drawn)))
     estimate = frechet_distance(gaussian(x), gaussian(y))
     expected = 2 * estimate - np.quantile(distances, [0.9, 0.1])
@@ -357,8 +343,8 @@ def test_torch_fidelity_agrees(pair):
     pytest.importorskip("torch_fidelity", reason="the comparison needs torch-fidelity, of the extra compare")
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
-    tensors = [torch.from_numpy(each.astype(np.float64)) for each in pair]
-    statistics = [metric_fid.fid_features_to_statistics(each) for each in tensors]
+    tensors = [torch.from_numpy(features.astype(np.float64)) for features in pair]
+    statistics = [metric_fid.fid_features_to_statistics(tensor) for tensor in tensors]
     theirs = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert frechet_distance(*map(gaussian, pair)) == pytest.approx(theirs, rel=1e-4)
     subsets = {"kid_subsets": 1, "kid_subset_size": len(pair[0]), "verbose": False}
@@ -366,7 +352,7 @@ def test_torch_fidelity_agrees(pair):
     assert kernel_distance(*pair)[0] == pytest.approx(theirs, rel=1e-4)
     fake, real = tensors
     theirs = metric_prc.prc_features_to_metric(fake, real, prc_neighborhood=3, prc_batch_size=64, verbose=False)
-    scores = precision_recall(pair[1], pair[0], 3)
+    scores = neighbour_scores(pair[1], pair[0], 3)
     assert (scores.precision.mean(), scores.recall.mean()) == pytest.approx((theirs["precision"], theirs["recall"]))
     logits = tensors[0]
     theirs = metric_isc.isc_features_to_metric(logits, splits=7, shuffle=False)
@@ -381,16 +367,13 @@ def test_torchmetrics_agrees(pair):
     identity.num_features = pair[0].shape[1]
     frechet = image.FrechetInceptionDistance(feature=identity).set_dtype(torch.float64)
     kernel = image.KernelInceptionDistance(feature=identity, subsets=1, subset_size=len(pair[0]))
-    for metric, (real, each) in product((frechet, kernel), zip((True, False), pair, strict=True)):
-        metric.update(torch.from_numpy(each.astype(np.float64)), real=real)
+    for metric, (real, features) in product((frechet, kernel), zip((True, False), pair, strict=True)):
+        metric.update(torch.from_numpy(features.astype(np.float64)), real=real)
     assert frechet_distance(*map(gaussian, pair)) == pytest.approx(float(frechet.compute()), rel=1e-4)
     assert kernel_distance(*pair)[0] == pytest.approx(float(kernel.compute()[0]), rel=1e-4)
 
 
-TWO = (kernel_distance, precision_recall, density_coverage, nearest)
-
-
-@pytest.mark.parametrize("distance", TWO)
+@pytest.mark.parametrize("distance", [kernel_distance, neighbour_scores, memorisation])
 def test_features_must_be_finite_matrices_of_one_width(distance):
     good = normal(20, 4)
     broken = good.copy()
@@ -411,15 +394,13 @@ def test_other_mistakes_are_named():
         (lambda: gaussian(x[:1]), "at least 2"),
         (lambda: frechet_distance(gaussian(x), gaussian(x[:, :2])), "4 and 2 dimensions"),
         (lambda: kernel_distance(x[:2], x), "at least 3"),
-        (lambda: precision_recall(x[:3], x), "k is 3, of 3 examples"),
-        (lambda: density_coverage(x, x, 0), "k is 0"),
+        (lambda: neighbour_scores(x[:5], x), "k is 3 and 5, of 5 examples"),
+        (lambda: neighbour_scores(x, x[:3]), "k is 3, of 3 examples"),
+        (lambda: neighbour_scores(x, x, 0), "k is 0 and 5"),
+        (lambda: memorisation(x[:1], x), "at least 2"),
         (lambda: inception_score(x, 1), "softmax"),
         (lambda: inception_score(np.full((4, 2), np.nan), 1), "softmax"),
         (lambda: inception_score(np.full((4, 2), 0.5), 5), "5 splits"),
-        (lambda: interval(np.mean, (x, x[1:]), 10, 0.9, 0), "19, 20"),
-        (lambda: interval(np.mean, (x[:0],), 10, 0.9, 0), "at least one"),
-        (lambda: interval(np.mean, (x,), 10, 95, 0), "level 95"),
-        (lambda: frechet_interval(x, x, 0, 0.9, 0), "0 resamples"),
         (lambda: frechet_interval(x, x[:, :2], 5, 0.9, 0), "different dimensions"),
     ):
         with pytest.raises(InputError, match=words):

@@ -43,7 +43,7 @@ def test_a_perfect_generator_scores_what_it_should(modes):
 def test_the_floor_is_what_perfect_generators_score_on_average():
     n, sets = 1000, 300
     scores = [mode_scores(perfect(RING, n, seed), RING) for seed in range(sets)]
-    values = np.array([each["reverse_kl"] for each in scores])
+    values = np.array([score["reverse_kl"] for score in scores])
     assert abs(values.mean() - scores[0]["reverse_kl_floor"]) < 4 * values.std() / np.sqrt(sets)  # 4 standard errors
 
 
@@ -63,13 +63,13 @@ def test_a_generator_that_favours_a_mode():
     assert scores["reverse_kl"] == pytest.approx(np.log(8) + 0.75 * np.log(0.75) + 0.25 * np.log(0.25))
 
 
-@pytest.mark.parametrize(("sigmas", "found"), [(2.99, 8), (3.01, 0), (4.0, 0)])
-def test_only_samples_within_three_sigma_count(sigmas, found):
+@pytest.mark.parametrize(("sigmas", "expected"), [(2.99, 8), (3.01, 0), (4.0, 0)])
+def test_only_samples_within_three_sigma_count(sigmas, expected):
     angles = np.random.default_rng(0).uniform(0, 2 * np.pi, 8)
     shift = sigmas * RING.sigma * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     scores = mode_scores(RING.centers + shift, RING)
-    assert scores["modes"] == found
-    assert scores["high_quality"] == found / 8
+    assert scores["modes"] == expected
+    assert scores["high_quality"] == expected / 8
     assert scores["reverse_kl"] == pytest.approx(0)  # counted to the nearest center, however far
 
 
@@ -87,7 +87,7 @@ def test_labels_of_a_perfect_generator_are_near_their_floor():
 def test_the_floor_of_labels_is_the_mean_over_all_outcomes(n, classes):
     outcomes = np.array(list(itertools.product(range(classes), repeat=n)))
     scores = [label_scores(labels, classes) for labels in outcomes]
-    mean = np.mean([each["reverse_kl"] for each in scores])
+    mean = np.mean([score["reverse_kl"] for score in scores])
     assert scores[0]["reverse_kl_floor"] == pytest.approx(mean, rel=1e-10)
 
 

@@ -13,7 +13,7 @@ from gan_jax import recipe
 from gan_jax.cli.evaluate import evaluate_run
 from gan_jax.data import Source, make_source
 from gan_jax.evaluation.features import reference
-from gan_jax.evaluation.features.extractors import BATCH, EXTRACTORS, Features, eight_bits, extract, make_extractor
+from gan_jax.evaluation.features.extractors import BATCH, Features, eight_bits, extract, make_extractor
 from gan_jax.evaluation.features.reference import load_reference
 from gan_jax.evaluation.metrics.comparison import HIGHER, LOWER, SCORES, Examples, Need, better, compare, needs_met
 from gan_jax.evaluation.metrics.neighbours import memorisation
@@ -302,10 +302,6 @@ def test_the_scores_that_can_be_best():
     assert better("mnist", DIGITS)["reverse_kl_mnist"] == LOWER
     assert better("inception", DIGITS)["inception_score_inception"] == HIGHER
     assert better("none", ring8)["high_quality"] == HIGHER
-
-
-def test_extractors_say_whether_they_take_weights():
-    assert [name for name, kind in EXTRACTORS.items() if not kind.takes_weights] == ["pixels"]
 
 
 @pytest.mark.parametrize(

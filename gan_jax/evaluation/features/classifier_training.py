@@ -1,7 +1,4 @@
-"""Training of the classifiers: AdamW on a one-cycle rate, cross-entropy with smoothed labels, distorted images.
-
-Runs with the same data, seed, versions and machine give the same bits.
-"""
+"""Training of the classifiers. Runs with the same data, seed, versions and machine give the same bits."""
 
 import math
 import os
@@ -22,7 +19,7 @@ CHUNK = 500  # examples classified or converted together
 
 
 class Training(NamedTuple):
-    """How a classifier is trained."""
+    """How a classifier is trained: AdamW on a one-cycle rate, cross-entropy, distorted images."""
 
     data: str  # data.name of a config
     placement: str  # data.placement
@@ -52,13 +49,6 @@ class Examples(NamedTuple):
     labels: np.ndarray  # int32 [n]
 
 
-class State(NamedTuple):
-    """What an update changes."""
-
-    variables: Any  # parameters and, where the network has any, batch statistics
-    opt_state: Any
-
-
 def read_examples(training: Training, split: str, directory: str) -> Examples:
     """The split `train` or `test`, in 8 bits whatever its levels. Raises InputError where it is not there."""
     values = {"name": training.data, "split": split, "dir": directory, "placement": training.placement}
@@ -80,47 +70,44 @@ def train(training: Training, examples: Examples, seed: int) -> Any:
     steps = training.epochs * batches
     key = jax.random.key(seed)
     data = jax.device_put(examples)
-    state = jax.jit(start, static_argnums=(0, 1, 2))(
-        training, steps, examples.images.shape[1:], jax.random.fold_in(key, 0)
-    )
-    with trange(steps, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
-        for step in bar:
-            epoch, batch = divmod(step, batches)
-            if batch == 0:
-                order = np.random.default_rng((seed, epoch)).permutation(len(examples.images))
-            rows = order[batch * training.batch_size : (batch + 1) * training.batch_size]
-            state, loss = update(training, steps, state, data, rows, jax.random.fold_in(key, 1 + step))
-            if batch == 0:
-                bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", refresh=False)
-    return state.variables
+    variables, opt_state = start(training, steps, examples.images.shape[1:], jax.random.fold_in(key, 0))
+    bar = trange(steps, unit="step", dynamic_ncols=True, mininterval=0.5)
+    for step in bar:
+        epoch, batch = divmod(step, batches)
+        if batch == 0:
+            order = np.random.default_rng((seed, epoch)).permutation(len(examples.images))
+        rows = order[batch * training.batch_size : (batch + 1) * training.batch_size]
+        step_key = jax.random.fold_in(key, 1 + step)
+        variables, opt_state, loss = update(training, steps, variables, opt_state, data, rows, step_key)
+        if batch == 0:
+            bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", refresh=False)
+    return variables
 
 
-def start(training: Training, steps: int, shape: tuple[int, ...], key) -> State:
-    """The state before the first update of `steps`, for images [h, w, c] of this shape."""
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def start(training: Training, steps: int, shape: tuple[int, ...], key):
+    """Variables and optimizer state before the first update of `steps`, for images [h, w, c] of this shape."""
     variables = network(shape).init(key, jnp.zeros((1, *shape)), train=True)
-    return State(variables, _optimizer(training, steps).init(variables["params"]))
+    return variables, _optimizer(training, steps).init(variables["params"])
 
 
 def _optimizer(training: Training, steps: int) -> optax.GradientTransformation:
     rate = optax.cosine_onecycle_schedule(steps, training.learning_rate)
-    return optax.adamw(rate, weight_decay=training.weight_decay, mask=_is_kernel)
+    kernels = partial(jax.tree.map, lambda x: x.ndim > 1)
+    return optax.adamw(rate, weight_decay=training.weight_decay, mask=kernels)
 
 
-def _is_kernel(params):
-    return jax.tree.map(lambda x: x.ndim > 1, params)
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def update(training: Training, steps: int, state: State, data: Examples, rows, key) -> tuple[State, jax.Array]:
-    """One update of `steps` on the examples `rows` int32 [n] of the data: the new state, and the loss in nats."""
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def update(training: Training, steps: int, variables, opt_state, data: Examples, rows, key):
+    """One update of `steps` on the examples `rows` int32 [n]: new variables and optimizer state, the loss in nats."""
     keys = jax.random.split(key, len(rows))
     images = jax.vmap(partial(distort, training))(keys, data.images[rows].astype(jnp.float32) / 127.5 - 1)
-    params = state.variables["params"]
-    stats = {name: x for name, x in state.variables.items() if name != "params"}
+    params = variables["params"]
+    stats = {name: x for name, x in variables.items() if name != "params"}
     gradient = jax.value_and_grad(_loss, argnums=1, has_aux=True)
     (loss, stats), grads = gradient(training, params, stats, images, data.labels[rows])
-    updates, opt_state = _optimizer(training, steps).update(grads, state.opt_state, params)
-    return State({"params": optax.apply_updates(params, updates)} | stats, opt_state), loss
+    updates, opt_state = _optimizer(training, steps).update(grads, opt_state, params)
+    return {"params": optax.apply_updates(params, updates)} | stats, opt_state, loss
 
 
 def _loss(training: Training, params, stats, images, labels):
@@ -150,12 +137,11 @@ def distort(training: Training, key, image):
 
 def accuracy(variables, examples: Examples) -> float:
     """The share of the examples whose largest logit is that of their class."""
-    classify, correct = jax.jit(_classify), 0
-    for start in range(0, len(examples.images), CHUNK):
-        labels = examples.labels[start : start + CHUNK]
-        correct += int(np.sum(np.asarray(classify(variables, examples.images[start : start + CHUNK])) == labels))
-    return correct / len(examples.images)
+    starts = range(0, len(examples.images), CHUNK)
+    labels = np.concatenate([_classify(variables, examples.images[start : start + CHUNK]) for start in starts])
+    return float(np.mean(labels == examples.labels))
 
 
+@jax.jit
 def _classify(variables, images):
     return jnp.argmax(forward(variables, images.astype(jnp.float32) / 127.5 - 1)[1], axis=-1)

@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_jax.data import Source
 from gan_jax.evaluation.features import classifier, inception
-from gan_jax.evaluation.features.inception_network import CLASSES
 from gan_jax.parallel.devices import Devices
 from gan_jax.utils.errors import InputError, NotFiniteError
-from gan_jax.utils.keys import TEXT, arguments, keys_of
+from gan_jax.utils.keys import TEXT, arguments
 from gan_jax.utils.progress import progress
 
 BATCH = 256  # images in one call
@@ -43,13 +41,8 @@ class Kind(NamedTuple):
     """How an extractor is made, and what is known before it is."""
 
     make: Callable  # (name, its config keys) -> Extractor
-    sees: tuple[int, int, int] | None = None  # the images of its network, where these are of one shape
     classes: int = 0  # of its logits; 0: without
-
-    @property
-    def takes_weights(self) -> bool:
-        """Whether a file of weights can be named."""
-        return "weights" in keys_of(self.make)
+    channels: int = 0  # of the images that its classes are of; 0: they are not those of a data set
 
 
 def eight_bits(images: np.ndarray) -> np.ndarray:
@@ -71,14 +64,12 @@ def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Featu
         batch = images[start : start + size]
         padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
         batches.append(Features(*jax.device_get(_sharded(extractor.apply, devices, extractor.params, padded))))
-    joined = join(batches)
-    return Features(*(None if x is None else x[: len(images)] for x in joined))
+    return jax.tree.map(lambda x: x[: len(images)], join(batches))
 
 
 def join(batches: list[Features]) -> Features:
     """The features of all batches, one after another."""
-    values, logits = zip(*batches, strict=True)
-    return Features(np.concatenate(values), None if logits[0] is None else np.concatenate(logits))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -94,14 +85,13 @@ def _classified(shape: tuple[int, int, int], params, images):
     """A classifier of grey images sees each channel by itself; its features of all are one vector."""
     n, height, width, channels = images.shape
     scaled = images.astype(jnp.float32) / 127.5 - 1
-    if channels != shape[2]:
+    by_channel = channels != shape[2]
+    if by_channel:
         scaled = jnp.moveaxis(scaled, -1, 1).reshape(n * channels, height, width, 1)
     if (height, width) != shape[:2]:
         scaled = jax.image.resize(scaled, (len(scaled), *shape), "linear", antialias=True)
     features, logits = classifier.forward(params, scaled)
-    if channels == shape[2]:
-        return features, logits
-    return features.reshape(n, -1), logits.reshape(n, channels, -1)
+    return (features.reshape(n, -1), logits.reshape(n, channels, -1)) if by_channel else (features, logits)
 
 
 def _make_pixels(name: str) -> Extractor:
@@ -121,37 +111,22 @@ def _make_inception(name: str, weights: Weights = "") -> Extractor:
             f"config key evaluation.weights is missing: the file of Inception's weights, which {inception.COMMAND} "
             f"makes of {inception.SOURCE}"
         )
-    params = inception.load(Path(weights))
-    return Extractor(name, inception.weights_hash(params), "as TensorFlow 1, to 299x299", inception.forward, params)
+    params, digest = inception.load(Path(weights))
+    return Extractor(name, digest, "as TensorFlow 1, to 299x299", inception.forward, params)
 
 
 EXTRACTORS = {
     "pixels": Kind(_make_pixels),
-    **{name: Kind(_make_classifier, known.shape, classifier.CLASSES) for name, known in classifier.CLASSIFIERS.items()},
-    "inception": Kind(_make_inception, classes=CLASSES),
+    **{name: Kind(_make_classifier, classifier.CLASSES, net.shape[2]) for name, net in classifier.CLASSIFIERS.items()},
+    "inception": Kind(_make_inception, inception.CLASSES),
 }
 
 
 def make_extractor(name: str, weights: str) -> Extractor:
     """The extractor that a config names; `weights`: a file of one's own, "" for that of the package.
 
-    Raises InputError where the file is missing, or needed and not named.
+    Raises InputError where the file is needed and not named, missing, or not that of these weights.
     """
     make = EXTRACTORS[name].make
     extractor = make(name, **arguments(make, {"weights": weights}))
     return extractor._replace(params=jax.device_put(extractor.params))
-
-
-def labels_images(name: str, source: Source) -> bool:
-    """Whether this extractor, or NONE, gives each image of the source one class."""
-    if name == NONE or not EXTRACTORS[name].classes:
-        return False
-    return EXTRACTORS[name].sees is None or EXTRACTORS[name].sees[2] == source.shape[-1]
-
-
-def counts_modes(name: str, source: Source) -> bool:
-    """Whether the classes that this extractor, or NONE, tells apart are those of the data, of all channels together."""
-    if name == NONE or EXTRACTORS[name].sees is None or len(source.shape) != 3:
-        return False
-    kind, channels = EXTRACTORS[name], source.shape[2]
-    return len(source.classes) == kind.classes ** (1 if channels == kind.sees[2] else channels)

@@ -1,31 +1,159 @@
-"""Features and logits of the Inception-v3 of the Frechet Inception distance, and its weights as files.
+"""The Inception-v3 of the Frechet Inception distance: TensorFlow's graph of 2015-12-05 (arXiv:1512.00567, 1706.08500).
 
-The weights are those of TensorFlow's graph of 2015-12-05 as the PyTorch port has them; `convert` reads them without
-PyTorch. Images are resized as that graph does it, so that scores agree with those of papers that used it
-(arXiv:1706.08500; why the resizing matters: arXiv:2104.11222).
+The weights are those of the PyTorch port; `convert` reads them without PyTorch. Batch normalisation is folded into the
+kernel and bias of each convolution. Layers have the names of the published weights. Three things differ from today's
+libraries: images are resized as that graph does it, so that scores agree with those of papers that used it (why it
+matters: arXiv:2104.11222); the mean over 3x3 pixels counts only those inside the image; and the last block pools by
+the maximum.
 """
 
-import functools
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax import linen as nn
 
-from gan_jax.data.readers.arrays import DAMAGE
-from gan_jax.data.readers.records import one_line, reason
+from gan_jax.data.readers.records import one_line
 from gan_jax.evaluation.features import weight_files
-from gan_jax.evaluation.features.inception_network import SIDE, Inception
 from gan_jax.evaluation.features.torch_file import read_state_dict
 from gan_jax.networks import products
 from gan_jax.utils.errors import InputError
 
+SIDE = 299  # pixels of an image
+CLASSES = 1008  # outputs of the graph; ImageNet has 1,000 classes
 EPSILON = 1e-3  # of the graph's batch normalisations
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 COMMAND = "python -m gan_jax.evaluation convert"
 SOURCE = f"{FILE} of the release fid_weights of mseitzer/pytorch-fid on GitHub"
+NORMALISATION = ("running_mean", "running_var", "bias", "weight")  # arrays of the port's
 UNUSED = ("fc.bias", "num_batches_tracked")  # ends of names: of a state dict, what the features do not need
+
+
+class Layer(NamedTuple):
+    """A convolution with bias and ReLU, as a function of x [n, h, w, c] inside the module whose parameters it names."""
+
+    name: str
+    features: int
+    size: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padding: str = "SAME"
+
+    def __call__(self, x):
+        strides = (self.stride, self.stride)
+        return jax.nn.relu(nn.Conv(self.features, self.size, strides, self.padding, name=self.name)(x))
+
+
+# Functions of x [n, h, w, c]. The first two are of the up to 3x3 pixels around each that lie in the image, and keep the
+# size; the last makes it (h - 1) // 2 by (w - 1) // 2.
+mean_of_neighbours = partial(nn.avg_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)
+largest_neighbour = partial(nn.max_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME")
+halve = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding="VALID")
+
+
+class Mixed(nn.Module):
+    """Branches that see the same image, each a chain of functions: their channels side by side."""
+
+    branches: tuple[tuple[Callable, ...], ...]
+
+    @nn.compact
+    def __call__(self, x):
+        """x [n, h, w, c] -> [n, h', w', features of all branches]."""
+        return jnp.concatenate([_chain(branch, x) for branch in self.branches], axis=-1)
+
+
+def _chain(steps: tuple[Callable, ...], x):
+    for step in steps:
+        x = step(x)
+    return x
+
+
+def _branch(name: str, *layers: tuple) -> tuple[Layer, ...]:
+    """Layers NAME_1, NAME_2, ... of the fields after the name."""
+    return tuple(Layer(f"{name}_{i}", *fields) for i, fields in enumerate(layers, 1))
+
+
+def _block_a(pooled: int):
+    return (
+        (Layer("branch1x1", 64),),
+        _branch("branch5x5", (48,), (64, (5, 5))),
+        _branch("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3))),
+        (mean_of_neighbours, Layer("branch_pool", pooled)),
+    )
+
+
+def _block_c(width: int):
+    across, down = (1, 7), (7, 1)
+    return (
+        (Layer("branch1x1", 192),),
+        _branch("branch7x7", (width,), (width, across), (192, down)),
+        _branch("branch7x7dbl", (width,), (width, down), (width, across), (width, down), (192, across)),
+        (mean_of_neighbours, Layer("branch_pool", 192)),
+    )
+
+
+def _block_e(pool: Callable):
+    return (
+        (Layer("branch1x1", 320),),
+        (Layer("branch3x3_1", 384), _fork("branch3x3_2")),
+        (*_branch("branch3x3dbl", (448,), (384, (3, 3))), _fork("branch3x3dbl_3")),
+        (pool, Layer("branch_pool", 192)),
+    )
+
+
+def _fork(name: str) -> Callable:
+    """Two layers that see the same image: their channels side by side."""
+    across, down = Layer(f"{name}a", 384, (1, 3)), Layer(f"{name}b", 384, (3, 1))
+    return lambda x: jnp.concatenate([across(x), down(x)], axis=-1)
+
+
+STEM = (
+    Layer("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
+    Layer("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"),
+    Layer("Conv2d_2b_3x3", 64, (3, 3)),
+    halve,
+    Layer("Conv2d_3b_1x1", 80),
+    Layer("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"),
+    halve,
+)
+
+BLOCKS = {  # in their order
+    "Mixed_5b": _block_a(pooled=32),
+    "Mixed_5c": _block_a(pooled=64),
+    "Mixed_5d": _block_a(pooled=64),
+    "Mixed_6a": (
+        (Layer("branch3x3", 384, (3, 3), 2, "VALID"),),
+        _branch("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3), 2, "VALID")),
+        (halve,),
+    ),
+    "Mixed_6b": _block_c(width=128),
+    "Mixed_6c": _block_c(width=160),
+    "Mixed_6d": _block_c(width=160),
+    "Mixed_6e": _block_c(width=192),
+    "Mixed_7a": (
+        _branch("branch3x3", (192,), (320, (3, 3), 2, "VALID")),
+        _branch("branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2, "VALID")),
+        (halve,),
+    ),
+    "Mixed_7b": _block_e(mean_of_neighbours),
+    "Mixed_7c": _block_e(largest_neighbour),
+}
+
+
+class Inception(nn.Module):
+    """Images -> the activations that TensorFlow names pool_3, and the logits without their bias."""
+
+    @nn.compact
+    def __call__(self, x):
+        """x float32 [n, 299, 299, 3] in [-1, 1] -> (features float32 [n, 2048], logits float32 [n, 1008])."""
+        x = _chain(STEM, x)
+        for name, branches in BLOCKS.items():
+            x = Mixed(branches, name=name)(x)
+        features = jnp.mean(x, axis=(1, 2))
+        return features, nn.Dense(CLASSES, use_bias=False, name="fc")(features)
 
 
 def forward(params, images):
@@ -66,75 +194,28 @@ def _grid(size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return low, np.minimum(low + 1, size - 1), place - low
 
 
-def convert(path: Path) -> dict:
-    """The parameters from a file of the PyTorch port, of either format of `torch.save`: float32 NumPy arrays.
+def convert(path: Path) -> dict[str, np.ndarray]:
+    """The weights from a file of the PyTorch port, of either format of `torch.save`: float32 arrays by path.
 
     Batch normalisation is folded into the convolutions, in float64. Raises InputError, one line, where the file is
     missing or damaged, or holds another network.
     """
     if not path.is_file():
         raise InputError(f"no file {one_line(path)}; the weights are {SOURCE}")
-    arrays = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
-    shapes = {name: shape for layer, own in _shapes().items() for name, shape in _torch_shapes(layer, own).items()}
-    _check_shapes(arrays, shapes, f"{one_line(path)} does not hold the weights for FID", f"they are {SOURCE}")
-    flat = {"fc/kernel": arrays["fc.weight"].T}
+    port = {name: array for name, array in read_state_dict(path).items() if not name.endswith(UNUSED)}
+    required = {name: shape for layer, own in _shapes().items() for name, shape in _torch_shapes(layer, own).items()}
+    weight_files.check_shapes(port, required, path, "FID's Inception", f"they are {SOURCE}")
+    arrays = {"fc/kernel": port["fc.weight"].T}
     for layer in {name.rpartition("/")[0] for name in _shapes()} - {"fc"}:
-        flat[f"{layer}/kernel"], flat[f"{layer}/bias"] = _folded(arrays, layer.replace("/", "."))
-    flat = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
-    _check_finite(flat, path, f"fetch it again: {SOURCE}")
-    return unflatten_dict(flat, sep="/")
-
-
-def _folded(arrays: dict[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """A convolution and its normalisation as kernel [h, w, in, out] and bias [out]."""
-    mean, variance, shift, scale, kernel = (arrays[layer + end].astype(np.float64) for end in _NORMALISED)
-    with np.errstate(invalid="ignore"):  # the result is checked
-        scale = scale / np.sqrt(variance + EPSILON)
-    return kernel.transpose(2, 3, 1, 0) * scale, shift - mean * scale
-
-
-_NORMALISED = (".bn.running_mean", ".bn.running_var", ".bn.bias", ".bn.weight", ".conv.weight")
-
-
-def save(path: Path, params: dict) -> None:
-    """Writes the parameters as an .npz file, whole or not at all."""
-    weight_files.write_npz(path, _flat(params))
-
-
-def load(path: Path) -> dict:
-    """The parameters from a file of `save`: float32 arrays on the default device.
-
-    Raises InputError, one line, where the file is missing or damaged, or does not hold these weights.
-    """
-    remedy = f"{COMMAND} FILE.pth --out={one_line(path)} makes it of {SOURCE}"
-    if not path.is_file():
-        raise InputError(f"no file {one_line(path)} of Inception weights; {remedy}")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except DAMAGE as error:
-        raise InputError(f"{one_line(path)} is no complete .npz file ({reason(error)}); {remedy}") from error
-    _check_shapes(arrays, _shapes(), f"{one_line(path)} does not hold converted Inception weights", remedy)
-    _check_finite(arrays, path, remedy)
-    return jax.device_put(unflatten_dict({name: array.astype(np.float32) for name, array in arrays.items()}, sep="/"))
-
-
-def weights_hash(params: dict) -> str:
-    """`weight_files.digest` of the parameters in float32, which tells weights apart."""
-    return weight_files.digest(_flat(params))
-
-
-def _flat(params: dict) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array, "<f4") for name, array in flatten_dict(params, sep="/").items()}
-
-
-@functools.cache
-def _shapes() -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the parameters, as "Mixed_5b/branch1x1/kernel"; no device is started for it."""
-    key = jax.eval_shape(jax.random.key, 0)
-    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
-    flat = flatten_dict(jax.eval_shape(Inception().init, key, image)["params"], sep="/")
-    return {name: array.shape for name, array in flat.items()}
+        prefix = layer.replace("/", ".")
+        mean, variance, shift, scale = (port[f"{prefix}.bn.{name}"].astype(np.float64) for name in NORMALISATION)
+        with np.errstate(invalid="ignore"):  # the result is checked
+            scale = scale / np.sqrt(variance + EPSILON)
+        arrays[f"{layer}/kernel"] = port[f"{prefix}.conv.weight"].transpose(2, 3, 1, 0) * scale
+        arrays[f"{layer}/bias"] = shift - mean * scale
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise InputError(f"{one_line(path)} holds weights that are not finite; fetch it again: {SOURCE}")
+    return {name: np.asarray(array, "<f4", order="C") for name, array in arrays.items()}
 
 
 def _torch_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -144,21 +225,21 @@ def _torch_shapes(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...
         return {"fc.weight": shape[::-1]}
     if kind == "kernel":
         return {f"{layer}.conv.weight": (shape[3], shape[2], *shape[:2])}
-    return {layer + end: shape for end in _NORMALISED if ".bn." in end}
+    return dict.fromkeys((f"{layer}.bn.{array}" for array in NORMALISATION), shape)
 
 
-def _check_shapes(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], what: str, remedy: str) -> None:
-    """Raises InputError unless these are floats of these shapes, no more and no less."""
-    for names, verb in ((shapes.keys() - arrays.keys(), "lacks"), (arrays.keys() - shapes.keys(), "has besides")):
-        if names:
-            raise InputError(f"{what}: it {verb} {len(names)} arrays, such as {one_line(min(names))}; {remedy}")
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.shape != shape or array.dtype.kind != "f":
-            form = f"{array.dtype} {list(array.shape)}"
-            raise InputError(f"{what}: {name} is {form} and must be floats {list(shape)}; {remedy}")
+def load(path: Path) -> tuple[dict, str]:
+    """The parameters, and the digest of their arrays, from a file of what `convert` gave: float32 NumPy arrays.
+
+    Raises InputError, one line, where the file is missing or damaged, or does not hold these weights.
+    """
+    remedy = f"{COMMAND} FILE.pth --out={one_line(path)} makes it of {SOURCE}"
+    return weight_files.load(path, _shapes(), "Inception", remedy)
 
 
-def _check_finite(arrays: dict[str, np.ndarray], path: Path, remedy: str) -> None:
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise InputError(f"{one_line(path)} holds weights that are not finite; {remedy}")
+@cache
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the parameters, as "Mixed_5b/branch1x1/kernel"; no device is started for it."""
+    key = jax.eval_shape(jax.random.key, 0)
+    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+    return weight_files.shapes(jax.eval_shape(Inception().init, key, image)["params"])

@@ -1,7 +1,7 @@
 """The real examples that samples are compared with: their features, extracted once and kept."""
 
+import contextlib
 import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -31,20 +31,25 @@ class Reference(NamedTuple):
 def load_reference(source: Source, name: str, split: str, extractor: Extractor, devices: Devices, num_real: int):
     """The `Reference` of num_real examples of a source (0: all of a finite one), from the cache if it is there.
 
-    Of a finite source no example is taken twice. `name` and `split` are what a config calls the data; a hash
-    identifies its content.
+    Of a finite source no example is taken twice. `name` and `split` are what a config calls the data. Raises
+    InputError for too few examples.
     """
     count = min(num_real or source.size, source.size) if source.size else num_real
     if count < LEAST:
         raise InputError(f"{name}, split {split}, has {count} images; scores by features need at least {LEAST}")
-    known = FORMAT, SEED, _identity(source), source.size, source.shape, count, extractor.name, extractor.weights
-    key = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+    facts = FORMAT, SEED, _identity(source), source.size, source.shape, count, extractor.name, extractor.weights
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     path = cache_folder() / "references" / f"{key}.npz"
-    kept = _read(path)
-    if kept is None:
-        kept = _extract(source, count, extractor, devices)
-        _keep(path, *kept)
-    features, images_hash = kept
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kept = dict(file)
+        features, images_hash = Features(kept["values"], kept.get("logits")), str(kept["images_hash"])
+    except Exception:  # noqa: BLE001  whatever NumPy and zipfile raise where it is missing or torn
+        features, images_hash = _extract(source, count, extractor, devices)
+        arrays = {name: array for name, array in features._asdict().items() if array is not None}
+        with contextlib.suppress(OSError):  # it is then extracted again the next time
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_npz(path, arrays | {"images_hash": np.array(images_hash)})
     protocol = {
         "data": name,
         "split": split,
@@ -84,21 +89,3 @@ def _identity(source: Source) -> str:
         for leaf in jax.tree.leaves(source.data):
             digest.update(np.ascontiguousarray(leaf))
     return digest.hexdigest()
-
-
-def _read(path: Path) -> tuple[Features, str] | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            features = Features(file["values"], file["logits"] if "logits" in file.files else None)
-            return features, str(file["images_hash"])
-    except Exception:  # noqa: BLE001  whatever NumPy and zipfile raise where it is missing or torn
-        return None
-
-
-def _keep(path: Path, features: Features, images_hash: str) -> None:
-    arrays = {name: array for name, array in features._asdict().items() if array is not None}
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_npz(path, arrays | {"images_hash": np.array(images_hash)})
-    except OSError:
-        return  # it is extracted again the next time

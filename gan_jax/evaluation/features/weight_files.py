@@ -1,8 +1,7 @@
-"""Weights in a file of the package: an `.npz` of float16 arrays by path, and a JSON text on how they were made."""
+"""Weights in `.npz` files: float arrays by path, and for those of the package a JSON text on how they were made."""
 
 import hashlib
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def pack(variables: Any) -> dict[str, np.ndarray]:
 
 
 def unpack(arrays: dict[str, np.ndarray]) -> Any:
-    """The nested dict of what `pack` made, in float32."""
+    """The nested dict of arrays by path, in float32."""
     return unflatten_dict({name: x.astype(np.float32) for name, x in arrays.items()}, sep="/")
 
 
@@ -36,12 +35,6 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
     return sha.hexdigest()[:16]
 
 
-def write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Writes the file, whole or not at all; `sha256`, the digest, joins what is said `about` the arrays."""
-    text = np.array(json.dumps(about | {"sha256": digest(arrays)}))
-    write_npz(path, arrays | {ABOUT: text}, np.savez_compressed)
-
-
 def write_npz(path: Path, arrays: dict[str, np.ndarray], save: Callable = np.savez) -> None:
     """Writes an .npz file by `save`, whole or not at all."""
     buffer = io.BytesIO()
@@ -49,21 +42,34 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], save: Callable = np.sav
     write_atomically(path, buffer.getvalue())
 
 
-def read(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of the file, and what it says about them. Raises InputError where it is not as it was written.
+def load(path: Path, required: dict[str, tuple[int, ...]], network: str, remedy: str) -> tuple[Any, str]:
+    """The weights of a network from a file, and their digest. Raises InputError where they are not of these shapes.
 
     `remedy` ends the message: what the user can do about it.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        about = json.loads(str(arrays.pop(ABOUT)))
-        known = about["sha256"]
-    except (*DAMAGE, AttributeError) as error:  # the last where it is a .npy file
+            arrays = {name: np.asarray(file[name]) for name in file.files if name != ABOUT}
+    except DAMAGE as error:
         raise InputError(f"cannot read the weights in {one_line(path)}: {reason(error)}; {remedy}") from error
-    if digest(arrays) != known:
-        raise InputError(
-            f"the weights in {one_line(path)} are not those that were written: their hash is {digest(arrays)}, "
-            f"not {one_line(known, 20)}; {remedy}"
-        )
-    return arrays, about
+    check_shapes(arrays, required, path, network, remedy)
+    return unpack(arrays), digest(arrays)
+
+
+def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a nested dict of arrays, by path."""
+    return {name: x.shape for name, x in flatten_dict(variables, sep="/").items()}
+
+
+def check_shapes(
+    arrays: dict[str, np.ndarray], required: dict[str, tuple[int, ...]], path: Path, network: str, remedy: str
+) -> None:
+    """Raises InputError unless the arrays of a file are floats of these shapes, no more and no less."""
+    actual = {name: f"{'floats' if x.dtype.kind == 'f' else x.dtype} {list(x.shape)}" for name, x in arrays.items()}
+    expected = {name: f"floats {list(shape)}" for name, shape in required.items()}
+    for name in sorted(actual.keys() | expected.keys()):
+        if actual.get(name) != expected.get(name):
+            raise InputError(
+                f"the weights in {one_line(path)} are not those of {network}: {one_line(name)} is "
+                f"{actual.get(name, 'missing')} and should be {expected.get(name, 'absent')}; {remedy}"
+            )

@@ -26,7 +26,7 @@ def mode_scores(samples: np.ndarray, modes: Modes) -> dict[str, float]:
         "modes_total": total,
         "high_quality": float(close.mean()),
         "high_quality_ceiling": float(scipy.special.gammainc(modes.centers.shape[1] / 2, 9 / 2)),
-        "reverse_kl": float(_divergence(shares, total).sum()),
+        "reverse_kl": float(scipy.special.rel_entr(shares, 1 / total).sum()),
         "reverse_kl_floor": (total - 1) / (2 * len(samples)),
     }
 
@@ -37,10 +37,9 @@ def label_scores(labels: np.ndarray, classes: int) -> dict[str, float]:
     The protocol of PacGAN for stacked MNIST, with 26,000 samples and 1,000 classes (arXiv:1712.04086, section 4.2).
 
     Returns:
-      modes, modes_total: classes with at least one sample, and how many there are.
-      reverse_kl: KL in nats from the shares of the samples to uniform.
-      reverse_kl_floor: its expected value for a perfect generator and classifier, exactly: m E[c/n log(c m/n)] with
-        the count c of a class binomial.
+      modes, modes_total: classes with at least one sample, and how many there are, m.
+      reverse_kl, reverse_kl_floor: KL in nats from the shares of the samples to uniform; its expected value for a
+        perfect generator and classifier, exactly: m E[c/n log(c m/n)] with the count c of a class binomial.
 
     Raises InputError for labels that are none of the classes, or none at all.
     """
@@ -49,14 +48,13 @@ def label_scores(labels: np.ndarray, classes: int) -> dict[str, float]:
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(f"labels from {labels.min()} to {labels.max()}: they should be classes, 0 to {classes - 1}")
     n = len(labels)
-    shares = np.bincount(labels, minlength=classes) / n
-    counts = np.arange(n + 1)
+    shares, counts = np.bincount(labels, minlength=classes) / n, np.arange(n + 1)
     chances = scipy.stats.binom.pmf(counts, n, 1 / classes)
     return {
         "modes": int(np.count_nonzero(shares)),
         "modes_total": classes,
-        "reverse_kl": float(_divergence(shares, classes).sum()),
-        "reverse_kl_floor": float(classes * chances @ _divergence(counts / n, classes)),
+        "reverse_kl": float(scipy.special.rel_entr(shares, 1 / classes).sum()),
+        "reverse_kl_floor": float(classes * chances @ scipy.special.rel_entr(counts / n, 1 / classes)),
     }
 
 
@@ -70,17 +68,11 @@ def class_labels(logits: np.ndarray) -> tuple[np.ndarray, int]:
     return channels.argmax(axis=-1) @ classes ** np.arange(count)[::-1], classes**count
 
 
-def _divergence(shares: np.ndarray, total: int) -> np.ndarray:
-    """What each share adds to the KL to uniform over `total`, in nats."""
-    return scipy.special.rel_entr(shares, 1 / total)
-
-
 def inception_score(probabilities: np.ndarray, splits: int) -> tuple[float, float]:
     """exp E_x KL(p(y|x) || p(y)) of a classifier's probabilities [n, c], rows that sum to 1 (arXiv:1606.03498).
 
-    Returns: mean and standard deviation over `splits` parts of consecutive examples; 10 of 5,000 in the paper, so the
-      order should be random. Between 1 and min(c, n / splits); smaller parts score lower (arXiv:1801.01973).
-
+    Returns the mean and standard deviation over `splits` parts of consecutive examples, whose order should be random;
+    10 of 5,000 in the paper. Between 1 and min(c, n / splits); smaller parts score lower (arXiv:1801.01973).
     Raises InputError for rows that are no probabilities and for parts without examples.
     """
     if probabilities.ndim != 2 or not 1 <= splits <= len(probabilities):
@@ -92,12 +84,7 @@ def inception_score(probabilities: np.ndarray, splits: int) -> tuple[float, floa
     # Negated, so that NaN fails too.
     if not ((p >= 0).all() and np.allclose(p.sum(axis=1), 1, rtol=0, atol=1e-3)):
         raise InputError("an example's probabilities are negative or do not sum to 1: logits need a softmax first")
-    ends = np.arange(1, splits) * len(p) // splits
-    scores = [_exp_information(part) for part in np.split(p, ends)]
-    return float(np.mean(scores)), float(np.std(scores))
-
-
-def _exp_information(p: np.ndarray) -> float:
+    parts, entropy = np.split(p, np.arange(1, splits) * len(p) // splits), scipy.special.entr
     # The mean KL is the mutual information of label and example.
-    entropy = scipy.special.entr
-    return np.exp(entropy(p.mean(axis=0)).sum() - entropy(p).sum(axis=1).mean())
+    scores = [np.exp(entropy(part.mean(axis=0)).sum() - entropy(part).sum(axis=1).mean()) for part in parts]
+    return float(np.mean(scores)), float(np.std(scores))

@@ -1,7 +1,4 @@
-"""The registry of scores: what is printed, logged and written of samples, and which values are better.
-
-A score is one entry of SCORES. What several scores share is computed once, by `Examples`.
-"""
+"""The registry of scores: a score is one entry of SCORES; what several share is computed once, by `Examples`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +11,13 @@ import numpy as np
 import scipy  # by itself it loads none of its parts until they are used
 
 from gan_jax.data import Source, independent
-from gan_jax.evaluation.features.extractors import NONE, Features, counts_modes, labels_images
-from gan_jax.evaluation.metrics.bootstrap import frechet_interval, interval
+from gan_jax.evaluation.features.extractors import EXTRACTORS, NONE, Features
+from gan_jax.evaluation.metrics.bootstrap import frechet_interval, mean_interval
 from gan_jax.evaluation.metrics.classes import class_labels, inception_score, label_scores, mode_scores
 from gan_jax.evaluation.metrics.distances import frechet_distance, gaussian, kernel_distance, sliced_wasserstein
-from gan_jax.evaluation.metrics.neighbours import Memorisation, density_coverage, neighbour_distances, precision_recall
+from gan_jax.evaluation.metrics.neighbours import Memorisation, NeighbourScores, neighbour_scores
 
-LEVEL = 0.95  # of the intervals
-NORMAL = 1.96  # standard errors on either side, for that level
-PRECISION_K, COVERAGE_K = 3, 5  # nearest neighbours, as in the papers
+LEVEL, NORMAL = 0.95, 1.96  # of the intervals, and the standard errors on either side for that level
 SPLITS = 10  # of the Inception score
 LEAST = 10  # examples of either side, for all of the scores
 SEED = 0  # of the bootstrap
@@ -42,7 +37,7 @@ class Need(Enum):
 
 
 class Score(NamedTuple):
-    """A number, and the interval in which it would lie of other samples, where one is known."""
+    """A number, and where one is known the interval in which it would lie for other samples."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -50,7 +45,7 @@ class Score(NamedTuple):
 
 @dataclass
 class Examples:
-    """Samples and what they are compared with. A score reads what it needs; the rest may be missing."""
+    """Samples and what they are compared with; what no score of interest needs may be missing."""
 
     source: Source | None = None
     samples: np.ndarray | None = None  # [n, *shape] float32
@@ -67,35 +62,23 @@ class Examples:
 
     @cached_property
     def mixture(self) -> dict[str, float]:
-        """`mode_scores`."""
         return mode_scores(self.samples, self.source.modes)
 
     @cached_property
     def kernel(self) -> tuple[float, float]:
-        """`kernel_distance`: the value and its standard error."""
         return kernel_distance(self.real.values, self.fake.values)
 
     @cached_property
-    def neighbours(self) -> dict[str, np.ndarray]:
-        """`precision_recall` and `density_coverage`, by name."""
-        real, fake = self.real.values, self.fake.values
-        distances = neighbour_distances(real, COVERAGE_K)
-        precise = precision_recall(real, fake, PRECISION_K, real_distances=distances)
-        dense = density_coverage(real, fake, COVERAGE_K, real_distances=distances)
-        return precise._asdict() | dense._asdict()
+    def neighbours(self) -> NeighbourScores:
+        return neighbour_scores(self.real.values, self.fake.values)
 
     @cached_property
     def labels(self) -> dict[str, float]:
-        """`label_scores` of the samples."""
         return label_scores(*class_labels(self.fake.logits))
 
 
 class Metric(NamedTuple):
-    """A score's facts.
-
-    A score that is a mean gives what it is the mean of, [n]. The intervals of shares of real examples (recall,
-    coverage) are for these samples and other real examples; the rest are for other samples.
-    """
+    """A score. Intervals are for other samples, but those of recall and coverage for other real examples."""
 
     needs: Need
     better: int  # LOWER or HIGHER; 0: a number to compare a score with
@@ -116,7 +99,7 @@ def _kernel_interval(x: Examples, value: float, resamples: int):
 
 
 def _mean_interval(x: Examples, rows: np.ndarray, resamples: int):
-    return interval(np.mean, (rows,), resamples, LEVEL, SEED) if resamples else None
+    return mean_interval(rows, resamples, LEVEL, SEED) if resamples else None
 
 
 def _inception_score(x: Examples) -> float:
@@ -136,10 +119,10 @@ SCORES = {
     "reverse_kl_floor": Metric(Need.MIXTURE, 0, lambda x: x.mixture["reverse_kl_floor"]),
     "fid_{}": Metric(Need.FEATURES, LOWER, _frechet, _frechet_interval),
     "kid_{}": Metric(Need.FEATURES, LOWER, lambda x: x.kernel[0], _kernel_interval),
-    "precision_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["precision"], _mean_interval),
-    "recall_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["recall"], _mean_interval),
-    "density_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["density"], _mean_interval),
-    "coverage_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours["coverage"], _mean_interval),
+    "precision_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.precision, _mean_interval),
+    "recall_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.recall, _mean_interval),
+    "density_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.density, _mean_interval),
+    "coverage_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.coverage, _mean_interval),
     "inception_score_{}": Metric(Need.LABELS, HIGHER, _inception_score),
     "modes_{}": Metric(Need.MODES, HIGHER, lambda x: x.labels["modes"]),
     "modes_total_{}": Metric(Need.MODES, 0, lambda x: x.labels["modes_total"]),
@@ -151,41 +134,42 @@ SCORES = {
 
 
 def needs_met(extractor: str, source: Source) -> set[Need]:
-    """What there is to score at every step of a run on this data with this extractor, or NONE."""
-    met = {
-        Need.SAMPLES: True,
-        Need.MIXTURE: source.modes is not None,
-        Need.FEATURES: extractor != NONE,
-        Need.LABELS: labels_images(extractor, source),
-        Need.MODES: counts_modes(extractor, source),
-    }
-    return {need for need, is_met in met.items() if is_met}
+    """What can be scored of a run on this data with this extractor, or NONE."""
+    met = {Need.SAMPLES} if source.modes is None else {Need.SAMPLES, Need.MIXTURE}
+    if extractor == NONE:
+        return met
+    kind, channels = EXTRACTORS[extractor], source.shape[-1]
+    by_channel = kind.channels not in (0, channels)  # each channel of an image is labelled by itself
+    if kind.classes and not by_channel:
+        met.add(Need.LABELS)
+    if kind.channels and len(source.classes) == kind.classes ** (channels if by_channel else 1):
+        met.add(Need.MODES)
+    return met | {Need.FEATURES}
 
 
 def better(extractor: str, source: Source) -> dict[str, int]:
     """The scores by which a run's steps can be ranked, and whether LOWER or HIGHER is better."""
     met = needs_met(extractor, source)
-    ranking = {name: metric.better for name, metric in SCORES.items() if metric.better and metric.needs in met}
-    return {name.format(extractor): sign for name, sign in ranking.items()}
+    metrics = ((name.format(extractor), metric) for name, metric in SCORES.items() if metric.needs in met)
+    return {name: metric.better for name, metric in metrics if metric.better}
 
 
 def compare(examples: Examples, met: set[Need], resamples: int, extractor: str = NONE) -> dict[str, Score]:
     """The scores whose needs are met, by name; `resamples` of the bootstrap, 0: no intervals by it."""
-    metrics = {name.format(extractor): metric for name, metric in SCORES.items() if metric.needs in met}
-    return {name: _score(metric, examples, resamples) for name, metric in metrics.items()}
-
-
-def _score(metric: Metric, examples: Examples, resamples: int) -> Score:
-    value = metric.measure(examples)
-    spread = metric.interval(examples, value, resamples) if metric.interval else None
-    return Score(value if isinstance(value, (int, float)) else float(np.mean(value)), spread)
+    scores = {}
+    for name, metric in SCORES.items():
+        if metric.needs in met:
+            value = metric.measure(examples)
+            spread = metric.interval(examples, value, resamples) if metric.interval else None
+            value = value if isinstance(value, (int, float)) else float(np.mean(value))
+            scores[name.format(extractor)] = Score(value, spread)
+    return scores
 
 
 def data_scores(source: Source, samples: np.ndarray, key) -> dict[str, float]:
     """The scores of `samples` [n, *shape] that need no features, some beside those of perfect samples.
 
-    Real examples are drawn with `key` from the source that one trains on: this tells how well the data is fitted, not
-    whether it was memorised.
+    They are compared with draws by `key` from the source that one trains on: memorised examples are perfect samples.
     """
     scores = compare(Examples(source, samples, key), needs_met(NONE, source), resamples=0)
     return {name: score.value for name, score in scores.items()}

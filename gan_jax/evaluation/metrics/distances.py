@@ -1,11 +1,33 @@
 """Distances of two sets of examples: Frechet (FID), kernel (KID) and sliced Wasserstein."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from gan_jax.evaluation.metrics.arrays import check_features, row_blocks
 from gan_jax.utils.errors import InputError
+
+NUMBERS = 2**24  # float64 numbers in a block: 128 MiB
+
+
+def check_features(least: int, **features: np.ndarray) -> None:
+    """Raises InputError unless each is [n, d], of one d, with at least `least` examples and finite numbers only."""
+    for name, x in features.items():
+        if x.ndim != 2:
+            raise InputError(f"{name} features have shape {x.shape}: they should be [examples, dimensions]")
+        if len(x) < least:
+            raise InputError(f"{name} features have shape {x.shape}: at least {least} examples are needed")
+        if not np.isfinite(x).all():
+            raise InputError(f"{name} features hold NaN or infinity: they should be finite numbers")
+    dimensions = {name: x.shape[1] for name, x in features.items()}
+    if len(set(dimensions.values())) > 1:
+        raise InputError(f"features of different dimensions, {dimensions}: they should come from one extractor")
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of `rows` such that a block of that many rows and `columns` holds about NUMBERS numbers."""
+    size = max(1, NUMBERS // columns)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 class Gaussian(NamedTuple):
@@ -33,29 +55,22 @@ def gaussian(features: np.ndarray) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The squared 2-Wasserstein distance |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), arXiv:1706.08500.
 
-    In squared units of the features; the root has the eigenvalues of (A B)^1/2, and is symmetric: no imaginary parts.
-    The estimate is biased upwards by about 1/n (arXiv:1911.07023): compare at equal counts only. With no more examples
-    than dimensions a covariance is singular, of rank count - 1; the distance is finite still, and nearly all bias.
-
-    Raises InputError where the dimensions differ.
+    In squared units of the features. The estimate is biased upwards by about 1/n (arXiv:1911.07023): compare at equal
+    counts only. With no more examples than dimensions it is finite still, and nearly all bias. Raises InputError where
+    the dimensions differ.
     """
     if a.mean.shape != b.mean.shape:
         raise InputError(f"Gaussians in {len(a.mean)} and {len(b.mean)} dimensions: they should be of one extractor")
     a, b = sorted((a, b), key=lambda moments: moments.count)  # of the smaller rank: the smaller product
-    root = _root(a)
-    eigenvalues = np.linalg.eigvalsh(root.T @ b.covariance @ root)
-    overlap = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
-    shift = np.sum(np.square(a.mean - b.mean))
-    # Rounding may leave equal Gaussians slightly below 0.
-    return float(max(0, shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap))
-
-
-def _root(a: Gaussian) -> np.ndarray:
-    """R [d, r] with R R^T = A. The symmetric root is R and a rotation, which no eigenvalue of R^T B R sees."""
     eigenvalues, eigenvectors = np.linalg.eigh(a.covariance)
     # What is beyond the rank is rounding, whose root is not small: 1e-8 for 1e-16.
     kept = slice(-min(a.count - 1, len(eigenvalues)), None)
-    return eigenvectors[:, kept] * np.sqrt(np.clip(eigenvalues[kept], 0, None))
+    # R [d, r] with R R^T = A. The symmetric root is R and a rotation, which no eigenvalue of R^T B R sees.
+    root = eigenvectors[:, kept] * np.sqrt(np.clip(eigenvalues[kept], 0, None))
+    overlap = np.sqrt(np.clip(np.linalg.eigvalsh(root.T @ b.covariance @ root), 0, None)).sum()
+    shift = np.sum(np.square(a.mean - b.mean))
+    # Rounding may leave equal Gaussians slightly below 0.
+    return float(max(0, shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap))
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -64,10 +79,9 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     The U-statistic over all pairs of distinct examples, not a mean over subsets: unbiased, so it may be negative, and
     of the least variance. No units: features are expected of order 1.
 
-    Returns: the value, and its standard error by the jackknife over the examples of both sides. Where the two
-      distributions are equal, the statistic is degenerate and that error is too large, by up to sqrt(2).
-
-    Raises InputError for fewer than three examples a side, different dimensions, NaN or infinity.
+    Returns the value, and its standard error by the jackknife over the examples of both sides; where the two
+    distributions are equal, that error is too large, by up to sqrt(2). Raises InputError for fewer than three examples
+    a side, different dimensions, NaN or infinity.
     """
     check_features(3, x=x, y=y)
     x, y = x.astype(np.float64), y.astype(np.float64)
@@ -80,18 +94,15 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _jackknife(within: np.ndarray, across: np.ndarray, others: int) -> float:
-    """The part of the variance that comes from one side, of m examples: (m - 1)/m sum_i (v_i - mean v)^2.
-
-    v_i, the value without example i, up to what does not depend on i: that example is in twice its row sum of the
-    pairs within its side, and once in those across.
-    """
+    """The part of the variance that comes from one side, of m examples: (m - 1)/m sum_i (v_i - mean v)^2."""
     m = len(within)
+    # v_i, the value without example i, up to a constant: i is twice in the pairs within its side, once in those across.
     without = (within.sum() - 2 * within) / ((m - 1) * (m - 2)) - 2 * (across.sum() - across) / ((m - 1) * others)
     return (m - 1) * np.var(without)
 
 
 def _sums_within(x: np.ndarray) -> np.ndarray:
-    """sum over j != i of k(x_i, x_j), [m]; each pair of blocks is met once."""
+    """sum over j != i of k(x_i, x_j), [m]; each pair is met once."""
     sums = -_kernel(np.einsum("id,id->i", x, x) / x.shape[1])
     for rows in row_blocks(len(x), len(x)):
         kernel = _kernel(x[rows] @ x[rows.start :].T / x.shape[1])
@@ -119,8 +130,7 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, projections: int = 128) -> 
     """The 2-Wasserstein distance of equally many x, y [n, ...], in root mean square over random directions.
 
     Along one direction the optimal coupling sorts both sides (arXiv:1804.01947, equation 2). The directions are the
-    same at every call. In units of the data, per dimension averaged out: two sets shifted by a vector v are
-    |v| / sqrt(d) apart, d the number of components of an example.
+    same at every call. In units of the data: sets of d-dimensional examples shifted by v are |v| / sqrt(d) apart.
     """
     if len(x) != len(y):
         raise ValueError(f"the two sets must have equally many examples, not {len(x)} and {len(y)}")
