@@ -15,7 +15,7 @@ from gan_jax.config.build import Setup, merge_setups
 from gan_jax.parallel.devices import Devices, mesh
 from gan_jax.parallel.population_layout import Layout, population
 from gan_jax.step import regularizers, step
-from gan_jax.step.state import Hyperparameters, RegularizerState, TrainState
+from gan_jax.step.state import Hyperparameters, TrainState
 from gan_jax.step.step import init_state
 
 VMAP, MAP, UNROLL = "vmap", "map", "unroll"
@@ -78,10 +78,7 @@ class Population:
         return PopulationState(self._layout.within.placed_shapes(shapes.step), members)
 
     def compiled(self, steps: int, state: PopulationState) -> Callable:
-        """The program of `steps` steps: (state, data) -> (state, metrics {name: [members, steps]}).
-
-        The state is donated.
-        """
+        """The program of `steps` steps: (state, donated; data) -> (state, metrics {name: [members, steps]})."""
         function = partial(_advance, self.setup, self._layout.within, steps)
         return partial(_call, steps, self._layout.compile(function, state.members, self.setup.source.data))
 
@@ -93,10 +90,10 @@ class Population:
 
 def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
     """One run of a population as it would be alone, with these hyperparameters and what its regularisers need."""
-    own, shared = regularizers.initial(hyperparameters), state.regularizers
+    own = regularizers.initial(hyperparameters)
     if own is not None:
-        adaptive = None if own.adaptive is None else shared.adaptive
-        own = RegularizerState(adaptive, None if own.averages is None else shared.averages)
+        names = [name for name, value in vars(own).items() if value is not None]
+        own = own.replace(**{name: getattr(state.regularizers, name) for name in names})
     return state.replace(hyperparameters=hyperparameters, regularizers=own)
 
 
@@ -109,9 +106,5 @@ def _advance(setup: Setup, devices: Devices, steps: int, member: MemberState, da
     state, metrics = step.train_steps(setup.recipe, devices, setup.source, steps, member.state, data)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(values)) for values in metrics.values()]))
     alive = member.alive * finite
-    kept = jax.tree.map(partial(_where, alive == 1), state, member.state)
+    kept = jax.tree.map(lambda new, old: jnp.where(alive == 1, new, old), state, member.state)
     return MemberState(kept, alive), metrics
-
-
-def _where(condition, x, y):
-    return jnp.where(condition, x, y)

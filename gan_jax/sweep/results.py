@@ -34,18 +34,17 @@ class Result(NamedTuple):
     health: tuple[str, ...] = ()  # what was wrong with it at its end, of `health.CONDITIONS`
 
 
-def collect(members: list[Member], workdir: Path) -> list[Result]:
-    """The results so far, in the order of the members."""
-    return [_result(member, workdir) for member in members]
-
-
-def _result(member: Member, workdir: Path) -> Result:
+def result_of(member: Member, workdir: Path) -> Result:
+    """What a member's folder says of it so far."""
     end, folder = end_of(workdir, member), member_folder(workdir, member)
     if end is None:
         return Result(member, NOT_FINISHED, None, {}, {})
     written = read_json(folder / SCORES, {}) if end["status"] == FINISHED else {}
-    numbers = {name: value for name, value in written.items() if isinstance(value, int | float)}
-    scores = {name: value for name, value in numbers.items() if name not in ("step", "num_samples")}
+    scores = {
+        name: value
+        for name, value in written.items()
+        if isinstance(value, int | float) and name not in ("step", "num_samples")
+    }
     points, config = list(read_metrics(folder / METRICS)), flatten(member.config.to_dict())
     curves = {
         name: np.array([(step, values[name]) for step, values in points if name in values], np.float64)
@@ -66,21 +65,21 @@ def write_table(results: list[Result], better: dict[str, int], path: Path) -> No
     `better`: score -> whether higher (1) or lower (-1) values are better; of these, `best_NAME` too, where a run was
     scored while it trained.
     """
-    rows = [_row(result, override_keys(results), better) for result in results]
+    rows, keys = [], override_keys(results)
+    for result in results:
+        row = {"member": result.member.number, "status": result.status, "seconds": result.seconds}
+        row["health"] = " ".join(result.health)
+        row |= {key: result.member.overrides.get(key, "") for key in keys}
+        row |= {name: points[-1, 1] for name, points in result.curves.items()} | result.scores
+        for name, sign in better.items():
+            if name in result.curves:
+                row[f"best_{name}"] = sign * (sign * result.curves[name][:, 1]).max()
+        rows.append(row)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _union(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, buffer.getvalue().encode())
-
-
-def _row(result: Result, keys: list[str], better: dict[str, int]) -> dict:
-    row = {"member": result.member.number, "status": result.status, "seconds": result.seconds}
-    row["health"] = " ".join(result.health)
-    row |= {key: result.member.overrides.get(key, "") for key in keys}
-    row |= {name: points[-1, 1] for name, points in result.curves.items()} | result.scores
-    scored = [name for name in better if name in result.curves]
-    return row | {f"best_{name}": better[name] * (better[name] * result.curves[name][:, 1]).max() for name in scored}
 
 
 def override_keys(results: list[Result]) -> list[str]:
@@ -142,13 +141,6 @@ def conditions(results: list[Result]) -> list[Condition]:
     return list(groups.values())
 
 
-def shared(results: list[Result]) -> dict:
-    """The overrides that every member has: said once, and in no condition."""
-    first, *others = [result.member.overrides for result in results]
-    every = {key: value for key, value in first.items() if all((key, value) in keys.items() for keys in others)}
-    return {key: value for key, value in every.items() if key != SEED}
-
-
 class Spread(NamedTuple):
     """A score across seeds."""
 
@@ -177,10 +169,17 @@ def _spread(scores: tuple[float, ...]) -> Spread:
 
 def references(results: list[Result]) -> dict[str, float]:
     """The scores that are the same for every member, such as a ceiling: said once, and in no table."""
-    scored = [result.scores for result in results if result.scores]
-    if len(scored) < 2:
-        return {}
-    return {name: value for name, value in scored[0].items() if all(scores.get(name) == value for scores in scored)}
+    scores = [result.scores for result in results if result.scores]
+    return _common(scores) if len(scores) > 1 else {}
+
+
+def shared(results: list[Result]) -> dict:
+    """The overrides that every member has, but for the seed: said once, and in no condition."""
+    return {key: value for key, value in _common([x.member.overrides for x in results]).items() if key != SEED}
+
+
+def _common(mappings: list[dict]) -> dict:
+    return {key: value for key, value in mappings[0].items() if all((key, value) in x.items() for x in mappings)}
 
 
 def same_for_all(results: list[Result]) -> str:

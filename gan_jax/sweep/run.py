@@ -14,8 +14,6 @@ from tqdm import tqdm
 from gan_jax.cli.evaluate import evaluate_run
 from gan_jax.config import build as recipe
 from gan_jax.config.build import Setup
-from gan_jax.data import Source
-from gan_jax.parallel.devices import Devices
 from gan_jax.parallel.population_layout import Layout, population
 from gan_jax.step.state import TrainState
 from gan_jax.sweep import folders
@@ -50,10 +48,16 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
 
     Raises InputError, naming the member, where a config makes no sense or is not for a sweep.
     """
-    setups, devices = [], devices_of_a_member(per_member)
+    setups, devices, source = [], devices_of_a_member(per_member), None
     for member in members:
         try:
-            setups.append(_setup(member, devices, setups[0].source if setups else None))
+            if member.config.evaluation.best:
+                raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
+            setups.append(recipe.build(member.config, devices, source))
+            source = setups[0].source
+            if source.streamed:
+                words = "the data of a sweep lies on its devices; choose a set that fits there"
+                raise InputError(f"{words}, data.placement=device")
         except InputError as error:
             raise InputError(f"member {member.number} {member.overrides}: {error}") from error
     if how != AUTO and rule(setups[0]) == UNROLL:
@@ -61,22 +65,13 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
     return [setup._replace(reference=setups[0].reference) for setup in setups]
 
 
-def _setup(member: Member, devices: Devices, source: Source | None) -> Setup:
-    if member.config.evaluation.best:
-        raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
-    setup = recipe.build(member.config, devices, source)
-    if setup.source.streamed:
-        raise InputError("the data of a sweep lies on its devices; choose a set that fits there, data.placement=device")
-    return setup
-
-
 def run_program(
     members: list[Member], setups: list[Setup], workdir: Path, how: str, per_member: int, stop_requested: Callable
 ) -> bool:
     """Trains the members of a program that have not come to their end; False where a signal ended it early."""
     setup_of = {member.number: setup for member, setup in zip(members, setups, strict=True)}
-    size = len(members)
-    if rule(setups[0]) == UNROLL:  # a device takes one member at a time, which is compiled once for all
+    size, waiting = len(members), folders.unfinished(workdir, members)
+    if waiting and rule(setups[0]) == UNROLL:  # a device takes one member at a time, which is compiled once for all
         size = jax.local_device_count() // per_member
         folders.settle(folders.program_folder(workdir, members) / AT_ONCE, {"members at once": size})
     for start in range(0, len(members), size):
@@ -116,7 +111,9 @@ class _Training:
         self._config = setups[0].config  # whose cadences are those of all
         self._folder = folders.program_folder(workdir, members)
         self._generate = Generate(setups[0])
-        self._vitals = self._make_vitals()
+        self._vitals = []
+        for setup in setups if self._config.health_every else ():
+            self._vitals.append(Vitals(setup, *self._vitals[:1]))  # which shares what it has compiled
         Scoring(setups[0], self._generate)  # what is missing for it is known before anything trains
         self._data = layout.within.place(setups[0].source.data)
         self._compiled = {}  # by the steps of a call
@@ -128,21 +125,13 @@ class _Training:
         with ExitStack() as stack:
             self._checkpoints = stack.enter_context(closing(Checkpoints(self._folder / CHECKPOINTS, kept=2)))
             state = self._first_state()
-            now, description = int(state.step), f"{len(self._members)} members"
+            now, bar = int(state.step), {"desc": f"{len(self._members)} members", "unit": "step", "dynamic_ncols": True}
             self._begin(now)
-            self._bar = stack.enter_context(
-                tqdm(desc=description, total=self._config.num_steps, initial=now, unit="step", dynamic_ncols=True)
-            )
+            self._bar = stack.enter_context(tqdm(total=self._config.num_steps, initial=now, **bar))
             state, now = advance_to_end(self._config, state, self._stop_requested, self._advance, self._at_boundary)
             self._save(state)
             self._checkpoints.wait()
             return now == self._config.num_steps and self._finish(state)
-
-    def _make_vitals(self) -> list[Vitals]:
-        if not self._config.health_every:
-            return []
-        first = Vitals(self._setups[0])
-        return [first, *(Vitals(setup, first) for setup in self._setups[1:])]
 
     def _first_state(self) -> PopulationState:
         if self._checkpoints.latest_step() is None:
@@ -189,26 +178,24 @@ class _Training:
         """Those of each living member, once it is known which ones have left the finite numbers."""
         newest = {}
         for first, metrics in jax.device_get(self._unseen):
-            names, values = list(metrics), np.stack(list(metrics.values()))  # [names, members, steps]
-            finite = np.isfinite(values)
-            for i in range(len(self._members)):
-                if i in self._diverged:
-                    continue
-                if finite[:, i].all():
-                    newest[i] = dict(zip(names, values[:, i, -1].tolist(), strict=True))
-                    continue
-                newest.pop(i, None)
-                step = int(np.argmin(finite[:, i].all(axis=0)))
-                bad = [name for name, is_finite in zip(names, finite[:, i, step], strict=True) if not is_finite]
-                self._lose(i, first + step + 1, f"{', '.join(bad)} not finite")
+            finite = {name: np.isfinite(values) for name, values in metrics.items()}  # [members, steps]
+            all_finite = np.all(list(finite.values()), axis=0)
+            for i in self._alive():
+                if all_finite[i].all():
+                    newest[i] = {name: float(values[i, -1]) for name, values in metrics.items()}
+                else:
+                    newest.pop(i, None)
+                    step = int(np.argmin(all_finite[i]))
+                    bad = ", ".join(name for name, is_finite in finite.items() if not is_finite[i, step])
+                    self._lose(i, first + step + 1, f"{bad} not finite")
         self._unseen.clear()
         return newest
 
     def _lose(self, i: int, step: int, why: str) -> None:
         self._diverged[i] = f"step {step:,}: {why}"
         write_atomically(self._path(i, DIVERGED), json.dumps({"step": step, "why": self._diverged[i]}).encode())
-        line = f"member {self._members[i].number} diverged, {self._diverged[i]}; the others go on"
-        self._bar.write(line, file=sys.stderr)
+        number = self._members[i].number
+        self._bar.write(f"member {number} diverged, {self._diverged[i]}; the others go on", file=sys.stderr)
 
     def _log(self, now: int, metrics: dict[int, dict[str, float]]) -> None:
         for i, values in metrics.items():
@@ -264,8 +251,10 @@ class _Training:
     def _living(self, state: PopulationState) -> list[tuple[int, TrainState]]:
         """The members that have not diverged, each with its state on the host, without its key."""
         states = jax.device_get(state.members.state.replace(key=None))
-        alive = [i for i in range(len(self._members)) if i not in self._diverged]
-        return [(i, jax.tree.map(lambda x, i=i: x[i], states)) for i in alive]
+        return [(i, jax.tree.map(lambda x, i=i: x[i], states)) for i in self._alive()]
+
+    def _alive(self) -> list[int]:
+        return [i for i in range(len(self._members)) if i not in self._diverged]
 
     def _path(self, i: int, *names: str) -> Path:
         return member_folder(self._workdir, self._members[i]).joinpath(*names)
