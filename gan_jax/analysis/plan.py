@@ -25,24 +25,6 @@ from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import keys_of
 
 SHOWN = 8  # of the collectives
-# Bytes that each of n devices sends, for every byte of its own operand: with rings, which are optimal in bytes.
-SENT = {
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-gather": lambda n: n - 1,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "ragged-all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1,
-    "collective-broadcast": lambda n: 1,
-}
-
-
-class Memory(NamedTuple):
-    """Bytes on each device."""
-
-    state: int
-    data: int
-    temporaries: int  # and the results that are not in the state's place
 
 
 class Planned(NamedTuple):
@@ -50,7 +32,7 @@ class Planned(NamedTuple):
 
     setup: Setup
     parameters: tuple[int, int]  # of G and of D
-    memory: Memory
+    memory: dict[str, int]  # bytes on each device: of state, data, temporaries and results that are in no state's place
     flops: int  # in matrix products and convolutions of the whole step, by formula
     counted_by_xla: float | None  # FLOPs on one device; None where there are loops, whose bodies it counts once
     traffic: float  # bytes that a device reads and writes in its memory
@@ -110,7 +92,7 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     return Planned(
         setup=setup,
         parameters=(_count(state.generator.params), _count(state.discriminator.params)),
-        memory=Memory(_bytes(state), resident, analysis.temp_size_in_bytes + results),
+        memory={"state": _bytes(state), "data": resident, "temporaries": analysis.temp_size_in_bytes + results},
         flops=flops,
         counted_by_xla=compiled.cost_analysis()["flops"] if written_out else None,
         traffic=bytes_accessed(compiled) if written_out else step_traffic(setup),
@@ -147,16 +129,11 @@ def _bytes(tree) -> int:
 def predict(planned: Planned, count: int, chip: Chip, peak: Peak, links: Interconnect) -> Prediction:
     """The times of a step on `count` devices of which only the data sheet is known."""
     products, traffic = planned.flops / count / peak.flops, planned.traffic / chip.bandwidth
-    transfer = sum(_transfer_seconds(collective, count, links) for collective in planned.collectives)
+    transfer = sum(collective.sent(count) for collective in planned.collectives) / links.bandwidth
     latency = sum(collective.count for collective in planned.collectives) * links.latency
     compute, communication = max(products, traffic), transfer + latency
     efficiencies = compute / (compute + communication), compute / max(compute, communication)
     return Prediction(products, traffic, compute, transfer, latency, communication, *efficiencies)
-
-
-def _transfer_seconds(collective: hlo.Collective, count: int, links: Interconnect) -> float:
-    """Of all its runs in a step, on `count` devices."""
-    return collective.count * SENT[collective.kind](count) * collective.bytes / links.bandwidth
 
 
 def _needs(planned: Planned, machine: Machine, chip: Chip) -> dict[str, str]:
@@ -185,13 +162,13 @@ def _needs(planned: Planned, machine: Machine, chip: Chip) -> dict[str, str]:
 
 
 def _memory(planned: Planned, room: float) -> str:
-    memory, streamed = planned.memory, planned.setup.source.streamed
+    streamed, total = planned.setup.source.streamed, sum(planned.memory.values())
+    state, held, temporaries = (quantity(size, "B") for size in planned.memory.values())
     parts = (
-        f"state {quantity(memory.state, 'B')}, data {quantity(memory.data, 'B')} "
-        f"({'streamed' if streamed else 'a copy on each'}), temporaries {quantity(memory.temporaries, 'B')}; together "
-        f"{quantity(sum(memory), 'B')} of {quantity(room, 'B')} on a device, {digits(100 * sum(memory) / room)}%: "
+        f"state {state}, data {held} ({'streamed' if streamed else 'a copy on each'}), temporaries {temporaries}; "
+        f"together {quantity(total, 'B')} of {quantity(room, 'B')} on a device, {digits(100 * total / room)}%: "
     )
-    if sum(memory) <= room:
+    if total <= room:
         return f"{parts}**fits**"
     remedies = "take more devices or a smaller batch_size, or a larger accumulate"
     if not streamed and _may_be_streamed(planned.setup.config):
@@ -228,7 +205,7 @@ def _collectives(collectives: Sequence[hlo.Collective], count: int, links: Inter
         # XLA names one that it combined of several `a/(b:c)`.
         first = shortened(collective.place.partition(":")[0].replace("/(", "/").removeprefix("("))
         cells = collective.kind, str(collective.count), quantity(collective.bytes, "B")
-        lines.append(f"| {' | '.join(cells)} | {_ms(_transfer_seconds(collective, count, links))} | `{first}` |")
+        lines.append(f"| {' | '.join(cells)} | {_ms(collective.sent(count) / links.bandwidth)} | `{first}` |")
     if rest := by_size[SHOWN:]:
         lines += ["", f"And {len(rest)} smaller ones, {quantity(sum(x.count * x.bytes for x in rest), 'B')}."]
     return "\n".join(lines)

@@ -45,12 +45,12 @@ def axes(groups: list[Condition]) -> list[Axis]:
 
 def grids(groups: list[Condition], down: Axis, across: Axis) -> dict[str, np.ndarray]:
     """The means of each score, [down, across]; NaN where no seed has it. FINISHED comes first."""
-    names = dict.fromkeys(name for group in groups for name in group.scores)
+    names = dict.fromkeys(name for group in groups for name in group.spreads)
     means = {name: np.full((len(down.values), len(across.values)), np.nan) for name in (FINISHED, *names)}
     for group, i, j in zip(groups, down.places, across.places, strict=True):
         means[FINISHED][i, j] = len(group.finished) / len(group.results)
-        for name, values in group.scores.items():
-            means[name][i, j] = values.mean()
+        for name, spread in group.spreads.items():
+            means[name][i, j] = spread.mean
     return means
 
 

@@ -25,10 +25,10 @@ WIDE = 128  # units of an MLP's hidden layer, from which on `map` is faster on a
 def rule(setup: Setup) -> str:
     """How the members on one device take a step: as their networks and the backend say, never a stopwatch.
 
-    The ways add in different orders, so that a run's bits depend on this. MLPs take their steps together (`vmap`); on a
-    CPU those of width WIDE or more one after another (`map`), where a member's activations then stay in the cache.
-    Convolutional networks take theirs one after another: a convolution under `vmap` is a grouped one, which is slow. On
-    a CPU, where a convolution in a loop is slow as well, they do so without a loop (`unroll`).
+    The ways add in different orders, so that a run's bits depend on this. MLPs take their steps together (`vmap`); wide
+    ones on a CPU one after another (`map`), where a member's activations then stay in the cache. Convolutional networks
+    always do: a convolution under `vmap` is a grouped one, which is slow. On a CPU, where a convolution in a loop is
+    slow as well, their steps are written out (`unroll`).
     """
     on_cpu, players = jax.default_backend() == "cpu", (setup.config.generator, setup.config.discriminator)
     if setup.recipe.generator.convolves or setup.recipe.discriminator.convolves:
@@ -88,15 +88,6 @@ class Population:
         return PopulationState(jnp.int32(0), MemberState(jax.vmap(init)(hyperparameters, keys), alive))
 
 
-def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
-    """One run of a population as it would be alone, with these hyperparameters and what its regularisers need."""
-    own = regularizers.initial(hyperparameters)
-    if own is not None:
-        names = [name for name, value in vars(own).items() if value is not None]
-        own = own.replace(**{name: getattr(state.regularizers, name) for name in names})
-    return state.replace(hyperparameters=hyperparameters, regularizers=own)
-
-
 def _call(steps: int, program: Callable, state: PopulationState, data):
     members, metrics = program(state.members, data)
     return PopulationState(state.step + steps, members), metrics
@@ -104,7 +95,15 @@ def _call(steps: int, program: Callable, state: PopulationState, data):
 
 def _advance(setup: Setup, devices: Devices, steps: int, member: MemberState, data):
     state, metrics = step.train_steps(setup.recipe, devices, setup.source, steps, member.state, data)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(values)) for values in metrics.values()]))
-    alive = member.alive * finite
+    alive = member.alive * jnp.all(jnp.stack([jnp.all(jnp.isfinite(values)) for values in metrics.values()]))
     kept = jax.tree.map(lambda new, old: jnp.where(alive == 1, new, old), state, member.state)
     return MemberState(kept, alive), metrics
+
+
+def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
+    """One run of a population as it would be alone, with these hyperparameters and what its regularisers need."""
+    own = regularizers.initial(hyperparameters)
+    if own is not None:
+        names = [name for name, value in vars(own).items() if value is not None]
+        own = own.replace(**{name: getattr(state.regularizers, name) for name in names})
+    return state.replace(hyperparameters=hyperparameters, regularizers=own)

@@ -18,7 +18,6 @@ from gan_jax.sweep.results import (
     NOT_FINISHED,
     Condition,
     Result,
-    across_seeds,
     conditions,
     override_keys,
     same_for_all,
@@ -50,23 +49,18 @@ figure { display: inline-block; margin: 0.5em }
 <h1>$title</h1>
 $sections
 <script>
-for (const table of document.querySelectorAll("table")) {
-  const body = table.tBodies[0];
-  table.tHead.addEventListener("click", ({ target }) => {
-    const heading = target.closest("th"), column = heading.cellIndex;
-    const sign = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    for (const cell of heading.parentNode.cells) cell.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
-    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const compare = (a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (x === "" || y === "") return (x === "") - (y === "");
-      const numbers = !isNaN(x) && !isNaN(y);
-      return sign * (numbers ? x - y : x.localeCompare(y));
-    };
-    body.append(...[...body.rows].sort(compare));
-  });
-}
+for (const heading of document.querySelectorAll("th")) heading.addEventListener("click", () => {
+  const body = heading.closest("table").tBodies[0], column = heading.cellIndex;
+  const sign = heading.ariaSort === "ascending" ? -1 : 1;
+  for (const cell of heading.parentNode.cells) cell.ariaSort = null;
+  heading.ariaSort = sign === 1 ? "ascending" : "descending";
+  const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  body.append(...[...body.rows].sort((a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");
+    return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
+  }));
+});
 </script>
 </body>
 </html>
@@ -120,9 +114,9 @@ def _across(results: list[Result]) -> tuple[list[str], list[list[Cell]]]:
     """The header and the rows of the table across seeds."""
     names, rows = score_names(results), []
     for group in conditions(results):
-        spreads = across_seeds(group)
+        spreads, finished = group.spreads, len(group.finished)
         scores = [(spreads[name].text, spreads[name].mean) if name in spreads else ("", None) for name in names]
-        rows.append([(group.label, None), (group.ended, len(group.finished)), *scores])
+        rows.append([(group.label, None), (f"{finished} of {len(group.results)}", finished), *scores])
     return ["", "finished", *names], rows
 
 

@@ -103,6 +103,27 @@ def in_words(overrides: dict) -> str:
     return ", ".join(dict.fromkeys(f"{short(key)}={value}" for key, value in overrides.items()))
 
 
+class Spread(NamedTuple):
+    """A score across seeds."""
+
+    mean: float
+    low: float  # of the bootstrap interval of the mean, at LEVEL; NaN of one run
+    high: float
+    count: int  # of runs that have it
+
+    @property
+    def text(self) -> str:
+        """In words, with the interval where there is one."""
+        return f"{self.mean:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.count > 1 else "")
+
+
+@cache  # the summary and the report ask for the same ones
+def _spread(scores: tuple[float, ...]) -> Spread:
+    several = len(scores) > 1
+    bounds = interval(np.mean, (np.array(scores),), RESAMPLES, LEVEL, 0) if several else (np.nan, np.nan)
+    return Spread(float(np.mean(scores)), *bounds, len(scores))
+
+
 class Condition(NamedTuple):
     """The members that differ in their seeds alone."""
 
@@ -120,15 +141,10 @@ class Condition(NamedTuple):
         return [result for result in self.results if result.status == FINISHED]
 
     @property
-    def ended(self) -> str:
-        """How many finished, in words."""
-        return f"{len(self.finished)} of {len(self.results)}"
-
-    @property
-    def scores(self) -> dict[str, np.ndarray]:
-        """Each score of the members that have it: [members]."""
-        by_member = [result.scores for result in self.results]
-        return {name: np.array([scores[name] for scores in by_member if name in scores]) for name in _union(by_member)}
+    def spreads(self) -> dict[str, Spread]:
+        """Each score across the members that have it."""
+        scores = [result.scores for result in self.results]
+        return {name: _spread(tuple(own[name] for own in scores if name in own)) for name in _union(scores)}
 
 
 def conditions(results: list[Result]) -> list[Condition]:
@@ -139,32 +155,6 @@ def conditions(results: list[Result]) -> list[Condition]:
         overrides = {key: value for key, value in result.member.overrides.items() if key not in (SEED, *same)}
         groups.setdefault(frozenset(overrides.items()), Condition(overrides, [])).results.append(result)
     return list(groups.values())
-
-
-class Spread(NamedTuple):
-    """A score across seeds."""
-
-    mean: float
-    low: float  # of the bootstrap interval of the mean, at LEVEL; NaN of one run
-    high: float
-    count: int  # of runs that have it
-
-    @property
-    def text(self) -> str:
-        """In words, with the interval where there is one."""
-        return f"{self.mean:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.count > 1 else "")
-
-
-def across_seeds(condition: Condition) -> dict[str, Spread]:
-    """Each score of the members that finished: its mean, and the interval of that where there are two or more."""
-    return {name: _spread(tuple(values)) for name, values in condition.scores.items()}
-
-
-@cache  # the summary and the report ask for the same ones
-def _spread(scores: tuple[float, ...]) -> Spread:
-    several = len(scores) > 1
-    bounds = interval(np.mean, (np.array(scores),), RESAMPLES, LEVEL, 0) if several else (np.nan, np.nan)
-    return Spread(float(np.mean(scores)), *bounds, len(scores))
 
 
 def references(results: list[Result]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -124,7 +124,11 @@ class _Training:
     def run(self) -> bool:
         with ExitStack() as stack:
             self._checkpoints = stack.enter_context(closing(Checkpoints(self._folder / CHECKPOINTS, kept=2)))
-            state = self._first_state()
+            if self._checkpoints.latest_step() is None:
+                state = self._population.initial()
+            else:
+                state = self._checkpoints.restore(self._population.abstract())
+                self._checkpoints.discard_after(int(state.step))
             now, bar = int(state.step), {"desc": f"{len(self._members)} members", "unit": "step", "dynamic_ncols": True}
             self._begin(now)
             self._bar = stack.enter_context(tqdm(total=self._config.num_steps, initial=now, **bar))
@@ -132,13 +136,6 @@ class _Training:
             self._save(state)
             self._checkpoints.wait()
             return now == self._config.num_steps and self._finish(state)
-
-    def _first_state(self) -> PopulationState:
-        if self._checkpoints.latest_step() is None:
-            return self._population.initial()
-        state = self._checkpoints.restore(self._population.abstract())
-        self._checkpoints.discard_after(int(state.step))
-        return state
 
     def _begin(self, now: int) -> None:
         for i, (member, setup) in enumerate(zip(self._members, self._setups, strict=True)):
@@ -168,7 +165,10 @@ class _Training:
                 np.save(self._path(i, POINTS, f"{now:08d}.npy"), points)
         if is_due(config, "evaluate_every", now):
             for i, member in self._living(state):
-                self._score(i, member, now)
+                scoring = Scoring(self._setups[i], self._generate.of(self._setups[i]))
+                with self._losing(i, now):
+                    samples = scoring.samples(member.ema, config.evaluation.num_samples)
+                    self._log(now, {i: scoring.values(samples)})
         if is_due(config, "health_every", now):
             self._log(now, {i: self._vitals[i].measure(member) for i, member in self._living(state)})
         if is_due(config, "checkpoint_every", now):
@@ -202,15 +202,13 @@ class _Training:
             with self._path(i, METRICS).open("a", encoding="utf-8") as file:
                 file.write(metrics_line(now, values))
 
-    def _score(self, i: int, state: TrainState, now: int) -> None:
-        scoring = Scoring(self._setups[i], self._generate.of(self._setups[i]))
+    @contextmanager
+    def _losing(self, i: int, step: int):
+        """Within it a member diverges where its samples are not finite, though its metrics were."""
         try:
-            samples = scoring.samples(state.ema, self._config.evaluation.num_samples)
-            scores = scoring.values(samples)
-        except NotFiniteError as error:  # though its metrics were
-            self._lose(i, now, str(error))
-        else:
-            self._log(now, {i: scores})
+            yield
+        except NotFiniteError as error:
+            self._lose(i, step, str(error))
 
     def _save(self, state: PopulationState) -> None:
         if self._checkpoints.latest_step() != int(state.step):
@@ -225,15 +223,12 @@ class _Training:
             if self._stop_requested():
                 return False
             generate = self._generate.of(self._setups[i])
-            try:
+            with self._losing(i, self._config.num_steps):
                 evaluate_run(self._setups[i], member, self._path(i), 0, generate)
                 plots.write_png(self._path(i, PICTURE), generate.picture(member))
-            except NotFiniteError as error:
-                self._lose(i, self._config.num_steps, str(error))
         count = len(self._members)
         for i in range(count):
             self._save_member(i, state)
-        for i in range(count):
             status = f"diverged, {self._diverged[i]}" if i in self._diverged else FINISHED
             end = {"status": status, "seconds": self._seconds / count, "together": count}
             write_atomically(self._path(i, END), (json.dumps(end) + "\n").encode())

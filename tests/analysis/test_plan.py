@@ -18,8 +18,8 @@ from PIL import Image
 from gan_jax import main
 from gan_jax.analysis import plan as planning
 from gan_jax.analysis.chips import CHIPS, Interconnect, Machine, Peak, interconnect
-from gan_jax.analysis.plan import SENT, Planned, plan, planned_step, predict
-from gan_jax.analysis.profiling.hlo import KINDS, Collective
+from gan_jax.analysis.plan import Planned, plan, planned_step, predict
+from gan_jax.analysis.profiling.hlo import SENT, Collective
 from gan_jax.analysis.profiling.page import quantity
 from gan_jax.cli import command_line
 from gan_jax.data import resident
@@ -53,8 +53,7 @@ def test_the_prediction_by_hand():
     assert (hidden.compute, hidden.communication, hidden.overlapped_efficiency) == (20, 4, 1)
 
 
-def test_every_kind_of_collective_is_known_and_costs_nothing_on_one_device_that_it_need_not_send():
-    assert set(SENT) == set(KINDS["collective"])
+def test_a_collective_costs_nothing_on_one_device_that_it_need_not_send():
     assert all(SENT[kind](1) == 0 for kind in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all"))
 
 
@@ -110,9 +109,9 @@ def test_parameters_and_memory_are_the_closed_form(digits):
     generator, discriminator = mlp_parameters(4, 8, 64), mlp_parameters(64, 8, 1)
     assert found.parameters == (generator, discriminator)
     # Both players with two moments, and G's average; then the key, the numbers of the config, counts of steps.
-    assert 0 < found.memory.state - 4 * (4 * generator + 3 * discriminator) < 100
-    assert found.memory.data == 1500 * (64 + 1)
-    assert found.memory.temporaries > 0
+    assert 0 < found.memory["state"] - 4 * (4 * generator + 3 * discriminator) < 100
+    assert found.memory["data"] == 1500 * (64 + 1)
+    assert found.memory["temporaries"] > 0
 
 
 @pytest.fixture

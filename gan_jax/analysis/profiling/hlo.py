@@ -7,20 +7,19 @@ import math
 import re
 from typing import NamedTuple
 
+# Bytes that each of n devices sends, for every byte of its own operand: with rings, which are optimal in bytes.
+SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: n - 1,
+    **dict.fromkeys(("reduce-scatter", "all-to-all", "ragged-all-to-all"), lambda n: (n - 1) / n),
+    **dict.fromkeys(("collective-permute", "collective-broadcast"), lambda n: 1),
+}
 # The kind of an operation is the first of these that it, or something fused into it, is; else copy or elementwise.
 KINDS = {
     "convolution": ("convolution",),
     "matrix product": ("dot",),
     "library call": ("custom-call",),
-    "collective": (
-        "all-reduce",
-        "all-gather",
-        "reduce-scatter",
-        "all-to-all",
-        "ragged-all-to-all",
-        "collective-permute",
-        "collective-broadcast",
-    ),
+    "collective": tuple(SENT),
     "reduction": ("reduce", "reduce-window"),
     "sort": ("sort",),
     "indexing": ("gather", "scatter", "dynamic-slice", "dynamic-update-slice"),
@@ -52,10 +51,14 @@ class Instruction(NamedTuple):
 class Collective(NamedTuple):
     """One operation in which devices exchange arrays."""
 
-    kind: str  # one of KINDS["collective"]
+    kind: str  # one of SENT
     bytes: int  # of one device's operands, each time
     place: str  # see Instruction.place
     count: int  # how often it runs
+
+    def sent(self, n: int) -> float:
+        """Bytes that each of n devices sends, all times together."""
+        return self.count * SENT[self.kind](n) * self.bytes
 
 
 class Program(NamedTuple):
@@ -120,7 +123,7 @@ def collectives(program: Program) -> list[Collective]:
         shapes = {instruction.name: instruction.shape for instruction in computation}
         for instruction in computation:
             opcode = instruction.opcode.removesuffix("-start")
-            if opcode in KINDS["collective"]:
+            if opcode in SENT:
                 size = sum(bytes_of(shapes[operand]) for operand in instruction.operands)
                 yield Collective(opcode, size, instruction.place, times)
             elif opcode in _CALLERS:
