@@ -44,7 +44,7 @@ class Machine(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Devices."""
+        """How many they are."""
         return self.hosts * self.devices_per_host
 
 

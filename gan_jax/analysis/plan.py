@@ -57,14 +57,24 @@ def plan(config: ConfigDict, machine: Machine, name: str) -> str:
     links, chip = interconnect(machine), CHIPS[machine.chip]
     planned = planned_step(config, machine)
     peak = chip.peak(config.precision, config.matmul_precision)
-    prediction = predict(planned, machine.count, chip, peak, links)
+    times = predict(planned, machine.count, chip, peak, links)
+    binding = "matrix products bind" if times.products >= times.traffic else "memory binds"
+    shortest = max(times.compute, times.communication)
+    examples = config.batch_size * config.discriminator.steps / shortest
     rows = {
         **_needs(planned, machine, chip),
         "chip": f"matrix products {quantity(peak.flops, 'FLOP/s')} ({peak.how}), memory "
         f"{quantity(chip.bandwidth, 'B/s')}, by the data sheet",
         "interconnect": f"{quantity(links.bandwidth, 'B/s')} from each device ({links.source}), "
         f"{digits(links.latency * 1e6)} us a collective",
-        **_predicted(prediction, config.batch_size * config.discriminator.steps),
+        "computing": f"{_ms(times.compute)} a step at least: matrix products {_ms(times.products)}, traffic "
+        f"{_ms(times.traffic)}; {binding}",
+        "communication": f"{_ms(times.communication)} a step: transfers {_ms(times.transfer)}, latencies "
+        f"{_ms(times.latency)}",
+        "weak scaling": f"**efficiency {times.efficiency:.1%}** with no overlap, "
+        f"{times.overlapped_efficiency:.1%} with all that can be",
+        "step": f"{_ms(times.compute + times.communication)} with no overlap, {_ms(shortest)} with all: "
+        f"at most {examples:,.0f} real examples/s",
     }
     heading = f"# Plan of {name} on {machine.count:,} x {machine.chip}"
     return f"{heading}\n\n{table(rows)}\n\n{_collectives(planned.collectives, machine.count, links)}\n"
@@ -174,21 +184,6 @@ def _memory(planned: Planned, room: float) -> str:
     if not streamed and _may_be_streamed(planned.setup.config):
         remedies += "; data.placement=stream keeps the data off the device"
     return f"{parts}**does not fit**: {remedies}"
-
-
-def _predicted(prediction: Prediction, examples: int) -> dict[str, str]:
-    binding = "matrix products bind" if prediction.products >= prediction.traffic else "memory binds"
-    shortest = max(prediction.compute, prediction.communication)
-    return {
-        "computing": f"{_ms(prediction.compute)} a step at least: matrix products {_ms(prediction.products)}, traffic "
-        f"{_ms(prediction.traffic)}; {binding}",
-        "communication": f"{_ms(prediction.communication)} a step: transfers {_ms(prediction.transfer)}, latencies "
-        f"{_ms(prediction.latency)}",
-        "weak scaling": f"**efficiency {prediction.efficiency:.1%}** with no overlap, "
-        f"{prediction.overlapped_efficiency:.1%} with all that can be",
-        "step": f"{_ms(prediction.compute + prediction.communication)} with no overlap, {_ms(shortest)} with all: "
-        f"at most {examples / shortest:,.0f} real examples/s",
-    }
 
 
 def _ms(seconds: float) -> str:

@@ -81,13 +81,13 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
             raise ArithmeticError("no eigenvalue converged; another number of samples may help")
     except (ArithmeticError, scipy.sparse.linalg.ArpackError) as error:
         raise InputError(f"{workdir} has no spectrum at step {int(state.step):,}: {error}") from None
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in players]
+    generator_size, discriminator_size = (sum(x.size for x in jax.tree.leaves(params)) for params in players)
     values = {which: end.values for which, end in ends.items()}
     scalars = {
         "step": int(state.step),
         "examples": batches * n,
-        "generator_parameters": sizes[0],
-        "discriminator_parameters": sizes[1],
+        "generator_parameters": generator_size,
+        "discriminator_parameters": discriminator_size,
         "field_norm": float(np.linalg.norm(value)),
     } | summary(values)
     written = {
@@ -96,8 +96,8 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
     }
     content = scalars | {"asked_of_each_end": COUNT, "ends": written}
     write_atomically(workdir / "spectrum.json", (json.dumps(content, indent=2) + "\n").encode())
-    title = f"{setup.title}, step {int(state.step):,}"
-    plots.write_png(workdir / "spectrum.png", plots.spectrum(values, title))
+    picture = plots.spectrum(values, f"{setup.title}, step {int(state.step):,}")
+    plots.write_png(workdir / "spectrum.png", picture)
     return scalars
 
 

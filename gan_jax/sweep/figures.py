@@ -1,6 +1,7 @@
 """The figures of a sweep's report: maps over two keys, learning curves, and samples over training."""
 
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,8 +46,7 @@ def axes(groups: list[Condition]) -> list[Axis]:
 
 def grids(groups: list[Condition], down: Axis, across: Axis) -> dict[str, np.ndarray]:
     """The means of each score, [down, across]; NaN where no seed has it. FINISHED comes first."""
-    names = dict.fromkeys(name for group in groups for name in group.spreads)
-    means = {name: np.full((len(down.values), len(across.values)), np.nan) for name in (FINISHED, *names)}
+    means = defaultdict(lambda: np.full((len(down.values), len(across.values)), np.nan))
     for group, i, j in zip(groups, down.places, across.places, strict=True):
         means[FINISHED][i, j] = len(group.finished) / len(group.results)
         for name, spread in group.spreads.items():
@@ -66,8 +66,7 @@ def maps(groups: list[Condition]) -> Figure | None:
         if np.unique(means[~np.isnan(means)]).size > 1 and not name.endswith(REFERENCES)
     }
     rows = max(-(-len(shown) // COLUMNS), 1)
-    size = 4.2 * COLUMNS, rows * (1.2 + 0.25 * len(down.values))
-    figure, subplots = _figure(*size, rows, COLUMNS)
+    figure, subplots = _figure(4.2 * COLUMNS, rows * (1.2 + 0.25 * len(down.values)), rows, COLUMNS)
     for ax in subplots.flat[len(shown) :]:
         ax.set_axis_off()
     rotation = 45 if len(across.values) > 4 else 0

@@ -19,9 +19,9 @@ from gan_jax.sweep.results import (
     Condition,
     Result,
     conditions,
-    override_keys,
     same_for_all,
     score_names,
+    union,
 )
 from gan_jax.utils.files import write_atomically
 
@@ -121,7 +121,7 @@ def _across(results: list[Result]) -> tuple[list[str], list[list[Cell]]]:
 
 
 def _members(results: list[Result], workdir: Path) -> str:
-    keys, names, rows = override_keys(results), score_names(results), []
+    keys, names, rows = union(result.member.overrides for result in results), score_names(results), []
     for result in results:
         words = [result.member.overrides.get(key, "") for key in keys]
         numbers = [result.seconds, *map(result.scores.get, names)]

@@ -48,13 +48,13 @@ def result_of(member: Member, workdir: Path) -> Result:
     points, config = list(read_metrics(folder / METRICS)), flatten(member.config.to_dict())
     curves = {
         name: np.array([(step, values[name]) for step, values in points if name in values], np.float64)
-        for name in _union(values for _, values in points)
+        for name in union(values for _, values in points)
     }
     health = tuple(Watch(config, points).present) if config["health_every"] else ()
     return Result(member, end["status"], end["seconds"], scores, curves, health)
 
 
-def _union(mappings: Iterable[Iterable[str]]) -> list[str]:
+def union(mappings: Iterable[Iterable[str]]) -> list[str]:
     """The names in any of the mappings, in the order in which they first appear."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
@@ -65,7 +65,7 @@ def write_table(results: list[Result], better: dict[str, int], path: Path) -> No
     `better`: score -> whether higher (1) or lower (-1) values are better; of these, `best_NAME` too, where a run was
     scored while it trained.
     """
-    rows, keys = [], override_keys(results)
+    rows, keys = [], union(result.member.overrides for result in results)
     for result in results:
         row = {"member": result.member.number, "status": result.status, "seconds": result.seconds}
         row["health"] = " ".join(result.health)
@@ -76,21 +76,16 @@ def write_table(results: list[Result], better: dict[str, int], path: Path) -> No
                 row[f"best_{name}"] = sign * (sign * result.curves[name][:, 1]).max()
         rows.append(row)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _union(rows), lineterminator="\n")
+    writer = csv.DictWriter(buffer, union(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, buffer.getvalue().encode())
 
 
-def override_keys(results: list[Result]) -> list[str]:
-    """The keys that some member sets."""
-    return _union(result.member.overrides for result in results)
-
-
 def score_names(results: list[Result]) -> list[str]:
     """The scores that some member has, but for those that are the same for every member."""
     same = references(results)
-    return [name for name in _union(result.scores for result in results) if name not in same]
+    return [name for name in union(result.scores for result in results) if name not in same]
 
 
 def short(key: str) -> str:
@@ -144,7 +139,7 @@ class Condition(NamedTuple):
     def spreads(self) -> dict[str, Spread]:
         """Each score across the members that have it."""
         scores = [result.scores for result in self.results]
-        return {name: _spread(tuple(own[name] for own in scores if name in own)) for name in _union(scores)}
+        return {name: _spread(tuple(own[name] for own in scores if name in own)) for name in union(scores)}
 
 
 def conditions(results: list[Result]) -> list[Condition]:

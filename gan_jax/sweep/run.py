@@ -56,8 +56,9 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
             setups.append(recipe.build(member.config, devices, source))
             source = setups[0].source
             if source.streamed:
-                words = "the data of a sweep lies on its devices; choose a set that fits there"
-                raise InputError(f"{words}, data.placement=device")
+                raise InputError(
+                    "the data of a sweep lies on its devices; choose a set that fits there, data.placement=device"
+                )
         except InputError as error:
             raise InputError(f"member {member.number} {member.overrides}: {error}") from error
     if how != AUTO and rule(setups[0]) == UNROLL:

@@ -20,7 +20,7 @@ from gan_jax.analysis.profiling.device_time import busy_seconds
 from gan_jax.analysis.profiling.page import quantity
 from gan_jax.config import build
 from gan_jax.config.build import Setup
-from gan_jax.parallel.devices import Program, mesh
+from gan_jax.parallel.devices import mesh
 from gan_jax.training.loop import call_shapes, compiled_call, next_boundary, open_loader
 from gan_jax.utils.files import write_atomically
 
@@ -76,22 +76,20 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
         "roofline": f"{work / traffic:.3g} FLOP a byte; the ceilings meet at {limits.flops / limits.bytes:.3g}: "
         f"{binding} binds, at {max(work_seconds, traffic_seconds) * 1e3:.3g} ms a step",
     }
+    try:
+        busy = busy_seconds(workdir / "profile")
+    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
+        costliest = f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
+    else:
+        program = hlo.parse(advance.compiled.as_text())
+        costliest = page.costliest(program, busy, calls * a_call, traced_seconds)
     text = (
-        f"# Profile of {name}\n\n{page.table(rows)}\n\n"
-        f"{_costliest(advance, workdir / 'profile', calls * a_call, traced_seconds)}\n\n"
+        f"# Profile of {name}\n\n{page.table(rows)}\n\n{costliest}\n\n"
         f"The trace of {calls * a_call:,} steps: `tensorboard --logdir={workdir / 'profile'}`, or "
         "`perfetto_trace.json.gz` in there at https://ui.perfetto.dev.\n"
     )
     write_atomically(workdir / "profile.md", text.encode())
     return text
-
-
-def _costliest(advance: Program, trace: Path, steps: int, traced_seconds: float) -> str:
-    try:
-        busy = busy_seconds(trace)
-    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
-        return f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
-    return page.costliest(hlo.parse(advance.compiled.as_text()), busy, steps, traced_seconds)
 
 
 @contextmanager

@@ -50,14 +50,18 @@ def _cpu_model() -> str:
 
 
 def costliest(program: hlo.Program, busy: dict[str, float], steps: int, traced_seconds: float) -> str:
-    """The table of the costliest operations, the costliest first; those of one kind and place in the source are one.
+    """The table of the operations that take longest; those of one kind and place in the source are one.
 
     `busy`: the seconds of each HLO operation in so many steps, each of which took `traced_seconds`.
     """
     by_name = {instruction.name: instruction for lines in program.computations.values() for instruction in lines}
     total, seconds, counts, shares = sum(busy.values()), Counter(), Counter(), Counter()
     for name, duration in busy.items():
-        kind, place = _kind_and_place(program, by_name.get(name), name)
+        kind, place = "unknown", name
+        if instruction := by_name.get(name):
+            kind = hlo.kind(program, instruction)
+            nameless = "(added by XLA)" if kind == "copy" else "(without a name)"
+            place = shortened(instruction.place) or nameless
         seconds[kind, place] += duration
         counts[kind, place] += 1
         shares[kind] += duration / total
@@ -71,13 +75,6 @@ def costliest(program: hlo.Program, busy: dict[str, float], steps: int, traced_s
         f"busy time, {total / steps * 1e3:.4g} ms a step: the time of all operations, summed over threads and devices, "
         f"in a step that took {traced_seconds * 1e3:.4g} ms while it was traced."
     )
-
-
-def _kind_and_place(program: hlo.Program, instruction: hlo.Instruction | None, name: str) -> tuple[str, str]:
-    if instruction is None:
-        return "unknown", name
-    kind = hlo.kind(program, instruction)
-    return kind, shortened(instruction.place) or ("(added by XLA)" if kind == "copy" else "(without a name)")
 
 
 def shortened(place: str) -> str:
