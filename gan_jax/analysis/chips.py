@@ -1,7 +1,6 @@
 """What the makers say that their chips can do, and how those of a machine reach each other: sources in docs/plan.md."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 from gan_jax.utils.errors import InputError
@@ -27,7 +26,7 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes a second, of that memory
     link: float  # bytes a second that a chip can send to other chips, over all of its links
     reach: int | None  # chips that such links join; None: those of one host
-    latency: Callable  # (hosts, devices per host) -> seconds that a collective of few bytes takes
+    axes: int | None  # of the square or cube that the chips of a pod are joined to; None: hosts joined by a network
 
     def peak(self, precision: str, matmul_precision: str) -> Peak:
         """That of products as the config wants them."""
@@ -69,8 +68,13 @@ def interconnect(machine: Machine) -> Interconnect:
             f"--interconnect_gbps is missing: the links of {machine.chip} end at the host; state how many gigabits a "
             "second each device can send to those of other hosts"
         )
+    if chip.axes:  # there and back along each side
+        latency = TPU_LINK * 2 * chip.axes * (machine.count ** (1 / chip.axes) - 1)
+    else:  # there and back: from device to device within a host, by a tree between hosts
+        hops = (machine.devices_per_host - 1) * NVLINK_HOP + math.log2(machine.hosts) * NETWORK_HOP
+        latency = NCCL_START + 2 * hops
     bandwidth, source = (chip.link, f"all links of a {machine.chip}") if gbps is None else (gbps * 1e9 / 8, "stated")
-    return Interconnect(bandwidth, chip.latency(machine.hosts, machine.devices_per_host), source)
+    return Interconnect(bandwidth, latency, source)
 
 
 def _tpu(flops: float, memory: float, bandwidth: float, link: float, reach: int, axes: int) -> Chip:
@@ -79,22 +83,13 @@ def _tpu(flops: float, memory: float, bandwidth: float, link: float, reach: int,
         "high": Peak(flops / 3, "float32 in three passes of bfloat16"),
         "highest": Peak(flops / 6, "float32 in six passes of bfloat16"),
     }
-
-    def latency(hosts, devices_per_host):
-        """There and back along each side of a square or cube of chips."""
-        return TPU_LINK * 2 * axes * ((hosts * devices_per_host) ** (1 / axes) - 1)
-
-    return Chip(Peak(flops, "bfloat16"), float32, memory, bandwidth, link, reach, latency)
+    return Chip(Peak(flops, "bfloat16"), float32, memory, bandwidth, link, reach, axes)
 
 
 def _gpu(bfloat16: float, tf32: float, float32: float, memory: float, bandwidth: float, link: float) -> Chip:
-    def latency(hosts, devices_per_host):
-        """There and back: from device to device within a host, by a tree between hosts."""
-        return NCCL_START + 2 * ((devices_per_host - 1) * NVLINK_HOP + math.log2(hosts) * NETWORK_HOP)
-
     rounded = Peak(tf32, "float32 rounded to TF32")
     by_precision = {"default": rounded, "high": rounded, "highest": Peak(float32, "float32")}
-    return Chip(Peak(bfloat16, "bfloat16"), by_precision, memory, bandwidth, link, None, latency)
+    return Chip(Peak(bfloat16, "bfloat16"), by_precision, memory, bandwidth, link, None, None)
 
 
 CHIPS = {

@@ -84,7 +84,7 @@ def write_table(results: list[Result], better: dict[str, int], path: Path) -> No
 
 def score_names(results: list[Result]) -> list[str]:
     """The scores that some member has, but for those that are the same for every member."""
-    same = references(results)
+    _, same = in_common(results)
     return [name for name in union(result.scores for result in results) if name not in same]
 
 
@@ -145,22 +145,19 @@ class Condition(NamedTuple):
 def conditions(results: list[Result]) -> list[Condition]:
     """The results in groups that differ in their seeds alone, in the order of the members."""
     groups: dict[frozenset, Condition] = {}
-    same = shared(results)
+    same, _ = in_common(results)
     for result in results:
         overrides = {key: value for key, value in result.member.overrides.items() if key not in (SEED, *same)}
         groups.setdefault(frozenset(overrides.items()), Condition(overrides, [])).results.append(result)
     return list(groups.values())
 
 
-def references(results: list[Result]) -> dict[str, float]:
-    """The scores that are the same for every member, such as a ceiling: said once, and in no table."""
+def in_common(results: list[Result]) -> tuple[dict, dict[str, float]]:
+    """What every member has, said once and in no table: (overrides but for the seed, scores such as a ceiling)."""
+    overrides = _common([result.member.overrides for result in results])
+    overrides.pop(SEED, None)
     scores = [result.scores for result in results if result.scores]
-    return _common(scores) if len(scores) > 1 else {}
-
-
-def shared(results: list[Result]) -> dict:
-    """The overrides that every member has, but for the seed: said once, and in no condition."""
-    return {key: value for key, value in _common([x.member.overrides for x in results]).items() if key != SEED}
+    return overrides, _common(scores) if len(scores) > 1 else {}
 
 
 def _common(mappings: list[dict]) -> dict:
@@ -169,6 +166,6 @@ def _common(mappings: list[dict]) -> dict:
 
 def same_for_all(results: list[Result]) -> str:
     """Sentences, with a space before each, on what is the same for every member; "" where nothing is."""
-    numbers, overrides = references(results), in_words(shared(results))
+    overrides, numbers = in_common(results)
     scores = f" The same for all: {', '.join(f'{name} {value:.4g}' for name, value in numbers.items())}."
-    return (scores if numbers else "") + (f" All with {overrides}." if overrides else "")
+    return (scores if numbers else "") + (f" All with {in_words(overrides)}." if overrides else "")

@@ -441,7 +441,7 @@ def test_what_varies_together_is_one_axis_of_a_map(tmp_path):
 
 def test_what_is_the_same_for_all_is_said_once():
     found = [made(i, {"seed": i}, modes=float(i), modes_total=8.0) for i in range(3)]
-    assert results.references(found) == {"modes_total": 8.0}
+    assert results.in_common(found) == ({}, {"modes_total": 8.0})
     text = report.summary(found)
     assert "The same for all: modes_total 8." in text
     assert "|  | finished | modes |" in text

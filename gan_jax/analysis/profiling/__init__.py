@@ -8,23 +8,37 @@ from collections.abc import Callable
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
 from gan_jax import step
-from gan_jax.analysis.profiling import ceilings, flops, hlo, page
+from gan_jax.analysis.profiling import flops, hlo, page
 from gan_jax.analysis.profiling.device_time import busy_seconds
 from gan_jax.analysis.profiling.page import quantity
 from gan_jax.config import build
 from gan_jax.config.build import Setup
-from gan_jax.parallel.devices import mesh
+from gan_jax.networks import products
+from gan_jax.parallel.devices import Devices, mesh
 from gan_jax.training.loop import call_shapes, compiled_call, next_boundary, open_loader
 from gan_jax.utils.files import write_atomically
 
 FEWEST_CALLS, SHORTEST = 5, 1.0  # seconds: what is timed without the tracer
+PASSES = 5  # of which the fastest counts as the ceiling
+# By whether the device is a CPU: rows and columns of a matrix, bytes of an array that no cache holds.
+SIZES = {True: (2048, 1 << 28), False: (8192, 1 << 32)}
+
+
+class Ceilings(NamedTuple):
+    """What all devices together can do at most, each doing the same work of its own at the same time."""
+
+    flops: float  # a second, of a large matrix product
+    bytes: float  # a second, of a pass over memory
+    product: int  # rows and columns of the matrices
 
 
 def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) -> str:
@@ -50,7 +64,7 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     device_traffic = step_traffic(setup) if has_loops else bytes_accessed(advance.compiled) / a_call
     # Of a step, over all devices: FLOPs, bytes, and the seconds that both would take at the ceilings.
     work, traffic = step_flops(setup), setup.devices.count * device_traffic
-    limits = ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision)
+    limits = ceilings(setup.devices, setup.config.precision, setup.config.matmul_precision)
     work_seconds, traffic_seconds = work / limits.flops, traffic / limits.bytes
     binding = "the matrix product" if work_seconds >= traffic_seconds else "memory"
     low, seconds, high = np.quantile(durations / a_call, (0.25, 0.5, 0.75))
@@ -118,6 +132,28 @@ def _time(advance: Callable, state, data, calls: int):
             ends.append(time.perf_counter())
         previous = metrics
     return jax.block_until_ready(state), np.diff(ends)
+
+
+def ceilings(devices: Devices, precision: str, matmul_precision: str) -> Ceilings:
+    """The ceilings of the devices, with matrices of the dtype `precision` and products as precise as the networks'."""
+    n, size = SIZES[jax.default_backend() == "cpu"]
+    # Of this scale a product's entries are about as large as its factors', however often one multiplies.
+    factor = jax.random.normal(jax.random.key(0), (n, n), precision) / jnp.sqrt(n).astype(precision)
+    with products(matmul_precision):
+        product = _seconds(devices, lambda x, y: (x @ y, ()), jnp.ones_like(factor), factor)
+    one_pass = _seconds(devices, lambda x, _: (x + 1, ()), jnp.zeros(size // 4, jnp.float32), ())
+    return Ceilings(devices.count * 2.0 * n**3 / product, devices.count * 2.0 * size / one_pass, n)
+
+
+def _seconds(devices: Devices, function: Callable, *arguments) -> float:
+    """Of the fastest call, after one that warms up."""
+    x, data = devices.place(arguments)
+    function, durations = devices.compile(function, x, data), []
+    for _ in range(1 + PASSES):
+        start = time.perf_counter()
+        x = jax.block_until_ready(function(x, data)[0])
+        durations.append(time.perf_counter() - start)
+    return min(durations[1:])
 
 
 def step_flops(setup: Setup) -> int:
