@@ -10,8 +10,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from gan_jax.analysis.chips import CHIPS, Machine
 from gan_jax.analysis.plan import plan
-from gan_jax.analysis.plan.chips import CHIPS, Machine
 from gan_jax.analysis.profiling import profile
 from gan_jax.analysis.spectrum import spectrum_of_run
 from gan_jax.cli import command_line

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,11 @@ from gan_jax.cli import command_line
 from gan_jax.data import make_source
 from gan_jax.evaluation.metrics.comparison import better
 from gan_jax.parallel.exit_status import exit_status
-from gan_jax.sweep.folders import end_of, require_same, unfinished
+from gan_jax.sweep.folders import end_of, require_same
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
 from gan_jax.sweep.population import MAP, VMAP, WIDE
 from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary
-from gan_jax.sweep.results import TABLE, collect, write_table
+from gan_jax.sweep.results import TABLE, result_of, write_table
 from gan_jax.sweep.run import AUTO, build, run_program
 from gan_jax.training import workdirs
 from gan_jax.training.loop import stop_signals
@@ -62,7 +61,10 @@ def _sweep(argv: list[str]) -> None:
         if flags.FLAGS[name].value is None:
             raise InputError(f"--{name} is missing")
     planned = members(_CONFIG.value, read_sweep(Path(_SWEEP.value)))
-    chosen = _chosen(len(planned))
+    for text in _ONLY.value:
+        if not text.isdecimal() or int(text) >= len(planned):
+            raise InputError(f"--only has {text!r}; the members are 0 to {len(planned) - 1}")
+    chosen = set(map(int, _ONLY.value)) or range(len(planned))
     groups = programs([member for member in planned if member.number in chosen])
     print(describe(groups), flush=True)
     if _LIST.value:
@@ -75,9 +77,13 @@ def _sweep(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value)
     with _locked(workdir, index, count), stop_signals() as stop_requested:
         require_same(workdir, planned)
-        if not _train([group[index::count] for group in groups if group[index::count]], workdir, stop_requested):
-            print("stopped by a signal; the same command goes on from there")
-            return
+        shares = [group[index::count] for group in groups if group[index::count]]
+        # All are built first: a mistake in the last is known before the first trains.
+        setups = [build(share, _PER_MEMBER.value, _HOW.value) for share in shares]
+        for share, of_share in zip(shares, setups, strict=True):
+            if not run_program(share, of_share, workdir, _HOW.value, _PER_MEMBER.value, stop_requested):
+                print("stopped by a signal; the same command goes on from there")
+                return
         with workdirs.locked(workdir / PROCESSES, wait=True):  # two that end at once see each other's members
             missing = sum(end_of(workdir, member) is None for group in groups for member in group)
             if missing:
@@ -91,11 +97,9 @@ def _place() -> tuple[int, int]:
     count, index = _PROCESSES.value, _PROCESS.value
     if (count is None) != (index is None):
         raise InputError("--num_processes and --process_id go together; give both or neither")
-    if count is None:
-        return 0, 1
-    if index >= count:
+    if count is not None and index >= count:
         raise InputError(f"--process_id is {index}; of {count} processes, 0 is the first")
-    return index, count
+    return index or 0, count or 1
 
 
 @contextmanager
@@ -117,19 +121,8 @@ def _locked(workdir: Path, index: int, count: int):
         yield
 
 
-def _train(groups: list[list[Member]], workdir: Path, stop_requested: Callable) -> bool:
-    """Whether all came to their end. All are built first: a mistake in the last is known before the first trains."""
-    how, per_member = _HOW.value, _PER_MEMBER.value
-    setups = [build(group, per_member, how) for group in groups]
-    return all(
-        run_program(group, of_group, workdir, how, per_member, stop_requested)
-        for group, of_group in zip(groups, setups, strict=True)
-        if unfinished(workdir, group)
-    )
-
-
 def _report(planned: list[Member], workdir: Path) -> None:
-    results, config = collect(planned, workdir), planned[0].config
+    results, config = [result_of(member, workdir) for member in planned], planned[0].config
     source = make_source(config.data.to_dict())
     write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
     title = f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}"
@@ -137,13 +130,6 @@ def _report(planned: list[Member], workdir: Path) -> None:
     write_summary(results, workdir, title, re.sub(r" --?(process_id|num_processes|only)[= ]\S+", "", command))
     write_report(results, workdir, title)
     print(f"wrote {workdir / TABLE}, {workdir / SUMMARY} and {workdir / REPORT}")
-
-
-def _chosen(count: int) -> set[int]:
-    for text in _ONLY.value:
-        if not text.isdecimal() or int(text) >= count:
-            raise InputError(f"--only has {text!r}; the members are 0 to {count - 1}")
-    return set(map(int, _ONLY.value)) or set(range(count))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The figures of a sweep's report: maps over two keys, learning curves, and samples over training."""
 
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,24 +35,22 @@ def axes(groups: list[Condition]) -> list[Axis]:
         values = [group.overrides.get(key) for group in groups]
         distinct = list(dict.fromkeys(values))
         if len(distinct) > 1:
-            keys_of.setdefault(tuple(distinct.index(value) for value in values), []).append(key)
-    return [_axis(groups, places, keys) for places, keys in keys_of.items()]
-
-
-def _axis(groups: list[Condition], places: tuple[int, ...], keys: list[str]) -> Axis:
-    first = [groups[places.index(i)].overrides for i in range(max(places) + 1)]
-    values = [" ".join(dict.fromkeys(str(overrides.get(key, "")) for key in keys)) for overrides in first]
-    return Axis(", ".join(dict.fromkeys(map(short, keys))), values, places)
+            keys_of.setdefault(tuple(map(distinct.index, values)), []).append(key)
+    varying = []
+    for places, keys in keys_of.items():
+        first = [groups[places.index(i)].overrides for i in range(max(places) + 1)]
+        values = [" ".join(dict.fromkeys(str(overrides.get(key, "")) for key in keys)) for overrides in first]
+        varying.append(Axis(", ".join(dict.fromkeys(map(short, keys))), values, places))
+    return varying
 
 
 def grids(groups: list[Condition], down: Axis, across: Axis) -> dict[str, np.ndarray]:
     """The means of each score, [down, across]; NaN where no seed has it. FINISHED comes first."""
-    names = dict.fromkeys(name for group in groups for name in group.scores)
-    means = {name: np.full((len(down.values), len(across.values)), np.nan) for name in (FINISHED, *names)}
+    means = defaultdict(lambda: np.full((len(down.values), len(across.values)), np.nan))
     for group, i, j in zip(groups, down.places, across.places, strict=True):
         means[FINISHED][i, j] = len(group.finished) / len(group.results)
-        for name, values in group.scores.items():
-            means[name][i, j] = values.mean()
+        for name, spread in group.spreads.items():
+            means[name][i, j] = spread.mean
     return means
 
 
@@ -67,28 +66,24 @@ def maps(groups: list[Condition]) -> Figure | None:
         if np.unique(means[~np.isnan(means)]).size > 1 and not name.endswith(REFERENCES)
     }
     rows = max(-(-len(shown) // COLUMNS), 1)
-    figure = Figure(figsize=(4.2 * COLUMNS, rows * (1.2 + 0.25 * len(down.values))), dpi=80, layout="constrained")
-    places = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    for ax in places[len(shown) :]:
+    figure, subplots = _figure(4.2 * COLUMNS, rows * (1.2 + 0.25 * len(down.values)), rows, COLUMNS)
+    for ax in subplots.flat[len(shown) :]:
         ax.set_axis_off()
-    for ax, (name, means) in zip(places, shown.items(), strict=False):
-        _map(ax, name, means, down, across)
+    rotation = 45 if len(across.values) > 4 else 0
+    for ax, (name, means) in zip(subplots.flat, shown.items(), strict=False):
+        low, high = np.nanmin(means), np.nanmax(means)
+        image = ax.imshow(means, aspect="auto", cmap="viridis", norm="log" if 0 < SPAN * low < high else "linear")
+        ax.set_title(name, fontsize=9)
+        ax.set_xticks(range(len(across.values)), across.values, fontsize=7, rotation=rotation)
+        ax.set_yticks(range(len(down.values)), down.values, fontsize=7)
+        ax.set_xlabel(across.label, fontsize=8)
+        figure.colorbar(image, ax=ax).ax.tick_params(labelsize=7)
     return figure
-
-
-def _map(ax, name: str, means: np.ndarray, down: Axis, across: Axis) -> None:
-    low, high = np.nanmin(means), np.nanmax(means)
-    image = ax.imshow(means, aspect="auto", cmap="viridis", norm="log" if 0 < SPAN * low < high else "linear")
-    ax.set_title(name, fontsize=9)
-    ax.set_xticks(range(len(across.values)), across.values, fontsize=7, rotation=45 if len(across.values) > 4 else 0)
-    ax.set_yticks(range(len(down.values)), down.values, fontsize=7)
-    ax.set_xlabel(across.label, fontsize=8)
-    ax.figure.colorbar(image, ax=ax).ax.tick_params(labelsize=7)
 
 
 def curve(groups: list[Condition], name: str) -> Figure:
     """The mean of a metric across the seeds of each condition that finished, and the range between them."""
-    figure, ax = _figure(6, 4)
+    figure, ((ax,),) = _figure(6, 4)
     for group in groups:
         points = [result.curves[name] for result in group.finished if name in result.curves]
         if not points:
@@ -110,7 +105,7 @@ def frames(paths: Sequence[Path]) -> list[Image.Image]:
     extent = 1.2 * float(np.quantile(late, 0.99)) if late.size else 1.0
     pictures = []
     for path, samples in zip(paths, points, strict=True):
-        figure, ax = _figure(3, 3)
+        figure, ((ax,),) = _figure(3, 3)
         ax.scatter(*samples.T, s=3, alpha=0.5, linewidths=0)
         ax.set(xlim=(-extent, extent), ylim=(-extent, extent), title=f"step {int(path.stem):,}")
         pictures.append(drawn(figure).quantize(32))
@@ -124,6 +119,7 @@ def drawn(figure: Figure) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+    """(the figure, its axes: an array [rows, columns])."""
     figure = Figure(figsize=(width, height), dpi=80, layout="constrained")  # no pyplot: nothing global
-    return figure, figure.subplots()
+    return figure, figure.subplots(rows, columns, squeeze=False)

@@ -44,22 +44,18 @@ def require_same(workdir: Path, members: list[Member]) -> None:
 
 def settle(path: Path, values: dict) -> None:
     """Notes how a program is trained. Raises InputError where it was begun otherwise: it must take the same steps."""
-    if not path.exists():
-        write_atomically(path, json.dumps(values).encode())
-    earlier = read_json(path)
+    earlier = read_json(path, values)
     for name, value in values.items():
         if earlier[name] != value:
             raise InputError(
                 f"{path.parent} was begun with {name} {earlier[name]}, which is {value} here; go on as it was begun, "
                 "or remove that folder"
             )
+    write_atomically(path, json.dumps(values).encode())
 
 
 def begin(workdir: Path, member: Member, program: str, anew: bool) -> None:
-    """Notes a member's config and program.
-
-    Removes what an earlier run of it left, where it begins anew or had come to its end.
-    """
+    """Notes a member's config and program; removes what is left of a run that begins `anew`, or had come to its end."""
     folder = member_folder(workdir, member)
     if anew or (folder / END).exists():
         (folder / END).unlink(missing_ok=True)  # first: a kill in between must not leave one that looks finished

@@ -64,7 +64,7 @@ def members(base: ConfigDict, overrides: Iterable[dict]) -> list[Member]:
             schema.check(config)
         except InputError as error:
             raise InputError(f"member {number} {changes}: {error}") from error
-        first = numbers.setdefault(tuple(sorted(schema.flatten(config.to_dict()).items())), number)
+        first = numbers.setdefault(tuple(schema.flatten(config.to_dict()).items()), number)
         if first != number:
             raise InputError(f"members {first} and {number} are the same run, {changes}; leave one out")
         planned.append(Member(number, changes, config.lock()))
@@ -72,24 +72,20 @@ def members(base: ConfigDict, overrides: Iterable[dict]) -> list[Member]:
 
 
 def _with(base: ConfigDict, changes: dict) -> ConfigDict:
-    values = base.to_dict()
+    keys, values = schema.table(), schema.flatten(base.to_dict())
     for key, value in changes.items():
-        if key not in schema.table():
+        if key not in keys:
             raise InputError(schema.unknown_key(key))
-        *groups, name = key.split(".")
-        group = values
-        for part in groups:
-            group = group[part]
         # As on a command line an integer will do for a number; any other type is for `schema.check` to see.
-        group[name] = float(value) if schema.table()[key].rule.type is float and type(value) is int else value
-    return ConfigDict(values)
+        values[key] = float(value) if keys[key].rule.type is float and type(value) is int else value
+    return schema.nested(values)
 
 
 def programs(planned: list[Member]) -> list[list[Member]]:
     """The members in groups that one compiled program can train, in the order in which they first appear."""
     groups: dict[tuple, list[Member]] = {}
     for member in planned:
-        groups.setdefault(tuple(sorted(_compiled_keys(member).items())), []).append(member)
+        groups.setdefault(tuple(_compiled_keys(member).items()), []).append(member)
     return list(groups.values())
 
 

@@ -15,7 +15,7 @@ from gan_jax.config.build import Setup, merge_setups
 from gan_jax.parallel.devices import Devices, mesh
 from gan_jax.parallel.population_layout import Layout, population
 from gan_jax.step import regularizers, step
-from gan_jax.step.state import Hyperparameters, RegularizerState, TrainState
+from gan_jax.step.state import Hyperparameters, TrainState
 from gan_jax.step.step import init_state
 
 VMAP, MAP, UNROLL = "vmap", "map", "unroll"
@@ -25,10 +25,10 @@ WIDE = 128  # units of an MLP's hidden layer, from which on `map` is faster on a
 def rule(setup: Setup) -> str:
     """How the members on one device take a step: as their networks and the backend say, never a stopwatch.
 
-    The ways add in different orders, so that a run's bits depend on this. MLPs take their steps together (`vmap`); on a
-    CPU those of width WIDE or more one after another (`map`), where a member's activations then stay in the cache.
-    Convolutional networks take theirs one after another: a convolution under `vmap` is a grouped one, which is slow. On
-    a CPU, where a convolution in a loop is slow as well, they do so without a loop (`unroll`).
+    The ways add in different orders, so that a run's bits depend on this. MLPs take their steps together (`vmap`); wide
+    ones on a CPU one after another (`map`), where a member's activations then stay in the cache. Convolutional networks
+    always do: a convolution under `vmap` is a grouped one, which is slow. On a CPU, where a convolution in a loop is
+    slow as well, their steps are written out (`unroll`).
     """
     on_cpu, players = jax.default_backend() == "cpu", (setup.config.generator, setup.config.discriminator)
     if setup.recipe.generator.convolves or setup.recipe.discriminator.convolves:
@@ -78,10 +78,7 @@ class Population:
         return PopulationState(self._layout.within.placed_shapes(shapes.step), members)
 
     def compiled(self, steps: int, state: PopulationState) -> Callable:
-        """The program of `steps` steps: (state, data) -> (state, metrics {name: [members, steps]}).
-
-        The state is donated.
-        """
+        """The program of `steps` steps: (state, donated; data) -> (state, metrics {name: [members, steps]})."""
         function = partial(_advance, self.setup, self._layout.within, steps)
         return partial(_call, steps, self._layout.compile(function, state.members, self.setup.source.data))
 
@@ -91,15 +88,6 @@ class Population:
         return PopulationState(jnp.int32(0), MemberState(jax.vmap(init)(hyperparameters, keys), alive))
 
 
-def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
-    """One run of a population as it would be alone, with these hyperparameters and what its regularisers need."""
-    own, shared = regularizers.initial(hyperparameters), state.regularizers
-    if own is not None:
-        adaptive = None if own.adaptive is None else shared.adaptive
-        own = RegularizerState(adaptive, None if own.averages is None else shared.averages)
-    return state.replace(hyperparameters=hyperparameters, regularizers=own)
-
-
 def _call(steps: int, program: Callable, state: PopulationState, data):
     members, metrics = program(state.members, data)
     return PopulationState(state.step + steps, members), metrics
@@ -107,11 +95,15 @@ def _call(steps: int, program: Callable, state: PopulationState, data):
 
 def _advance(setup: Setup, devices: Devices, steps: int, member: MemberState, data):
     state, metrics = step.train_steps(setup.recipe, devices, setup.source, steps, member.state, data)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(values)) for values in metrics.values()]))
-    alive = member.alive * finite
-    kept = jax.tree.map(partial(_where, alive == 1), state, member.state)
+    alive = member.alive * jnp.all(jnp.stack([jnp.all(jnp.isfinite(values)) for values in metrics.values()]))
+    kept = jax.tree.map(lambda new, old: jnp.where(alive == 1, new, old), state, member.state)
     return MemberState(kept, alive), metrics
 
 
-def _where(condition, x, y):
-    return jnp.where(condition, x, y)
+def only_own(state: TrainState, hyperparameters: Hyperparameters) -> TrainState:
+    """One run of a population as it would be alone, with these hyperparameters and what its regularisers need."""
+    own = regularizers.initial(hyperparameters)
+    if own is not None:
+        names = [name for name, value in vars(own).items() if value is not None]
+        own = own.replace(**{name: getattr(state.regularizers, name) for name in names})
+    return state.replace(hyperparameters=hyperparameters, regularizers=own)

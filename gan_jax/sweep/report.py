@@ -18,18 +18,20 @@ from gan_jax.sweep.results import (
     NOT_FINISHED,
     Condition,
     Result,
-    across_seeds,
     conditions,
-    override_keys,
     same_for_all,
     score_names,
+    union,
 )
 from gan_jax.utils.files import write_atomically
 
 REPORT, SUMMARY, MAPS = "report.html", "summary.md", "maps.png"
+ABOUT = f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them."
+ABOUT_MAPS = "means across seeds; white: no seed finished, or no such members"
 THUMBNAIL = 200  # pixels, the width of a member's picture
 DRAWN = ("d_loss", "g_loss", "divergence")  # curves beside those of scores
 MOVED = 12  # conditions of which there is an animation
+Cell = tuple[str, float | None]  # of a table: its text, and the number by which it sorts, if that is not the text
 # In the script: numbers sort as numbers; an empty cell goes last in either direction.
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -39,43 +41,26 @@ PAGE = Template("""<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 }
 td, th { padding: 0.3em 0.7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
-td:first-child, th:first-child, td.text, th.text { text-align: left }
-th { background: #f4f4f4; position: sticky; top: 0 }
-table.sortable th { cursor: pointer }
+td:first-child, th:first-child, td.text { text-align: left }
+th { background: #f4f4f4; position: sticky; top: 0; cursor: pointer }
 figure { display: inline-block; margin: 0.5em }
 </style>
 <body>
 <h1>$title</h1>
-<p>$ended</p>
-<h2>Across seeds</h2>
-<p>Mean, and its $level interval by the bootstrap over seeds.$same</p>
-<p>A click on a heading sorts.</p>
-$across
-$maps
-<h2>Learning curves</h2>
-<p>The mean of the seeds that finished, and the range between them.</p>
-$curves
-$animations
-<h2>Members</h2>
-$members
+$sections
 <script>
-for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0];
-  table.tHead.addEventListener("click", ({ target }) => {
-    const heading = target.closest("th"), column = heading.cellIndex;
-    const sign = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    for (const cell of heading.parentNode.cells) cell.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
-    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const compare = (a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (x === "" || y === "") return (x === "") - (y === "");
-      const numbers = !isNaN(x) && !isNaN(y);
-      return sign * (numbers ? x - y : x.localeCompare(y));
-    };
-    body.append(...[...body.rows].sort(compare));
-  });
-}
+for (const heading of document.querySelectorAll("th")) heading.addEventListener("click", () => {
+  const body = heading.closest("table").tBodies[0], column = heading.cellIndex;
+  const sign = heading.ariaSort === "ascending" ? -1 : 1;
+  for (const cell of heading.parentNode.cells) cell.ariaSort = null;
+  heading.ariaSort = sign === 1 ? "ascending" : "descending";
+  const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  body.append(...[...body.rows].sort((a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");
+    return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
+  }));
+});
 </script>
 </body>
 </html>
@@ -85,17 +70,17 @@ for (const table of document.querySelectorAll("table.sortable")) {
 def write_report(results: list[Result], workdir: Path, title: str) -> None:
     """Writes `report.html` in the sweep's folder."""
     groups = conditions(results)
-    page = PAGE.substitute(
-        title=escape(title),
-        ended=_ended(results),
-        level=f"{LEVEL:.0%}",
-        same=escape(same_for_all(results)),
-        across=_across(results),
-        maps=_maps(groups),
-        curves=_curves(results, groups),
-        animations=_animations(groups, workdir),
-        members=_members(results, workdir),
-    )
+    sections = {
+        "Across seeds": f"<p>{ABOUT}{escape(same_for_all(results))} A click on a heading sorts.</p>"
+        f"{_table(*_across(results))}",
+        "Maps": _maps(groups),
+        "Learning curves": f"<p>The mean of the seeds that finished, and the range between them.</p>"
+        f"{_curves(results, groups)}",
+        "Samples over training": _animations(groups, workdir),
+        "Members": _members(results, workdir),
+    }
+    shown = [f"<h2>{heading}</h2>\n{content}" for heading, content in sections.items() if content]
+    page = PAGE.substitute(title=escape(title), sections="\n".join([f"<p>{_ended(results)}</p>", *shown]))
     write_atomically(workdir / REPORT, page.encode())
 
 
@@ -107,20 +92,16 @@ def write_summary(results: list[Result], workdir: Path, title: str, command: str
     if figure is not None:
         picture = figures.drawn(figure).quantize(128, dither=Image.Dither.NONE)
         write_atomically(workdir / MAPS, _saved(picture.save, format="png", optimize=True))
-        parts.append(f"![means across seeds; white: no seed finished, or no such members]({MAPS})")
+        parts.append(f"![{ABOUT_MAPS}]({MAPS})")
     write_atomically(workdir / SUMMARY, ("\n\n".join(parts) + "\n").encode())
 
 
 def summary(results: list[Result]) -> str:
     """Markdown: a row for each condition, its scores across seeds with their intervals."""
-    names = score_names(results)
-    lines = [["", "finished", *names], ["---"] * (2 + len(names))]
-    for group in conditions(results):
-        spreads = across_seeds(group)
-        lines.append([group.label, group.ended, *(spreads[name].text if name in spreads else "" for name in names)])
+    header, rows = _across(results)
+    lines = [header, ["---"] * len(header), *([text for text, _ in row] for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    about = f"Mean across the seeds that finished, and its {LEVEL:.0%} interval by the bootstrap over them."
-    return f"{about}{same_for_all(results)}\n\n{table}"
+    return f"{ABOUT}{same_for_all(results)}\n\n{table}"
 
 
 def _ended(results: list[Result]) -> str:
@@ -129,36 +110,40 @@ def _ended(results: list[Result]) -> str:
     return ", ".join(f"{count[word]} {word}" for word in (FINISHED, "diverged", NOT_FINISHED) if count[word])
 
 
-def _across(results: list[Result]) -> str:
+def _across(results: list[Result]) -> tuple[list[str], list[list[Cell]]]:
+    """The header and the rows of the table across seeds."""
     names, rows = score_names(results), []
     for group in conditions(results):
-        spreads = across_seeds(group)
-        cells = [_cell(spreads[name].text, spreads[name].mean) if name in spreads else _cell("") for name in names]
-        rows.append([_cell(group.label), _cell(group.ended, len(group.finished)), *cells])
-    return _table(["", "finished", *names], rows)
+        spreads, finished = group.spreads, len(group.finished)
+        scores = [(spreads[name].text, spreads[name].mean) if name in spreads else ("", None) for name in names]
+        rows.append([(group.label, None), (f"{finished} of {len(group.results)}", finished), *scores])
+    return ["", "finished", *names], rows
 
 
 def _members(results: list[Result], workdir: Path) -> str:
-    keys, names, rows = override_keys(results), score_names(results), []
+    keys, names, rows = union(result.member.overrides for result in results), score_names(results), []
     for result in results:
         words = [result.member.overrides.get(key, "") for key in keys]
-        cells = [_cell(str(word)) for word in (*words, result.status, ", ".join(result.health))]
         numbers = [result.seconds, *map(result.scores.get, names)]
-        cells += [_cell("" if number is None else f"{number:.4g}", number) for number in numbers]
-        rows.append([_cell(str(result.member.number)), f"<td>{_picture(result, workdir)}</td>", *cells])
+        cells = [(str(word), None) for word in (*words, result.status, ", ".join(result.health))]
+        cells += [("" if number is None else f"{number:.4g}", number) for number in numbers]
+        rows.append([(str(result.member.number), None), _picture(result, workdir), *cells])
     return _table(["member", "samples", *keys, "status", "health", "seconds", *names], rows)
 
 
-def _cell(content: str, value: float | None = None) -> str:
-    """A cell that sorts by its value where it has one, else by its text."""
-    attribute = 'class="text"' if value is None else f'data-value="{value!r}"'
-    return f"<td {attribute}>{escape(content)}</td>"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def _table(header: list[str], rows: list[list[Cell | str]]) -> str:
+    """HTML; a cell that is a string is markup already."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
+    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+def _cell(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return f"<td>{cell}</td>"
+    text, value = cell
+    attribute = 'class="text"' if value is None else f'data-value="{value!r}"'
+    return f"<td {attribute}>{escape(text)}</td>"
 
 
 def _picture(result: Result, workdir: Path) -> str:
@@ -172,19 +157,14 @@ def _picture(result: Result, workdir: Path) -> str:
 
 def _maps(groups: list[Condition]) -> str:
     figure = figures.maps(groups)
-    if figure is None:
-        return ""
-    picture = _embedded("image/png", "means across seeds", figure.savefig, format="png")
-    about = "<p>Means across seeds; white: no seed finished, or no such members.</p>"
-    return f"<h2>Maps</h2>\n{about}\n<figure>{picture}</figure>"
+    return _figure("image/png", "", ABOUT_MAPS, figure.savefig, format="png") if figure is not None else ""
 
 
 def _curves(results: list[Result], groups: list[Condition]) -> str:
     shown = {*DRAWN, *score_names(results)}
-    names = [name for name in dict.fromkeys(name for result in results for name in result.curves) if name in shown]
+    names = dict.fromkeys(name for result in results for name in result.curves if name in shown)
     saves = {name: figures.curve(groups, name).savefig for name in names}
-    pictures = [_embedded("image/svg+xml", name, save, format="svg") for name, save in saves.items()]
-    return "\n".join(f"<figure>{picture}</figure>" for picture in pictures)
+    return "\n".join(_figure("image/svg+xml", name, "", save, format="svg") for name, save in saves.items())
 
 
 def _animations(groups: list[Condition], workdir: Path) -> str:
@@ -195,9 +175,13 @@ def _animations(groups: list[Condition], workdir: Path) -> str:
         if paths := sorted(folders[0].glob("*.npy")) if folders else []:
             first, *others = figures.frames(paths)
             options = {"format": "gif", "save_all": True, "append_images": others, "duration": 300, "loop": 0}
-            picture = _embedded("image/gif", "samples over training", first.save, **options)
-            shown.append(f"<figure>{picture}<figcaption>{escape(group.label)}</figcaption></figure>")
-    return "\n".join(["<h2>Samples over training</h2>", *shown]) if shown else ""
+            shown.append(_figure("image/gif", "samples over training", group.label, first.save, **options))
+    return "\n".join(shown)
+
+
+def _figure(kind: str, alt: str, caption: str, save: Callable, **options) -> str:
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{_embedded(kind, alt, save, **options)}{below}</figure>"
 
 
 def _embedded(kind: str, alt: str, save: Callable, **options) -> str:

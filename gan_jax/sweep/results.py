@@ -34,28 +34,27 @@ class Result(NamedTuple):
     health: tuple[str, ...] = ()  # what was wrong with it at its end, of `health.CONDITIONS`
 
 
-def collect(members: list[Member], workdir: Path) -> list[Result]:
-    """The results so far, in the order of the members."""
-    return [_result(member, workdir) for member in members]
-
-
-def _result(member: Member, workdir: Path) -> Result:
+def result_of(member: Member, workdir: Path) -> Result:
+    """What a member's folder says of it so far."""
     end, folder = end_of(workdir, member), member_folder(workdir, member)
     if end is None:
         return Result(member, NOT_FINISHED, None, {}, {})
     written = read_json(folder / SCORES, {}) if end["status"] == FINISHED else {}
-    numbers = {name: value for name, value in written.items() if isinstance(value, int | float)}
-    scores = {name: value for name, value in numbers.items() if name not in ("step", "num_samples")}
+    scores = {
+        name: value
+        for name, value in written.items()
+        if isinstance(value, int | float) and name not in ("step", "num_samples")
+    }
     points, config = list(read_metrics(folder / METRICS)), flatten(member.config.to_dict())
     curves = {
         name: np.array([(step, values[name]) for step, values in points if name in values], np.float64)
-        for name in _union(values for _, values in points)
+        for name in union(values for _, values in points)
     }
     health = tuple(Watch(config, points).present) if config["health_every"] else ()
     return Result(member, end["status"], end["seconds"], scores, curves, health)
 
 
-def _union(mappings: Iterable[Iterable[str]]) -> list[str]:
+def union(mappings: Iterable[Iterable[str]]) -> list[str]:
     """The names in any of the mappings, in the order in which they first appear."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
@@ -66,32 +65,27 @@ def write_table(results: list[Result], better: dict[str, int], path: Path) -> No
     `better`: score -> whether higher (1) or lower (-1) values are better; of these, `best_NAME` too, where a run was
     scored while it trained.
     """
-    rows = [_row(result, override_keys(results), better) for result in results]
+    rows, keys = [], union(result.member.overrides for result in results)
+    for result in results:
+        row = {"member": result.member.number, "status": result.status, "seconds": result.seconds}
+        row["health"] = " ".join(result.health)
+        row |= {key: result.member.overrides.get(key, "") for key in keys}
+        row |= {name: points[-1, 1] for name, points in result.curves.items()} | result.scores
+        for name, sign in better.items():
+            if name in result.curves:
+                row[f"best_{name}"] = sign * (sign * result.curves[name][:, 1]).max()
+        rows.append(row)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _union(rows), lineterminator="\n")
+    writer = csv.DictWriter(buffer, union(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, buffer.getvalue().encode())
 
 
-def _row(result: Result, keys: list[str], better: dict[str, int]) -> dict:
-    row = {"member": result.member.number, "status": result.status, "seconds": result.seconds}
-    row["health"] = " ".join(result.health)
-    row |= {key: result.member.overrides.get(key, "") for key in keys}
-    row |= {name: points[-1, 1] for name, points in result.curves.items()} | result.scores
-    scored = [name for name in better if name in result.curves]
-    return row | {f"best_{name}": better[name] * (better[name] * result.curves[name][:, 1]).max() for name in scored}
-
-
-def override_keys(results: list[Result]) -> list[str]:
-    """The keys that some member sets."""
-    return _union(result.member.overrides for result in results)
-
-
 def score_names(results: list[Result]) -> list[str]:
     """The scores that some member has, but for those that are the same for every member."""
-    same = references(results)
-    return [name for name in _union(result.scores for result in results) if name not in same]
+    _, same = in_common(results)
+    return [name for name in union(result.scores for result in results) if name not in same]
 
 
 def short(key: str) -> str:
@@ -102,6 +96,27 @@ def short(key: str) -> str:
 def in_words(overrides: dict) -> str:
     """`objective=wgan, learning_rate=0.001`: two players' equal rates once."""
     return ", ".join(dict.fromkeys(f"{short(key)}={value}" for key, value in overrides.items()))
+
+
+class Spread(NamedTuple):
+    """A score across seeds."""
+
+    mean: float
+    low: float  # of the bootstrap interval of the mean, at LEVEL; NaN of one run
+    high: float
+    count: int  # of runs that have it
+
+    @property
+    def text(self) -> str:
+        """In words, with the interval where there is one."""
+        return f"{self.mean:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.count > 1 else "")
+
+
+@cache  # the summary and the report ask for the same ones
+def _spread(scores: tuple[float, ...]) -> Spread:
+    several = len(scores) > 1
+    bounds = mean_interval(np.array(scores), RESAMPLES, LEVEL, 0) if several else (np.nan, np.nan)
+    return Spread(float(np.mean(scores)), *bounds, len(scores))
 
 
 class Condition(NamedTuple):
@@ -121,70 +136,36 @@ class Condition(NamedTuple):
         return [result for result in self.results if result.status == FINISHED]
 
     @property
-    def ended(self) -> str:
-        """How many finished, in words."""
-        return f"{len(self.finished)} of {len(self.results)}"
-
-    @property
-    def scores(self) -> dict[str, np.ndarray]:
-        """Each score of the members that have it: [members]."""
-        by_member = [result.scores for result in self.results]
-        return {name: np.array([scores[name] for scores in by_member if name in scores]) for name in _union(by_member)}
+    def spreads(self) -> dict[str, Spread]:
+        """Each score across the members that have it."""
+        scores = [result.scores for result in self.results]
+        return {name: _spread(tuple(own[name] for own in scores if name in own)) for name in union(scores)}
 
 
 def conditions(results: list[Result]) -> list[Condition]:
     """The results in groups that differ in their seeds alone, in the order of the members."""
     groups: dict[frozenset, Condition] = {}
-    same = shared(results)
+    same, _ = in_common(results)
     for result in results:
         overrides = {key: value for key, value in result.member.overrides.items() if key not in (SEED, *same)}
         groups.setdefault(frozenset(overrides.items()), Condition(overrides, [])).results.append(result)
     return list(groups.values())
 
 
-def shared(results: list[Result]) -> dict:
-    """The overrides that every member has: said once, and in no condition."""
-    first, *others = [result.member.overrides for result in results]
-    every = {key: value for key, value in first.items() if all((key, value) in keys.items() for keys in others)}
-    return {key: value for key, value in every.items() if key != SEED}
+def in_common(results: list[Result]) -> tuple[dict, dict[str, float]]:
+    """What every member has, said once and in no table: (overrides but for the seed, scores such as a ceiling)."""
+    overrides = _common([result.member.overrides for result in results])
+    overrides.pop(SEED, None)
+    scores = [result.scores for result in results if result.scores]
+    return overrides, _common(scores) if len(scores) > 1 else {}
 
 
-class Spread(NamedTuple):
-    """A score across seeds."""
-
-    mean: float
-    low: float  # of the bootstrap interval of the mean, at LEVEL; NaN of one run
-    high: float
-    count: int  # of runs that have it
-
-    @property
-    def text(self) -> str:
-        """In words, with the interval where there is one."""
-        return f"{self.mean:.4g}" + (f" [{self.low:.4g}, {self.high:.4g}]" if self.count > 1 else "")
-
-
-def across_seeds(condition: Condition) -> dict[str, Spread]:
-    """Each score of the members that finished: its mean, and the interval of that where there are two or more."""
-    return {name: _spread(tuple(values)) for name, values in condition.scores.items()}
-
-
-@cache  # the summary and the report ask for the same ones
-def _spread(scores: tuple[float, ...]) -> Spread:
-    several = len(scores) > 1
-    bounds = mean_interval(np.array(scores), RESAMPLES, LEVEL, 0) if several else (np.nan, np.nan)
-    return Spread(float(np.mean(scores)), *bounds, len(scores))
-
-
-def references(results: list[Result]) -> dict[str, float]:
-    """The scores that are the same for every member, such as a ceiling: said once, and in no table."""
-    scored = [result.scores for result in results if result.scores]
-    if len(scored) < 2:
-        return {}
-    return {name: value for name, value in scored[0].items() if all(scores.get(name) == value for scores in scored)}
+def _common(mappings: list[dict]) -> dict:
+    return {key: value for key, value in mappings[0].items() if all((key, value) in x.items() for x in mappings)}
 
 
 def same_for_all(results: list[Result]) -> str:
     """Sentences, with a space before each, on what is the same for every member; "" where nothing is."""
-    numbers, overrides = references(results), in_words(shared(results))
+    overrides, numbers = in_common(results)
     scores = f" The same for all: {', '.join(f'{name} {value:.4g}' for name, value in numbers.items())}."
-    return (scores if numbers else "") + (f" All with {overrides}." if overrides else "")
+    return (scores if numbers else "") + (f" All with {in_words(overrides)}." if overrides else "")

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -14,8 +14,6 @@ from tqdm import tqdm
 from gan_jax.cli.evaluate import evaluate_run
 from gan_jax.config import build as recipe
 from gan_jax.config.build import Setup
-from gan_jax.data import Source
-from gan_jax.parallel.devices import Devices
 from gan_jax.parallel.population_layout import Layout, population
 from gan_jax.step.state import TrainState
 from gan_jax.sweep import folders
@@ -50,10 +48,17 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
 
     Raises InputError, naming the member, where a config makes no sense or is not for a sweep.
     """
-    setups, devices = [], devices_of_a_member(per_member)
+    setups, devices, source = [], devices_of_a_member(per_member), None
     for member in members:
         try:
-            setups.append(_setup(member, devices, setups[0].source if setups else None))
+            if member.config.evaluation.best:
+                raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
+            setups.append(recipe.build(member.config, devices, source))
+            source = setups[0].source
+            if source.streamed:
+                raise InputError(
+                    "the data of a sweep lies on its devices; choose a set that fits there, data.placement=device"
+                )
         except InputError as error:
             raise InputError(f"member {member.number} {member.overrides}: {error}") from error
     if how != AUTO and rule(setups[0]) == UNROLL:
@@ -61,22 +66,13 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
     return [setup._replace(reference=setups[0].reference) for setup in setups]
 
 
-def _setup(member: Member, devices: Devices, source: Source | None) -> Setup:
-    if member.config.evaluation.best:
-        raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
-    setup = recipe.build(member.config, devices, source)
-    if setup.source.streamed:
-        raise InputError("the data of a sweep lies on its devices; choose a set that fits there, data.placement=device")
-    return setup
-
-
 def run_program(
     members: list[Member], setups: list[Setup], workdir: Path, how: str, per_member: int, stop_requested: Callable
 ) -> bool:
     """Trains the members of a program that have not come to their end; False where a signal ended it early."""
     setup_of = {member.number: setup for member, setup in zip(members, setups, strict=True)}
-    size = len(members)
-    if rule(setups[0]) == UNROLL:  # a device takes one member at a time, which is compiled once for all
+    size, waiting = len(members), folders.unfinished(workdir, members)
+    if waiting and rule(setups[0]) == UNROLL:  # a device takes one member at a time, which is compiled once for all
         size = jax.local_device_count() // per_member
         folders.settle(folders.program_folder(workdir, members) / AT_ONCE, {"members at once": size})
     for start in range(0, len(members), size):
@@ -116,7 +112,9 @@ class _Training:
         self._config = setups[0].config  # whose cadences are those of all
         self._folder = folders.program_folder(workdir, members)
         self._generate = Generate(setups[0])
-        self._vitals = self._make_vitals()
+        self._vitals = []
+        for setup in setups if self._config.health_every else ():
+            self._vitals.append(Vitals(setup, *self._vitals[:1]))  # which shares what it has compiled
         Scoring(setups[0], self._generate)  # what is missing for it is known before anything trains
         self._data = layout.within.place(setups[0].source.data)
         self._compiled = {}  # by the steps of a call
@@ -127,29 +125,18 @@ class _Training:
     def run(self) -> bool:
         with ExitStack() as stack:
             self._checkpoints = stack.enter_context(closing(Checkpoints(self._folder / CHECKPOINTS, kept=2)))
-            state = self._first_state()
-            now, description = int(state.step), f"{len(self._members)} members"
+            if self._checkpoints.latest_step() is None:
+                state = self._population.initial()
+            else:
+                state = self._checkpoints.restore(self._population.abstract())
+                self._checkpoints.discard_after(int(state.step))
+            now, bar = int(state.step), {"desc": f"{len(self._members)} members", "unit": "step", "dynamic_ncols": True}
             self._begin(now)
-            self._bar = stack.enter_context(
-                tqdm(desc=description, total=self._config.num_steps, initial=now, unit="step", dynamic_ncols=True)
-            )
+            self._bar = stack.enter_context(tqdm(total=self._config.num_steps, initial=now, **bar))
             state, now = advance_to_end(self._config, state, self._stop_requested, self._advance, self._at_boundary)
             self._save(state)
             self._checkpoints.wait()
             return now == self._config.num_steps and self._finish(state)
-
-    def _make_vitals(self) -> list[Vitals]:
-        if not self._config.health_every:
-            return []
-        first = Vitals(self._setups[0])
-        return [first, *(Vitals(setup, first) for setup in self._setups[1:])]
-
-    def _first_state(self) -> PopulationState:
-        if self._checkpoints.latest_step() is None:
-            return self._population.initial()
-        state = self._checkpoints.restore(self._population.abstract())
-        self._checkpoints.discard_after(int(state.step))
-        return state
 
     def _begin(self, now: int) -> None:
         for i, (member, setup) in enumerate(zip(self._members, self._setups, strict=True)):
@@ -179,7 +166,10 @@ class _Training:
                 np.save(self._path(i, POINTS, f"{now:08d}.npy"), points)
         if is_due(config, "evaluate_every", now):
             for i, member in self._living(state):
-                self._score(i, member, now)
+                scoring = Scoring(self._setups[i], self._generate.of(self._setups[i]))
+                with self._losing(i, now):
+                    samples = scoring.samples(member.ema, config.evaluation.num_samples)
+                    self._log(now, {i: scoring.values(samples)})
         if is_due(config, "health_every", now):
             self._log(now, {i: self._vitals[i].measure(member) for i, member in self._living(state)})
         if is_due(config, "checkpoint_every", now):
@@ -189,41 +179,37 @@ class _Training:
         """Those of each living member, once it is known which ones have left the finite numbers."""
         newest = {}
         for first, metrics in jax.device_get(self._unseen):
-            names, values = list(metrics), np.stack(list(metrics.values()))  # [names, members, steps]
-            finite = np.isfinite(values)
-            for i in range(len(self._members)):
-                if i in self._diverged:
-                    continue
-                if finite[:, i].all():
-                    newest[i] = dict(zip(names, values[:, i, -1].tolist(), strict=True))
-                    continue
-                newest.pop(i, None)
-                step = int(np.argmin(finite[:, i].all(axis=0)))
-                bad = [name for name, is_finite in zip(names, finite[:, i, step], strict=True) if not is_finite]
-                self._lose(i, first + step + 1, f"{', '.join(bad)} not finite")
+            finite = {name: np.isfinite(values) for name, values in metrics.items()}  # [members, steps]
+            all_finite = np.all(list(finite.values()), axis=0)
+            for i in self._alive():
+                if all_finite[i].all():
+                    newest[i] = {name: float(values[i, -1]) for name, values in metrics.items()}
+                else:
+                    newest.pop(i, None)
+                    step = int(np.argmin(all_finite[i]))
+                    bad = ", ".join(name for name, is_finite in finite.items() if not is_finite[i, step])
+                    self._lose(i, first + step + 1, f"{bad} not finite")
         self._unseen.clear()
         return newest
 
     def _lose(self, i: int, step: int, why: str) -> None:
         self._diverged[i] = f"step {step:,}: {why}"
         write_atomically(self._path(i, DIVERGED), json.dumps({"step": step, "why": self._diverged[i]}).encode())
-        line = f"member {self._members[i].number} diverged, {self._diverged[i]}; the others go on"
-        self._bar.write(line, file=sys.stderr)
+        number = self._members[i].number
+        self._bar.write(f"member {number} diverged, {self._diverged[i]}; the others go on", file=sys.stderr)
 
     def _log(self, now: int, metrics: dict[int, dict[str, float]]) -> None:
         for i, values in metrics.items():
             with self._path(i, METRICS).open("a", encoding="utf-8") as file:
                 file.write(metrics_line(now, values))
 
-    def _score(self, i: int, state: TrainState, now: int) -> None:
-        scoring = Scoring(self._setups[i], self._generate.of(self._setups[i]))
+    @contextmanager
+    def _losing(self, i: int, step: int):
+        """Within it a member diverges where its samples are not finite, though its metrics were."""
         try:
-            samples = scoring.samples(state.ema, self._config.evaluation.num_samples)
-            scores = scoring.values(samples)
-        except NotFiniteError as error:  # though its metrics were
-            self._lose(i, now, str(error))
-        else:
-            self._log(now, {i: scores})
+            yield
+        except NotFiniteError as error:
+            self._lose(i, step, str(error))
 
     def _save(self, state: PopulationState) -> None:
         if self._checkpoints.latest_step() != int(state.step):
@@ -238,15 +224,12 @@ class _Training:
             if self._stop_requested():
                 return False
             generate = self._generate.of(self._setups[i])
-            try:
+            with self._losing(i, self._config.num_steps):
                 evaluate_run(self._setups[i], member, self._path(i), 0, generate)
                 plots.write_png(self._path(i, PICTURE), generate.picture(member))
-            except NotFiniteError as error:
-                self._lose(i, self._config.num_steps, str(error))
         count = len(self._members)
         for i in range(count):
             self._save_member(i, state)
-        for i in range(count):
             status = f"diverged, {self._diverged[i]}" if i in self._diverged else FINISHED
             end = {"status": status, "seconds": self._seconds / count, "together": count}
             write_atomically(self._path(i, END), (json.dumps(end) + "\n").encode())
@@ -264,8 +247,10 @@ class _Training:
     def _living(self, state: PopulationState) -> list[tuple[int, TrainState]]:
         """The members that have not diverged, each with its state on the host, without its key."""
         states = jax.device_get(state.members.state.replace(key=None))
-        alive = [i for i in range(len(self._members)) if i not in self._diverged]
-        return [(i, jax.tree.map(lambda x, i=i: x[i], states)) for i in alive]
+        return [(i, jax.tree.map(lambda x, i=i: x[i], states)) for i in self._alive()]
+
+    def _alive(self) -> list[int]:
+        return [i for i in range(len(self._members)) if i not in self._diverged]
 
     def _path(self, i: int, *names: str) -> Path:
         return member_folder(self._workdir, self._members[i]).joinpath(*names)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from experiments.benchmarks import workloads
 from gan_jax import main, recipe, step
 from gan_jax.analysis import profiling
-from gan_jax.analysis.profiling import ceilings, flops, hlo
+from gan_jax.analysis.profiling import flops, hlo
 from gan_jax.analysis.profiling.device_time import busy_seconds
 from gan_jax.analysis.profiling.page import micro_batches
 from gan_jax.data import Source
@@ -30,7 +30,7 @@ from gan_jax.training import workdirs
 def _small():
     """The ceilings' work made small, and nothing timed for long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ceilings.SIZES, True, (64, 1 << 12))
+        patch.setitem(profiling.SIZES, True, (64, 1 << 12))
         patch.setattr(profiling, "SHORTEST", 0.0)
         yield
 
@@ -367,7 +367,7 @@ def test_a_profile_of_a_mapped_loop_whose_trace_cannot_be_read(shrunk, tmp_path,
 
     monkeypatch.setattr(profiling, "busy_seconds", unreadable)
     monkeypatch.setattr(profiling, "step_flops", lambda setup: 1e6)
-    monkeypatch.setattr(ceilings, "measure", lambda *_: ceilings.Ceilings(1e9, 1e9, 64))
+    monkeypatch.setattr(profiling, "ceilings", lambda *_: profiling.Ceilings(1e9, 1e9, 64))
     changes = {"parallel": "pmap", "precision": "bfloat16", "steps_per_call": 2, "log_every": 4, "sample_every": 4}
     changes |= {"checkpoint_every": 4, "penalty.name": "none", "penalty.weight": 0.0}
     page = profile(tmp_path, shrunk("digits", None, changes))
@@ -419,7 +419,7 @@ def test_a_mistake_is_one_line_and_status_2(values, message, profiled, shrunk, m
 
 
 def test_ceilings_are_positive_and_finite():
-    found = ceilings.measure(mesh(), "bfloat16", "default")
+    found = profiling.ceilings(mesh(), "bfloat16", "default")
     assert found.product == 64
     assert np.all(np.isfinite(found))
     assert min(found) > 0

@@ -407,10 +407,10 @@ def test_scores_are_averaged_over_seeds():
     found.append(made(5, {"objective.name": "mle", "seed": 0}, modes=7.0))
     first, second = results.conditions(found)
     assert first.overrides == {"objective.name": "wgan"}
-    spread = results.across_seeds(first)["modes"]
+    spread = first.spreads["modes"]
     assert (spread.mean, spread.count) == (2.0, 5)
     assert 0 <= spread.low < 1 < 3 < spread.high <= 4
-    assert np.isnan(results.across_seeds(second)["modes"].low)
+    assert np.isnan(second.spreads["modes"].low)
 
 
 def test_what_varies_together_is_one_axis_of_a_map(tmp_path):
@@ -441,7 +441,7 @@ def test_what_varies_together_is_one_axis_of_a_map(tmp_path):
 
 def test_what_is_the_same_for_all_is_said_once():
     found = [made(i, {"seed": i}, modes=float(i), modes_total=8.0) for i in range(3)]
-    assert results.references(found) == {"modes_total": 8.0}
+    assert results.in_common(found) == ({}, {"modes_total": 8.0})
     text = report.summary(found)
     assert "The same for all: modes_total 8." in text
     assert "|  | finished | modes |" in text

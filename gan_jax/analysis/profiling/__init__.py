@@ -1,27 +1,44 @@
 """`--mode=profile`: the training loop's compiled call, as a trace for TensorBoard and Perfetto and a page."""
 
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
 from gan_jax import step
-from gan_jax.analysis.profiling import ceilings, flops, hlo, page
+from gan_jax.analysis.profiling import flops, hlo, page
 from gan_jax.analysis.profiling.device_time import busy_seconds
+from gan_jax.analysis.profiling.page import quantity
 from gan_jax.config import build
 from gan_jax.config.build import Setup
-from gan_jax.parallel.devices import Program, mesh
+from gan_jax.networks import products
+from gan_jax.parallel.devices import Devices, mesh
 from gan_jax.training.loop import call_shapes, compiled_call, next_boundary, open_loader
 from gan_jax.utils.files import write_atomically
 
 FEWEST_CALLS, SHORTEST = 5, 1.0  # seconds: what is timed without the tracer
+PASSES = 5  # of which the fastest counts as the ceiling
+# By whether the device is a CPU: rows and columns of a matrix, bytes of an array that no cache holds.
+SIZES = {True: (2048, 1 << 28), False: (8192, 1 << 32)}
+
+
+class Ceilings(NamedTuple):
+    """What all devices together can do at most, each doing the same work of its own at the same time."""
+
+    flops: float  # a second, of a large matrix product
+    bytes: float  # a second, of a pass over memory
+    product: int  # rows and columns of the matrices
 
 
 def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) -> str:
@@ -41,21 +58,47 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
         advance = compiled_call(setup, a_call, state, data)
         compile_seconds = time.perf_counter() - start
     state, durations = _time(advance, state, data, max(calls, FEWEST_CALLS))
-    peak, peak_of = _peak()  # before what takes more memory than training does
+    peak = _peak()  # before what takes more memory than training does
     traced_seconds = _trace(advance, state, data, calls, workdir) / (calls * a_call)
     has_loops = not setup.recipe.unroll and a_call * setup.recipe.discriminator_steps * setup.recipe.accumulate > 1
-    traffic = step_traffic(setup) if has_loops else bytes_accessed(advance.compiled) / a_call
-    work, accessed, seconds = step_flops(setup), setup.devices.count * traffic, durations / a_call
-    limits = ceilings.measure(setup.devices, setup.config.precision, setup.config.matmul_precision)
+    device_traffic = step_traffic(setup) if has_loops else bytes_accessed(advance.compiled) / a_call
+    # Of a step, over all devices: FLOPs, bytes, and the seconds that both would take at the ceilings.
+    work, traffic = step_flops(setup), setup.devices.count * device_traffic
+    limits = ceilings(setup.devices, setup.config.precision, setup.config.matmul_precision)
+    work_seconds, traffic_seconds = work / limits.flops, traffic / limits.bytes
+    binding = "the matrix product" if work_seconds >= traffic_seconds else "memory"
+    low, seconds, high = np.quantile(durations / a_call, (0.25, 0.5, 0.75))
+    examples = setup.config.batch_size * setup.config.discriminator.steps / seconds
+    counted, memory = advance.compiled.cost_analysis() or {}, advance.compiled.memory_analysis()
+    sizes = (getattr(memory, f"{part}_size_in_bytes") for part in ("argument", "temp", "output", "alias"))
     rows = {
         **page.setting(setup, a_call, runs_with),
-        **page.times(setup, seconds, compile_seconds),
-        **page.needs(advance.compiled, work, accessed, peak, peak_of),
-        **page.roofline(work, accessed, float(np.median(seconds)), limits),
+        "time": f"**{seconds * 1e3:.4g} ms a step** (median of {len(durations)} calls, quartiles "
+        f"{(high - low) / seconds:.0%} apart), {examples:,.0f} real examples/s",
+        "compilation": f"{compile_seconds:.1f} s, without a cache",
+        "work": f"{quantity(work, 'FLOP')} a step in matrix products and convolutions",
+        "traffic": f"{quantity(traffic, 'B')} a step, were nothing kept in caches",
+        "XLA's own count": f"{quantity(counted.get('flops'), 'FLOP')}, {quantity(counted.get('bytes accessed'), 'B')} "
+        "a call on one device, with the body of each loop once",
+        "memory": "arguments {}, temporaries {}, output {} (of it {} in the arguments' place); peak of {}".format(
+            *(quantity(size, "B") for size in sizes), peak
+        ),
+        "ceilings here": f"matrix product of {limits.product}: {quantity(limits.flops, 'FLOP/s')}; pass over "
+        f"memory: {quantity(limits.bytes, 'B/s')}",
+        "reached": f"**{quantity(work / seconds, 'FLOP/s')}, {work_seconds / seconds:.1%}** of the matrix "
+        f"product's; {quantity(traffic / seconds, 'B/s')}, {traffic_seconds / seconds:.1%} of memory's",
+        "roofline": f"{work / traffic:.3g} FLOP a byte; the ceilings meet at {limits.flops / limits.bytes:.3g}: "
+        f"{binding} binds, at {max(work_seconds, traffic_seconds) * 1e3:.3g} ms a step",
     }
+    try:
+        busy = busy_seconds(workdir / "profile")
+    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
+        costliest = f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
+    else:
+        program = hlo.parse(advance.compiled.as_text())
+        costliest = page.costliest(program, busy, calls * a_call, traced_seconds)
     text = (
-        f"# Profile of {name}\n\n{page.table(rows)}\n\n"
-        f"{_costliest(advance, workdir / 'profile', calls * a_call, traced_seconds)}\n\n"
+        f"# Profile of {name}\n\n{page.table(rows)}\n\n{costliest}\n\n"
         f"The trace of {calls * a_call:,} steps: `tensorboard --logdir={workdir / 'profile'}`, or "
         "`perfetto_trace.json.gz` in there at https://ui.perfetto.dev.\n"
     )
@@ -63,20 +106,9 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     return text
 
 
-def _costliest(advance: Program, trace: Path, steps: int, traced_seconds: float) -> str:
-    try:
-        busy = busy_seconds(trace)
-    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
-        return f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
-    return page.costliest(page.operations(hlo.parse(advance.compiled.as_text()), busy, steps), traced_seconds)
-
-
 @contextmanager
 def _no_compilation_cache():
-    """Within it everything is compiled: the cache would hide how long that takes, and names what was first compiled.
-
-    A program's names do not go into its key in the cache, so that it may come back with those of another checkout.
-    """
+    """Within it everything is compiled: a cached program hides how long that takes, and may have older names in it."""
     enabled = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     reset_cache()  # jax asks only once whether there is one
@@ -100,6 +132,28 @@ def _time(advance: Callable, state, data, calls: int):
             ends.append(time.perf_counter())
         previous = metrics
     return jax.block_until_ready(state), np.diff(ends)
+
+
+def ceilings(devices: Devices, precision: str, matmul_precision: str) -> Ceilings:
+    """The ceilings of the devices, with matrices of the dtype `precision` and products as precise as the networks'."""
+    n, size = SIZES[jax.default_backend() == "cpu"]
+    # Of this scale a product's entries are about as large as its factors', however often one multiplies.
+    factor = jax.random.normal(jax.random.key(0), (n, n), precision) / jnp.sqrt(n).astype(precision)
+    with products(matmul_precision):
+        product = _seconds(devices, lambda x, y: (x @ y, ()), jnp.ones_like(factor), factor)
+    one_pass = _seconds(devices, lambda x, _: (x + 1, ()), jnp.zeros(size // 4, jnp.float32), ())
+    return Ceilings(devices.count * 2.0 * n**3 / product, devices.count * 2.0 * size / one_pass, n)
+
+
+def _seconds(devices: Devices, function: Callable, *arguments) -> float:
+    """Of the fastest call, after one that warms up."""
+    x, data = devices.place(arguments)
+    function, durations = devices.compile(function, x, data), []
+    for _ in range(1 + PASSES):
+        start = time.perf_counter()
+        x = jax.block_until_ready(function(x, data)[0])
+        durations.append(time.perf_counter() - start)
+    return min(durations[1:])
 
 
 def step_flops(setup: Setup) -> int:
@@ -137,12 +191,13 @@ def step_traffic(setup: Setup) -> float:
     return one if count == 1 else one + (count - 1) * (traffic(2) - one)
 
 
-def _peak() -> tuple[int, str]:
-    """Bytes, and of what."""
+def _peak() -> str:
+    """The most memory that there was in use."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
-        return statistics["peak_bytes_in_use"], "the first device"
-    return page.peak_of_process(), "the process"
+        return f"the first device {quantity(statistics['peak_bytes_in_use'], 'B')}"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"the process {quantity(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'B')}"
 
 
 def _trace(advance: Callable, state, data, calls: int, workdir: Path) -> float:

@@ -32,10 +32,20 @@ def busy_seconds(folder: Path) -> dict[str, float]:
     paths = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not paths:
         raise ValueError("the profiler wrote no trace")
-    nanoseconds, handed_over_by = Counter(), {}
+    nanoseconds, handed_over_by, seconds = Counter(), {}, Counter()
     for events in _lines(ProfileData.from_file(str(paths[-1]))):
-        _add_line(sorted(_spans(events), key=lambda span: (span.start, -span.end)), nanoseconds, handed_over_by)
-    seconds = Counter()
+        stack = [_Span(-math.inf, math.inf, None)]
+        for span in sorted(_spans(events), key=lambda span: (span.start, -span.end)):
+            while stack[-1].end <= span.start:
+                stack.pop()
+            outer = stack[-1]
+            if span.hands_over:
+                handed_over_by[span.owner] = outer.owner
+                continue
+            span = span._replace(end=min(span.end, outer.end))  # clocks are read one after the other
+            nanoseconds[span.owner] += span.end - span.start
+            nanoseconds[outer.owner] -= span.end - span.start  # which is the inner one's alone
+            stack.append(span)
     for owner, duration in nanoseconds.items():
         while isinstance(owner, int):
             owner = handed_over_by.get(owner)
@@ -57,34 +67,18 @@ def _lines(data: ProfileData) -> Iterator[Iterable]:
         yield from (line.events for line in operations or lines if line.name != "python")
 
 
-def _add_line(spans: Iterable[_Span], nanoseconds: Counter, handed_over_by: dict) -> None:
-    """Adds the time of a line's spans, without that of the spans inside them, by owner."""
-    stack = [_Span(-math.inf, math.inf, None)]
-    for span in spans:
-        while stack[-1].end <= span.start:
-            stack.pop()
-        outer = stack[-1]
-        if span.hands_over:
-            handed_over_by[span.owner] = outer.owner
-            continue
-        span = span._replace(end=min(span.end, outer.end))  # clocks are read one after the other
-        nanoseconds[span.owner] += span.end - span.start
-        nanoseconds[outer.owner] -= span.end - span.start
-        stack.append(span)
-
-
 def _spans(events: Iterable) -> Iterator[_Span]:
     started = None  # (start, task) of the thread pool's task at hand
     for event in events:
-        name, start, end = event.name, event.start_ns, event.start_ns + event.duration_ns
+        name, start, end, stats = event.name, event.start_ns, event.start_ns + event.duration_ns, dict(event.stats)
         if name == _RECORD:
-            yield _Span(start, start, dict(event.stats).get("_p"), hands_over=True)
+            yield _Span(start, start, stats.get("_p"), hands_over=True)
         elif name == _START:
-            started = start, dict(event.stats).get("_c")
+            started = start, stats.get("_c")
         elif name == _STOP and started:
             yield _Span(started[0], start, started[1])
             started = None
         elif name.startswith(_EXECUTOR):
             yield _Span(start, end, None)
-        elif not name.startswith("end: ") and (operation := dict(event.stats).get("hlo_op")):
-            yield _Span(start, end, operation)
+        elif not name.startswith("end: ") and "hlo_op" in stats:
+            yield _Span(start, end, stats["hlo_op"])

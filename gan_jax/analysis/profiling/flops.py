@@ -25,17 +25,15 @@ def count(function: Callable, *arguments) -> int:
 
 
 def _of_jaxpr(jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
-
-
-def _of_equation(equation) -> int:
-    name = equation.primitive.name
-    if name in _COUNTED:
-        return _COUNTED[name](equation.params, *(x.aval.shape for x in (*equation.invars, *equation.outvars)))
-    inner = [_of_jaxpr(jaxpr) for jaxpr in jaxprs_in_params(equation.params)]
-    if name == "cond":
-        return max(inner)
-    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in _COUNTED:
+            total += _COUNTED[name](params, *(x.aval.shape for x in (*equation.invars, *equation.outvars)))
+        else:
+            inner = [_of_jaxpr(jaxpr) for jaxpr in jaxprs_in_params(params)]
+            total += max(inner) if name == "cond" else sum(inner) * (params["length"] if name == "scan" else 1)
+    return total
 
 
 def _of_product(params, lhs, rhs, out) -> int:
@@ -44,27 +42,13 @@ def _of_product(params, lhs, rhs, out) -> int:
 
 
 def _of_convolution(params, lhs, rhs, out) -> int:
-    layout = params["dimension_numbers"]
-    taps = [
-        _taps(out[o], rhs[k], stride, low, hole, reach)
-        for o, k, stride, (low, _), hole, reach in zip(
-            layout.out_spec[2:],
-            layout.rhs_spec[2:],
-            params["window_strides"],
-            params["padding"],
-            params["lhs_dilation"],
-            params["rhs_dilation"],
-            strict=True,
-        )
-    ]
+    layout, taps = params["dimension_numbers"], 1
+    for axis, (output, kernel) in enumerate(zip(layout.out_spec[2:], layout.rhs_spec[2:], strict=True)):
+        starts = params["window_strides"][axis] * np.arange(out[output]) - params["padding"][axis][0]
+        places = starts[:, None] + params["rhs_dilation"][axis] * np.arange(rhs[kernel])
+        taps *= int(np.sum(places % params["lhs_dilation"][axis] == 0))  # all others meet a hole of the dilated input
     channels = rhs[layout.rhs_spec[0]] * rhs[layout.rhs_spec[1]]  # out, and in (of one group)
-    return 2 * lhs[layout.lhs_spec[0]] // params["batch_group_count"] * channels * math.prod(taps)
-
-
-def _taps(outputs: int, kernel: int, stride: int, padding: int, dilation: int, kernel_dilation: int) -> int:
-    """How many pairs of an output and a kernel element, along one axis, do not meet in a hole of the dilated input."""
-    places = stride * np.arange(outputs)[:, None] + kernel_dilation * np.arange(kernel) - padding
-    return int(np.sum(places % dilation == 0))
+    return 2 * lhs[layout.lhs_spec[0]] // params["batch_group_count"] * channels * taps
 
 
 _COUNTED = {"dot_general": _of_product, "conv_general_dilated": _of_convolution}

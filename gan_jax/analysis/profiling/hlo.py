@@ -5,23 +5,21 @@ JAX has no other public view of these; FLOPs, bytes and memory come from `cost_a
 
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
+# Bytes that each of n devices sends, for every byte of its own operand: with rings, which are optimal in bytes.
+SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: n - 1,
+    **dict.fromkeys(("reduce-scatter", "all-to-all", "ragged-all-to-all"), lambda n: (n - 1) / n),
+    **dict.fromkeys(("collective-permute", "collective-broadcast"), lambda n: 1),
+}
 # The kind of an operation is the first of these that it, or something fused into it, is; else copy or elementwise.
 KINDS = {
     "convolution": ("convolution",),
     "matrix product": ("dot",),
     "library call": ("custom-call",),
-    "collective": (
-        "all-reduce",
-        "all-gather",
-        "reduce-scatter",
-        "all-to-all",
-        "ragged-all-to-all",
-        "collective-permute",
-        "collective-broadcast",
-    ),
+    "collective": tuple(SENT),
     "reduction": ("reduce", "reduce-window"),
     "sort": ("sort",),
     "indexing": ("gather", "scatter", "dynamic-slice", "dynamic-update-slice"),
@@ -53,10 +51,14 @@ class Instruction(NamedTuple):
 class Collective(NamedTuple):
     """One operation in which devices exchange arrays."""
 
-    kind: str  # one of KINDS["collective"]
+    kind: str  # one of SENT
     bytes: int  # of one device's operands, each time
     place: str  # see Instruction.place
     count: int  # how often it runs
+
+    def sent(self, n: int) -> float:
+        """Bytes that each of n devices sends, all times together."""
+        return self.count * SENT[self.kind](n) * self.bytes
 
 
 class Program(NamedTuple):
@@ -71,21 +73,17 @@ def parse(text: str) -> Program:
     entry, computations, current = "", {}, []
     for line in text.splitlines():
         if match := _INSTRUCTION.match(line):
-            current.append(_instruction(*match.groups()))
+            name, shape, opcode, rest = match.groups()
+            operands, _, attributes = rest.partition("), ")
+            called = [callee for callees in _CALLED.findall(attributes) for callee in _NAME.findall(callees)]
+            place, trips = (pattern.search(attributes) for pattern in (_PLACE, _TRIPS))
+            known = (place[1] if place else "", int(trips[1]) if trips else 1)
+            current.append(Instruction(name, shape, opcode, _NAME.findall(operands), called, *known))
         elif line.endswith("{") and "(" in line and line[:1] in "%E":
             name = _NAME.search(line)[1]
             computations[name] = current = []
             entry = name if line.startswith("ENTRY") else entry
     return Program(entry, computations)
-
-
-def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
-    operands, _, attributes = rest.partition("), ")
-    called = [callee for callees in _CALLED.findall(attributes) for callee in _NAME.findall(callees)]
-    place, trips = _PLACE.search(attributes), _TRIPS.search(attributes)
-    return Instruction(
-        name, shape, opcode, _NAME.findall(operands), called, place[1] if place else "", int(trips[1]) if trips else 1
-    )
 
 
 def bytes_of(shape: str) -> int:
@@ -119,17 +117,17 @@ def collectives(program: Program) -> list[Collective]:
     One that is combined of several has the bytes of all; a start and its done are one. A loop of unknown length counts
     once, and every branch of a conditional counts.
     """
-    return list(_collectives_of(program, program.entry, 1))
 
+    def of(name, times):
+        computation = program.computations.get(name, [])
+        shapes = {instruction.name: instruction.shape for instruction in computation}
+        for instruction in computation:
+            opcode = instruction.opcode.removesuffix("-start")
+            if opcode in SENT:
+                size = sum(bytes_of(shapes[operand]) for operand in instruction.operands)
+                yield Collective(opcode, size, instruction.place, times)
+            elif opcode in _CALLERS:
+                for callee in instruction.called:
+                    yield from of(callee, times * instruction.trips)
 
-def _collectives_of(program: Program, name: str, times: int) -> Iterator[Collective]:
-    computation = program.computations.get(name, [])
-    shapes = {instruction.name: instruction.shape for instruction in computation}
-    for instruction in computation:
-        opcode = instruction.opcode.removesuffix("-start")
-        if opcode in KINDS["collective"]:
-            size = sum(bytes_of(shapes[operand]) for operand in instruction.operands)
-            yield Collective(opcode, size, instruction.place, times)
-        elif opcode in _CALLERS:
-            for callee in instruction.called:
-                yield from _collectives_of(program, callee, times * instruction.trips)
+    return list(of(program.entry, 1))

@@ -1,8 +1,6 @@
-"""What the makers say that their chips can do; docs/plan.md has the source of each number."""
+"""What the makers say that their chips can do, and how those of a machine reach each other: sources in docs/plan.md."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 from gan_jax.utils.errors import InputError
@@ -28,7 +26,7 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes a second, of that memory
     link: float  # bytes a second that a chip can send to other chips, over all of its links
     reach: int | None  # chips that such links join; None: those of one host
-    latency: Callable  # (hosts, devices per host) -> seconds that a collective of few bytes takes
+    axes: int | None  # of the square or cube that the chips of a pod are joined to; None: hosts joined by a network
 
     def peak(self, precision: str, matmul_precision: str) -> Peak:
         """That of products as the config wants them."""
@@ -45,7 +43,7 @@ class Machine(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Devices."""
+        """How many they are."""
         return self.hosts * self.devices_per_host
 
 
@@ -59,43 +57,39 @@ class Interconnect(NamedTuple):
 
 def interconnect(machine: Machine) -> Interconnect:
     """That of the machine. Raises InputError where the links of the chip do not reach so far."""
-    chip, stated = CHIPS[machine.chip], machine.interconnect_gbps
+    chip, gbps = CHIPS[machine.chip], machine.interconnect_gbps
     if chip.reach and machine.count > chip.reach:
         raise InputError(
             f"--hosts={machine.hosts} with --devices_per_host={machine.devices_per_host} is {machine.count:,} chips; "
             f"the links of {machine.chip} join {chip.reach:,} at most"
         )
-    if not chip.reach and machine.hosts > 1 and stated is None:
+    if not chip.reach and machine.hosts > 1 and gbps is None:
         raise InputError(
             f"--interconnect_gbps is missing: the links of {machine.chip} end at the host; state how many gigabits a "
             "second each device can send to those of other hosts"
         )
-    latency = chip.latency(machine.hosts, machine.devices_per_host)
-    if stated is not None:
-        return Interconnect(stated * 1e9 / 8, latency, "stated")
-    return Interconnect(chip.link, latency, f"all links of a {machine.chip}")
-
-
-def _along_axes(axes: int, hosts: int, devices_per_host: int) -> float:
-    """There and back along each side of a square or cube of chips."""
-    return TPU_LINK * 2 * axes * ((hosts * devices_per_host) ** (1 / axes) - 1)
-
-
-def _by_tree(hosts: int, devices_per_host: int) -> float:
-    """There and back: from device to device within a host, by a tree between hosts."""
-    return NCCL_START + 2 * ((devices_per_host - 1) * NVLINK_HOP + math.log2(hosts) * NETWORK_HOP)
+    if chip.axes:  # there and back along each side
+        latency = TPU_LINK * 2 * chip.axes * (machine.count ** (1 / chip.axes) - 1)
+    else:  # there and back: from device to device within a host, by a tree between hosts
+        hops = (machine.devices_per_host - 1) * NVLINK_HOP + math.log2(machine.hosts) * NETWORK_HOP
+        latency = NCCL_START + 2 * hops
+    bandwidth, source = (chip.link, f"all links of a {machine.chip}") if gbps is None else (gbps * 1e9 / 8, "stated")
+    return Interconnect(bandwidth, latency, source)
 
 
 def _tpu(flops: float, memory: float, bandwidth: float, link: float, reach: int, axes: int) -> Chip:
-    passes = {"default": (1, "one pass"), "high": (3, "three passes"), "highest": (6, "six passes")}
-    float32 = {name: Peak(flops / count, f"float32 in {words} of bfloat16") for name, (count, words) in passes.items()}
-    return Chip(Peak(flops, "bfloat16"), float32, memory, bandwidth, link, reach, partial(_along_axes, axes))
+    float32 = {
+        "default": Peak(flops, "float32 in one pass of bfloat16"),
+        "high": Peak(flops / 3, "float32 in three passes of bfloat16"),
+        "highest": Peak(flops / 6, "float32 in six passes of bfloat16"),
+    }
+    return Chip(Peak(flops, "bfloat16"), float32, memory, bandwidth, link, reach, axes)
 
 
 def _gpu(bfloat16: float, tf32: float, float32: float, memory: float, bandwidth: float, link: float) -> Chip:
     rounded = Peak(tf32, "float32 rounded to TF32")
     by_precision = {"default": rounded, "high": rounded, "highest": Peak(float32, "float32")}
-    return Chip(Peak(bfloat16, "bfloat16"), by_precision, memory, bandwidth, link, None, _by_tree)
+    return Chip(Peak(bfloat16, "bfloat16"), by_precision, memory, bandwidth, link, None, None)
 
 
 CHIPS = {
