@@ -45,7 +45,9 @@ def train(setup: Setup, workdir: Path) -> bool:
 
     Of several processes all call it with the same setup. They step and save together; the first one does the rest.
     """
-    _settle_data(setup, workdir)
+    agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
+    if agreement.several():
+        agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
     config, generate = setup.config, Generate(setup)
     scoring = _on_first(lambda: Scoring(setup, generate) if config.evaluate_every else None)
     with (
@@ -53,14 +55,12 @@ def train(setup: Setup, workdir: Path) -> bool:
         closing(Checkpoints(workdir / "checkpoints", config.checkpoints_kept)) as checkpoints,
     ):
         state = _newest_state(setup, checkpoints)
-        now = int(state.step)
         with (
-            closing(_on_first(lambda: Writers(workdir, now, config.num_steps)) or Silent()) as writers,
+            closing(_on_first(lambda: Writers(workdir, int(state.step), config.num_steps)) or Silent()) as writers,
             closing(open_loader(setup, state, partial(next_boundary, config))) as data,
             _best(setup, scoring, workdir) as best,
         ):
-            watch = _on_first(lambda: _watch(setup, workdir) if config.health_every else None)
-            vitals = Vitals(setup) if watch else None
+            vitals, watch = _on_first(lambda: _health(setup, workdir) if config.health_every else None) or (None, None)
             loop = _Loop(setup, checkpoints, writers, data, generate, scoring, best, vitals, watch)
             return loop.run(state, agreement.in_any_process(stop_requested))
 
@@ -68,12 +68,6 @@ def train(setup: Setup, workdir: Path) -> bool:
 def _on_first(function: Callable):
     """What the function returns in the first process; None in the others. What fails there fails in all."""
     return agreement.all_or_none(lambda: function() if agreement.is_first() else None)
-
-
-def _settle_data(setup: Setup, workdir: Path) -> None:
-    agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
-    if agreement.several():
-        agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
 
 
 def _newest_state(setup: Setup, checkpoints: Checkpoints) -> TrainState:
@@ -87,8 +81,9 @@ def _newest_state(setup: Setup, checkpoints: Checkpoints) -> TrainState:
     return state
 
 
-def _watch(setup: Setup, workdir: Path) -> Watch:
-    return Watch(flatten(setup.config.to_dict()), read_metrics(workdir / METRICS), setup.devices.count)
+def _health(setup: Setup, workdir: Path) -> tuple[Vitals, Watch]:
+    past = read_metrics(workdir / METRICS)
+    return Vitals(setup), Watch(flatten(setup.config.to_dict()), past, setup.devices.count)
 
 
 def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
@@ -139,7 +134,7 @@ def _train_steps(setup: Setup, steps: int, state: TrainState, data):
 
 @dataclass
 class _Loop:
-    """What the loop needs at every boundary, so that the loop itself reads as what it does."""
+    """What the loop needs at every boundary."""
 
     setup: Setup
     checkpoints: Checkpoints
@@ -159,15 +154,13 @@ class _Loop:
 
     def run(self, state: TrainState, stop_requested: Callable) -> bool:
         # A streamed set may have an example that cannot be read; samples may be such that they cannot be scored.
-        advance, at_boundary = (
-            self._saved_before_a_mistake(self._advance),
-            self._saved_before_a_mistake(self._do_what_is_due),
-        )
-        state, now = advance_to_end(self.config, state, stop_requested, advance, at_boundary)
+        functions = map(self._saved_before_a_mistake, (self._advance, self._do_what_is_due))
+        state, now = advance_to_end(self.config, state, stop_requested, *functions)
         if now < self.config.num_steps:
             self._save(state, now)
-            line = f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there"
-            self.writers.say(line)
+            self.writers.say(
+                f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there"
+            )
         self.checkpoints.wait()
         return now == self.config.num_steps
 
@@ -214,7 +207,7 @@ class _Loop:
 
     def _report(self, now: int, values: dict[str, float]) -> None:
         self.writers.metrics(now, values)
-        for line in self.watch.see(now, values) if self.watch is not None else ():
+        for line in self.watch.see(now, values) if self.watch else ():
             self.writers.say(line)
 
     def _evaluate(self, state: TrainState, now: int) -> None:
@@ -242,18 +235,16 @@ class _Loop:
         bad = [name for name, value in metrics.items() if not np.isfinite(value)]
         self.checkpoints.wait()
         if self.checkpoints.latest_step() != first:
-            self.checkpoints.save(self._state_at(first))
+            # The state was donated away. It is computed again, since a run is a function of its config.
+            state = self.checkpoints.restore(abstract_state(self.setup)) or initial_state(self.setup)
+            nothing_due = (lambda: False), self._advance, (lambda *_: None)
+            self.checkpoints.save(advance_to_end(self.config, state, *nothing_due, first)[0])
         self.checkpoints.wait()
         raise DivergedError(
             f"step {first + index + 1:,}: {', '.join(bad)} not finite; the largest |logit| was "
             f"{metrics['max_logit']:.4g}; the state of step {first:,} is saved"
             + advice(DIVERGING, flatten(self.config.to_dict()), self.setup.devices.count)
         )
-
-    def _state_at(self, target: int) -> TrainState:
-        """The state of a step that was donated away: computed again, since a run is a function of its config."""
-        state = self.checkpoints.restore(abstract_state(self.setup)) or initial_state(self.setup)
-        return advance_to_end(self.config, state, lambda: False, self._advance, lambda *_: None, target)[0]
 
     def _save(self, state: TrainState, now: int) -> None:
         """Saves a state that no cadence asks for, before the run ends."""
