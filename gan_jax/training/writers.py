@@ -32,7 +32,6 @@ class MetricsFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
 
@@ -112,7 +111,6 @@ class Writers:
         self._bar.write(text)
 
     def close(self) -> None:
-        """Closes them all."""
         self._bar.close()
         self._metrics.close()
         self._tensorboard.close()
