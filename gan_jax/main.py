@@ -15,7 +15,6 @@ from gan_jax.analysis.plan.chips import CHIPS, Machine
 from gan_jax.analysis.profiling import profile
 from gan_jax.analysis.spectrum import spectrum_of_run
 from gan_jax.cli import command_line
-from gan_jax.cli.evaluate import evaluate_run
 from gan_jax.cli.sample import sample
 from gan_jax.config import build, schema
 from gan_jax.parallel import agreement, launch
@@ -23,6 +22,7 @@ from gan_jax.parallel.devices import mesh
 from gan_jax.parallel.exit_status import exit_status
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import BEST, Checkpoints
+from gan_jax.training.evaluator import evaluate_run
 from gan_jax.training.loop import train
 from gan_jax.utils import runtime
 from gan_jax.utils.errors import InputError
