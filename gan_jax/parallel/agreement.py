@@ -102,13 +102,12 @@ def _compare(what: str, own: dict, first: dict) -> None:
 
 def code_versions() -> dict[str, str]:
     """A hash of each of this package's files, and the versions of Python and of PACKAGES: what a process runs."""
-    package = Path(gan_jax.__file__).parent
-    hashes = {
-        f"gan_jax/{path.relative_to(package).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted(package.rglob("*.py"))
-    }
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"Python": platform.python_version()} | versions | hashes
+    package, versions = Path(gan_jax.__file__).parent, {"Python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package.parent).as_posix()
+        versions[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return versions
 
 
 def in_any_process(question: Callable[[], bool]) -> Callable[[], bool]:
