@@ -69,8 +69,14 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     source = source if own else make_source(data)
     checks.check(config, source)
     recipe = _make_recipe(config, devices, source)
-    if runs:
-        _check_loop(config, recipe)
+    updates = config.steps_per_call * (config.discriminator.steps + 1)
+    gradients = updates * config.accumulate * recipe.move.gradients_per_update
+    if runs and recipe.unroll and gradients > MOST_UNROLLED:
+        raise InputError(
+            f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "
+            f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
+            f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
+        )
     title = f"{config.data.name}, {config.objective.name}"
     numbers, keys = make_hyperparameters(config), run_keys(config.seed)
     return Setup(config, devices, source, partial(_reference, source, own, data), recipe, numbers, keys, title)
@@ -198,14 +204,3 @@ def _make_network(config, devices: Devices, source: Source, player: str):
 
 def _minibatch(config) -> Minibatch:
     return Minibatch(**{field: config.discriminator[field] for field in Minibatch._fields})
-
-
-def _check_loop(config, recipe: Recipe) -> None:
-    updates = config.steps_per_call * (config.discriminator.steps + 1)
-    gradients = updates * config.accumulate * recipe.move.gradients_per_update
-    if recipe.unroll and gradients > MOST_UNROLLED:
-        raise InputError(
-            f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "
-            f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
-            f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
-        )

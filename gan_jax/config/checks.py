@@ -1,6 +1,7 @@
 """Whether the keys of a config go together, each of which is right by itself: one line where they do not."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 
 from gan_jax import networks
@@ -14,6 +15,7 @@ from gan_jax.parallel.devices import Devices
 from gan_jax.step import transforms
 from gan_jax.utils.errors import InputError
 
+PLAYERS = ("generator", "discriminator")
 Faults = Iterator[tuple[str, str]]  # (the keys at fault, with blanks between them; why, and what would be right)
 
 
@@ -36,17 +38,14 @@ def check_batch(config, devices: Devices, group_size: int) -> None:
 
 def check(config, source: Source) -> None:
     """Raises InputError where two keys, each right by itself, do not go together."""
-    faults = chain(
-        _evaluation_faults(config, source),
-        _label_faults(config, source),
-        _network_faults("generator", config, source),
-        _network_faults("discriminator", config, source),
-        _penalty_faults(config),
-        _batch_faults(config),
-        _augment_faults(config, source),
-        _move_faults(config),
-        _other_faults(config),
+    of_data = (
+        _evaluation_faults,
+        _label_faults,
+        _augment_faults,
+        *(partial(_network_faults, player) for player in PLAYERS),
     )
+    of_keys = (_penalty_faults, _batch_faults, _move_faults, _weight_faults)
+    faults = chain(*(function(config, source) for function in of_data), *(function(config) for function in of_keys))
     values = flatten(config.to_dict())
     for keys, why in faults:
         raise InputError(f"{' and '.join(f'{key} is {values[key]}' for key in keys.split())}: {why}")
@@ -79,7 +78,7 @@ def _label_faults(config, source: Source) -> Faults:
         yield "conditional", f"it needs labels of two or more classes, but {name} has {has}; {right}"
     if len(source.shape) != 3:
         yield "conditional", f"it is for images, but {name} is points; set it to False"
-    for player in ("generator", "discriminator"):
+    for player in PLAYERS:
         able = [name for name, family in networks.FAMILIES.items() if networks.has(getattr(family, player), "classes")]
         if config[player].network not in able:
             right = f"set {player}.network to one of {', '.join(able)}"
@@ -178,7 +177,7 @@ def _move_faults(config) -> Faults:
         yield "moves objective.feature_matching", f"{why}; set feature_matching to 0, or moves to another"
 
 
-def _other_faults(config) -> Faults:
+def _weight_faults(config) -> Faults:
     if config.discriminator.spectral_norm and config.discriminator.clip:
         why = "the size of the weights, which clipping bounds, makes no difference then"
         yield "discriminator.spectral_norm discriminator.clip", f"{why}; set spectral_norm to False or clip to 0"

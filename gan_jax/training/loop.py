@@ -198,7 +198,12 @@ class _Loop:
         if "sample_every" in due:
             self.writers.picture(now, self.generate.drawing(state))
         if "evaluate_every" in due:
-            self._evaluate(state, now)
+            count = self.config.evaluation.num_samples
+            samples = self.generate.for_scores(state.ema, self.setup.keys.evaluation, count)
+            scores = agreement.by_first(lambda: self.scoring.values(samples))
+            self.writers.metrics(now, scores)
+            if self.best is not None:
+                self.best.see(state, scores[self.config.evaluation.best])
         if "health_every" in due and self.vitals is not None:
             self._report(now, self.vitals.measure(state))
         if "checkpoint_every" in due:
@@ -209,14 +214,6 @@ class _Loop:
         self.writers.metrics(now, values)
         for line in self.watch.see(now, values) if self.watch else ():
             self.writers.say(line)
-
-    def _evaluate(self, state: TrainState, now: int) -> None:
-        evaluation = self.config.evaluation
-        samples = self.generate.for_scores(state.ema, self.setup.keys.evaluation, evaluation.num_samples)
-        scores = agreement.by_first(lambda: self.scoring.values(samples))
-        self.writers.metrics(now, scores)
-        if self.best is not None:
-            self.best.see(state, scores[evaluation.best])
 
     def _newest_metrics(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""

@@ -1,4 +1,4 @@
-"""Examples and pictures from a state: shared by the training loop and by the verbs that read checkpoints."""
+"""Examples and pictures from a state."""
 
 from collections.abc import Callable
 from copy import copy
@@ -37,7 +37,7 @@ class Generate:
         self._batch = -(-BATCH // self._devices.count) * self._devices.count
         self._from_latents = jax.jit(self._sample, out_shardings=self._devices.replicated)
         self._latents = jax.jit(self._draw_latents)
-        self._logits = jax.jit(self._discriminate)
+        self._logits = jax.jit(partial(step.discriminate, setup.recipe))
 
     def of(self, setup: Setup) -> "Generate":
         """The same compiled functions for another run of the same program."""
@@ -123,6 +123,3 @@ class Generate:
     def _draw_latents(self, key, start):
         slots = start + jnp.arange(self._batch)
         return self._setup.recipe.prior(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
-
-    def _discriminate(self, player, x):
-        return step.discriminate(self._setup.recipe, player, x)
