@@ -1,7 +1,6 @@
 """Whether the keys of a config go together, each of which is right by itself: one line where they do not."""
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import chain
 
 from gan_jax import networks
@@ -38,16 +37,12 @@ def check_batch(config, devices: Devices, group_size: int) -> None:
 
 def check(config, source: Source) -> None:
     """Raises InputError where two keys, each right by itself, do not go together."""
-    of_data = (
-        _evaluation_faults,
-        _label_faults,
-        _augment_faults,
-        *(partial(_network_faults, player) for player in PLAYERS),
-    )
-    of_keys = (_penalty_faults, _batch_faults, _move_faults, _weight_faults)
-    faults = chain(*(function(config, source) for function in of_data), *(function(config) for function in of_keys))
+    faults = [_evaluation_faults(config, source), _label_faults(config, source)]
+    faults += [_network_faults(player, config, source) for player in PLAYERS]
+    faults += [_penalty_faults(config), _batch_faults(config), _augment_faults(config, source)]
+    faults += [_move_faults(config), _weight_faults(config)]
     values = flatten(config.to_dict())
-    for keys, why in faults:
+    for keys, why in chain(*faults):
         raise InputError(f"{' and '.join(f'{key} is {values[key]}' for key in keys.split())}: {why}")
 
 

@@ -174,19 +174,15 @@ class Best(Checkpoints):
     """
 
     def __init__(self, workdir: Path, name: str, sign: int, protocol: dict):
-        """`name` of the score, of which larger values are better where `sign` is 1, smaller ones where it is -1.
-
-        What was best by another score or protocol is forgotten.
-        """
+        """`sign` 1: larger values of the score `name` are better; -1: smaller. Another score or protocol is forgotten."""
         super().__init__(workdir / BEST, kept=1)
         self._path, self._name, self._sign, self._protocol = workdir / ABOUT_BEST, name, sign, protocol
         self._value = agreement.by_first(self._known_value)
 
     def _known_value(self) -> float | None:
         about = read_json(self._path)
-        if not isinstance(about, dict) or about.get("protocol") != self._protocol:
-            return None
-        return about.get(self._name) if (self._directory / str(about.get("step"))).is_dir() else None
+        same = isinstance(about, dict) and about.get("protocol") == self._protocol
+        return about.get(self._name) if same and (self._directory / str(about.get("step"))).is_dir() else None
 
     def see(self, state: TrainState, value: float) -> None:
         """Keeps the state, if it is better than all before it; of equals the earliest; none that is not finite."""
@@ -198,8 +194,8 @@ class Best(Checkpoints):
         if self.latest_step() != step:  # where a process was killed between the two writes
             self.save(state)
             self.wait()
-        about = {"step": step, self._name: value, "protocol": self._protocol}
         if agreement.is_first():
+            about = {"step": step, self._name: value, "protocol": self._protocol}
             write_atomically(self._path, (json.dumps(about) + "\n").encode())
         self._value = value
 
