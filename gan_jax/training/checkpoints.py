@@ -174,7 +174,7 @@ class Best(Checkpoints):
     """
 
     def __init__(self, workdir: Path, name: str, sign: int, protocol: dict):
-        """`sign` 1: larger values of the score `name` are better; -1: smaller. Another score or protocol is forgotten."""
+        """`sign` 1: larger values of the score `name` are better; -1: smaller ones. That of another is forgotten."""
         super().__init__(workdir / BEST, kept=1)
         self._path, self._name, self._sign, self._protocol = workdir / ABOUT_BEST, name, sign, protocol
         self._value = agreement.by_first(self._known_value)

@@ -4,8 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -48,51 +47,13 @@ def train(setup: Setup, workdir: Path) -> bool:
     agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
     if agreement.several():
         agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
-    config, generate = setup.config, Generate(setup)
-    scoring = _on_first(lambda: Scoring(setup, generate) if config.evaluate_every else None)
-    with (
-        stop_signals() as stop_requested,
-        closing(Checkpoints(workdir / "checkpoints", config.checkpoints_kept)) as checkpoints,
-    ):
-        state = _newest_state(setup, checkpoints)
-        with (
-            closing(_on_first(lambda: Writers(workdir, int(state.step), config.num_steps)) or Silent()) as writers,
-            closing(open_loader(setup, state, partial(next_boundary, config))) as data,
-            _best(setup, scoring, workdir) as best,
-        ):
-            vitals, watch = _on_first(lambda: _health(setup, workdir) if config.health_every else None) or (None, None)
-            loop = _Loop(setup, checkpoints, writers, data, generate, scoring, best, vitals, watch)
-            return loop.run(state, agreement.in_any_process(stop_requested))
+    with ExitStack() as stack:
+        return _Loop(setup, workdir, stack).run()
 
 
 def _on_first(function: Callable):
     """What the function returns in the first process; None in the others. What fails there fails in all."""
     return agreement.all_or_none(lambda: function() if agreement.is_first() else None)
-
-
-def _newest_state(setup: Setup, checkpoints: Checkpoints) -> TrainState:
-    """The state that the run goes on from."""
-    if checkpoints.latest_step() is None:
-        return initial_state(setup)
-    state = checkpoints.restore(abstract_state(setup))
-    checkpoints.discard_after(int(state.step))
-    if agreement.is_first():
-        print(f"going on from step {int(state.step):,}", file=sys.stderr)
-    return state
-
-
-def _health(setup: Setup, workdir: Path) -> tuple[Vitals, Watch]:
-    past = read_metrics(workdir / METRICS)
-    return Vitals(setup), Watch(flatten(setup.config.to_dict()), past, setup.devices.count)
-
-
-def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
-    evaluation = setup.config.evaluation
-    if not evaluation.best:
-        return nullcontext()
-    protocol = agreement.by_first(lambda: {"num_samples": evaluation.num_samples} | scoring.protocol)
-    sign = better(evaluation.extractor, setup.source)[evaluation.best]
-    return closing(Best(workdir, evaluation.best, sign, protocol))
 
 
 def open_loader(setup: Setup, state: TrainState, following: Callable[[int], int] | None) -> Loader:
@@ -132,30 +93,42 @@ def _train_steps(setup: Setup, steps: int, state: TrainState, data):
     return state, Metrics(tuple(metrics), jnp.stack(list(metrics.values())))
 
 
-@dataclass
 class _Loop:
-    """What the loop needs at every boundary."""
+    def __init__(self, setup: Setup, workdir: Path, stack: ExitStack):
+        """Opens everything onto the stack. A field is None where the config or this process has none of it."""
+        config, evaluation = setup.config, setup.config.evaluation
+        self.setup, self.config, self.generate, self.best = setup, config, Generate(setup), None
+        self.scoring = _on_first(lambda: Scoring(setup, self.generate) if config.evaluate_every else None)
+        self.stop_requested = agreement.in_any_process(stack.enter_context(stop_signals()))
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints_kept)
+        self.checkpoints = stack.enter_context(closing(checkpoints))
+        self.start = self._newest_state()
+        writers = _on_first(lambda: Writers(workdir, int(self.start.step), config.num_steps)) or Silent()
+        self.writers = stack.enter_context(closing(writers))
+        self.data = stack.enter_context(closing(open_loader(setup, self.start, partial(next_boundary, config))))
+        if evaluation.best:
+            protocol = agreement.by_first(lambda: {"num_samples": evaluation.num_samples} | self.scoring.protocol)
+            sign = better(evaluation.extractor, setup.source)[evaluation.best]
+            self.best = stack.enter_context(closing(Best(workdir, evaluation.best, sign, protocol)))
+        of_run = flatten(config.to_dict()), read_metrics(workdir / METRICS), setup.devices.count
+        self.vitals = _on_first(lambda: Vitals(setup) if config.health_every else None)
+        self.watch = _on_first(lambda: Watch(*of_run) if config.health_every else None)
+        self.compiled: dict[int, Program] = {}  # by the steps of a call
+        self.unseen: list[tuple[int, Metrics]] = []  # first step and metrics of calls not looked at yet
 
-    setup: Setup
-    checkpoints: Checkpoints
-    writers: Writers | Silent
-    data: Loader
-    generate: Generate
-    scoring: Scoring | None  # this and the next three: None where the config has none of it, or another process does it
-    best: Best | None
-    vitals: Vitals | None
-    watch: Watch | None
-    compiled: dict[int, Program] = field(default_factory=dict)  # by the steps of a call
-    unseen: list[tuple[int, Metrics]] = field(default_factory=list)  # first step and metrics of calls not looked at yet
+    def _newest_state(self) -> TrainState:
+        if self.checkpoints.latest_step() is None:
+            return initial_state(self.setup)
+        state = self.checkpoints.restore(abstract_state(self.setup))
+        self.checkpoints.discard_after(int(state.step))
+        if agreement.is_first():
+            print(f"going on from step {int(state.step):,}", file=sys.stderr)
+        return state
 
-    @property
-    def config(self):
-        return self.setup.config
-
-    def run(self, state: TrainState, stop_requested: Callable) -> bool:
+    def run(self) -> bool:
         # A streamed set may have an example that cannot be read; samples may be such that they cannot be scored.
         functions = map(self._saved_before_a_mistake, (self._advance, self._do_what_is_due))
-        state, now = advance_to_end(self.config, state, stop_requested, *functions)
+        state, now = advance_to_end(self.config, self.start, self.stop_requested, *functions)
         if now < self.config.num_steps:
             self._save(state, now)
             self.writers.say(
