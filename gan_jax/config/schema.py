@@ -95,15 +95,10 @@ class Choice(NamedTuple):
 class Group(NamedTuple):
     """Config keys that begin alike: of parts that every config has, and of one that it chooses."""
 
-    prefix: str
+    start: str  # with its dot
     parts: tuple[Callable, ...] = ()
     choice: Choice | None = None
     needs: Needs | None = None  # of all its keys
-
-    @property
-    def start(self) -> str:
-        """What its keys begin with."""
-        return f"{self.prefix}." if self.prefix else ""
 
 
 def groups() -> list[Group]:
@@ -118,17 +113,17 @@ def groups() -> list[Group]:
     return [
         Group("", (GeneralKeys,)),
         Group("", (), Choice("moves", no_keys, "alternating", "how the players move")),
-        *(Group(name, (move,), needs=Needs("moves", (name,))) for name, move in moves.items()),
-        Group("data", (), Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry)),
-        Group("latent", (), Choice("prior", PRIORS, "normal", "distribution of the latents")),
-        Group("objective", (ObjectiveKeys,), Choice("name", objectives, "non_saturating", "losses of both players")),
-        Group("penalty", (PenaltyKeys,), Choice("name", PENALTIES, "none", "gradient penalty on D")),
-        Group("augment", (AugmentKeys, AdaKeys)),
-        Group("generator", (NetworkKeys, AverageKeys), generator),
-        Group("generator.optimizer", (OptimizerKeys,), optimizer),
-        Group("discriminator", (NetworkKeys, DiscriminatorKeys, Minibatch, RegularizerKeys), discriminator),
-        Group("discriminator.optimizer", (OptimizerKeys,), optimizer),
-        Group("evaluation", (evaluation.Evaluation,), extractor),
+        *(Group(f"{name}.", (move,), needs=Needs("moves", (name,))) for name, move in moves.items()),
+        Group("data.", (), Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry)),
+        Group("latent.", (), Choice("prior", PRIORS, "normal", "distribution of the latents")),
+        Group("objective.", (ObjectiveKeys,), Choice("name", objectives, "non_saturating", "losses of both players")),
+        Group("penalty.", (PenaltyKeys,), Choice("name", PENALTIES, "none", "gradient penalty on D")),
+        Group("augment.", (AugmentKeys, AdaKeys)),
+        Group("generator.", (NetworkKeys, AverageKeys), generator),
+        Group("generator.optimizer.", (OptimizerKeys,), optimizer),
+        Group("discriminator.", (NetworkKeys, DiscriminatorKeys, Minibatch, RegularizerKeys), discriminator),
+        Group("discriminator.optimizer.", (OptimizerKeys,), optimizer),
+        Group("evaluation.", (evaluation.Evaluation,), extractor),
         Group("", (CadenceKeys,)),
     ]
 
@@ -190,7 +185,7 @@ def check(config) -> None:
     for group in groups():
         own = {key.removeprefix(group.start): value for key, value in values.items() if key.startswith(group.start)}
         if choice := group.choice:
-            require_defaults(group.prefix, choice.key, choice.entry(own[choice.key]), choice.parts, own)
+            require_defaults(group.start.rstrip("."), choice.key, choice.entry(own[choice.key]), choice.parts, own)
     for name, key in keys.items():
         if key.needs and values[name] != key.default:
             _check_need(name, key, values, keys)

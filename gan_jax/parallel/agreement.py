@@ -51,9 +51,7 @@ def all_or_none(function: Callable[[], Any], often: bool = False, within: float 
 
     A mistake is an InputError or an OSError. All must call it, and the function must not wait for the others.
 
-    Args:
-      often: it is asked at every call: that all is well is then told by the devices, which costs the least.
-      within: seconds in which the others must have answered; else this one takes them for lost.
+    `often`: the devices tell that all is well, which costs the least. `within`: seconds after which others are lost.
     """
     if not several():
         return function()
@@ -128,10 +126,7 @@ def in_any_process(question: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def _anywhere(answer: bool) -> jax.Array:
-    """Whether any process says so, once their devices have told each other; all must ask.
-
-    Not by multihost_utils.process_allgather, which waits for the devices.
-    """
+    """Whether any process says so; all must ask. multihost_utils.process_allgather would wait for the devices."""
     by_device, any_of = _ballot()
     own = np.full(jax.local_device_count(), answer)
     return any_of(jax.make_array_from_process_local_data(by_device, own))

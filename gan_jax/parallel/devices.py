@@ -22,9 +22,9 @@ STREAMED = PartitionSpec(None, None, AXIS)  # of a call's minibatches, [steps, k
 
 
 class Program:
-    """A function compiled for arguments of these shapes ahead of its first call; the state of each call is donated.
+    """A function compiled ahead of its first call, so that the compiler's memory is free by then: `compiled` is JAX's.
 
-    What the compiler needed is then free again before the call needs memory. `compiled` is JAX's own view of it.
+    The state of each call is donated.
     """
 
     def __init__(self, function, *arguments):

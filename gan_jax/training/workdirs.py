@@ -127,10 +127,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool = True) -> None:
-    """Raises InputError, naming the keys, where the run's config `old` differs from `new`.
-
-    `rescored`: whether it may be scored otherwise than before.
-    """
+    """Raises InputError, naming the keys, where `old` differs from `new`; `rescored`: but for how the run is scored."""
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
     fixed = [key for key in old | new if key not in MAY_DIFFER and not (rescored and key.startswith(SCORING))]
     changed = [key for key in fixed if old.get(key) != new.get(key)]
