@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -304,16 +303,6 @@ def test_config_that_makes_no_sense(changes, message, shrunk):
     with pytest.raises(InputError, match=message) as raised:
         recipe.build(shrunk("digits", None, changes))
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_batch_that_the_devices_cannot_share(parallel, shrunk):
-    devices = jax.device_count()
-    if devices == 1:
-        pytest.skip("one device shares any batch")
-    message = f"batch_size is {devices + 1}, which {devices} devices cannot share .* a multiple of {devices}$"
-    with pytest.raises(InputError, match=message):
-        recipe.build(shrunk("digits", None, {"parallel": parallel, "batch_size": devices + 1}))
 
 
 @pytest.mark.parametrize(
