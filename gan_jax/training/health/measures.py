@@ -57,7 +57,7 @@ class Vitals:
         fake, *logits = self._samples_and_logits(generator, discriminator, chunks)
         measured = self._diversity(_flat(fake.reshape(self._real.shape)))
         for side, x in zip(("real", "fake"), logits, strict=True):
-            measured |= {f"logit_{side}_min": float(np.min(x)), f"logit_{side}_max": float(np.max(x))}
+            measured |= {f"logit_{side}_min": float(x.min()), f"logit_{side}_max": float(x.max())}
         measured |= _singular("g", generator.params) | _singular("d", discriminator.params)
         return {name: value for name, value in measured.items() if np.isfinite(value)}
 
