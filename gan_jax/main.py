@@ -15,7 +15,6 @@ from gan_jax.analysis.plan import plan
 from gan_jax.analysis.profiling import profile
 from gan_jax.analysis.spectrum import spectrum_of_run
 from gan_jax.cli import command_line
-from gan_jax.cli.evaluate import evaluate_run
 from gan_jax.cli.sample import sample
 from gan_jax.config import build, schema
 from gan_jax.parallel import agreement, launch
@@ -23,6 +22,7 @@ from gan_jax.parallel.devices import mesh
 from gan_jax.parallel.exit_status import exit_status
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import BEST, Checkpoints
+from gan_jax.training.evaluator import evaluate_run
 from gan_jax.training.loop import train
 from gan_jax.utils import runtime
 from gan_jax.utils.errors import InputError
@@ -34,28 +34,20 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/N
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES, "profile", "plan"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default for train and profile: a new one in runs/.")
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples",
-    0,
-    "sample: how many to write to samples.npz; evaluate: how many to score; spectrum: how many to average over.",
+    "num_samples", 0, "How many; sample: to write to samples.npz; evaluate: to score; spectrum: to average over."
 )
 _PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 10, "profile: how many train steps to trace, in whole calls.")
 _HOSTS = flags.DEFINE_integer("hosts", 1, "plan: how many hosts.")
 _DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "plan: chips on each host.")
 _CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "plan: the kind of chip.")
-_INTERCONNECT = flags.DEFINE_float(
-    "interconnect_gbps", None, "plan: gigabits a second that a device can send. Default: those of the chip's links."
-)
+_INTERCONNECT = flags.DEFINE_float("interconnect_gbps", None, "plan: Gbit/s that a device sends. Default: the chip's.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, BEST], "sample, evaluate, spectrum: which checkpoint.")
 _INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "train in several processes: HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "train: how many processes share the run; 1: only this one.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "train in several processes: the number of this one, from 0.")
-_RUNTIME = flags.DEFINE_enum(
-    "runtime",
-    "fast",
-    list(runtime.RUNTIMES),
-    "fast: set an XLA flag, the allocator and the compilation cache where you have not; plain: set nothing.",
-)
+_RUNTIME_HELP = "fast: set an XLA flag, the allocator and the compilation cache where you have not; plain: set nothing."
+_RUNTIME = flags.DEFINE_enum("runtime", "fast", list(runtime.RUNTIMES), _RUNTIME_HELP)
 _ONLY_FOR = (  # flags, and the verbs that have a use for them
     ((_NUM_SAMPLES, _CHECKPOINT), ("sample", *_MEASURES)),
     ((_INTERPOLATION,), ("sample",)),
@@ -94,21 +86,17 @@ def _check_flags() -> None:
         raise InputError(f"--profile_steps is {_PROFILE_STEPS.value}; it must be a positive integer")
     for flag, modes in ((flag, modes) for some, modes in _ONLY_FOR for flag in some):
         if flag.value != flag.default and _MODE.value not in modes:
-            listed = ", ".join(f"--mode={mode}" for mode in modes)
-            raise InputError(f"--{flag.name} is for {' and '.join(listed.rsplit(', ', 1))}; leave it out")
-    if _MODE.value == "plan":
-        _check_plan_flags()
-
-
-def _check_plan_flags() -> None:
+            listed = " or ".join(f"--mode={mode}" for mode in modes)
+            raise InputError(f"--{flag.name} is for {listed}; leave it out")
+    if _MODE.value != "plan":
+        return
     for flag in (_HOSTS, _DEVICES_PER_HOST, _INTERCONNECT):
         if flag.value is not None and not 0 < flag.value < math.inf:
             raise InputError(f"--{flag.name} is {flag.value}; it must be positive")
     if _HOSTS.value * _DEVICES_PER_HOST.value > runtime.MOST_DEVICES:
-        raise InputError(
-            f"--hosts={_HOSTS.value} with --devices_per_host={_DEVICES_PER_HOST.value} is more than the "
-            f"{runtime.MOST_DEVICES:,} devices for which a CPU can stand in; plan for fewer"
-        )
+        machine = f"--hosts={_HOSTS.value} with --devices_per_host={_DEVICES_PER_HOST.value}"
+        most = f"the {runtime.MOST_DEVICES:,} devices for which a CPU can stand in"
+        raise InputError(f"{machine} is more than {most}; plan for fewer")
     if _CHIP.value is None:
         raise InputError(f"--chip is missing; give one of {', '.join(CHIPS)}")
     if _WORKDIR.value is not None:
@@ -153,7 +141,7 @@ def _profile(runs_with: str) -> None:
         print(profile(setup, workdir, _PROFILE_STEPS.value, name, runs_with), end="")
 
 
-def _plan(runs_with: str) -> None:
+def _plan(_: str) -> None:
     machine = Machine(_CHIP.value, _HOSTS.value, _DEVICES_PER_HOST.value, _INTERCONNECT.value)
     print(plan(_config(), machine, command_line.config_name(sys.argv)), end="")
 

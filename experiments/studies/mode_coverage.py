@@ -12,7 +12,7 @@ import numpy as np
 
 from configs import mixture
 from experiments.studies import report, runs
-from gan_jax.cli.evaluate import evaluate_run
+from gan_jax.training.evaluator import evaluate_run
 from gan_jax.training.sampler import SHOWN, Generate
 
 VARIANTS = ("ring8", "grid25")

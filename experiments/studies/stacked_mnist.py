@@ -56,7 +56,7 @@ def curve(run: runs.Run) -> list[dict]:
     generate = Generate(run.setup)
     with closing(Checkpoints(run.workdir / "checkpoints")) as checkpoints:
         for step in sorted(set(checkpoints.steps()) - {each["step"] for each in found}):
-            state = checkpoints.restore_step(step, recipe.abstract_state(run.setup))
+            state = checkpoints.restore(recipe.abstract_state(run.setup), [step])
             samples = generate.for_scores(state.ema, run.setup.keys.evaluation, SAMPLES)
             found.append({"step": step} | modes(samples))
             write_atomically(path, json.dumps(found).encode())

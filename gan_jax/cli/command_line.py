@@ -16,8 +16,7 @@ from gan_jax.utils.errors import InputError
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, for `absl.app.run`: the arguments left over, or exit status 2 after one line."""
     try:
-        argument = _config_argument(argv)
-        if argument is not None:
+        if (argument := _config_argument(argv)) is not None:
             load_config(argument)  # config_flags loads it once more, without a word on what is wrong in it
         elif any(re.match(r"--?config\.", text) for text in argv):
             raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
@@ -83,14 +82,11 @@ def _fault(path: Path, variant: str, error: BaseException) -> str:
 
 
 def _check_override_keys(argv: list[str]) -> None:
-    for argument in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-        if not match or match[1] in schema.table():
-            continue
-        members = [key for key in schema.table() if key.startswith(match[1] + ".")]
-        if members:
-            raise InputError(f"config key {match[1]} is a group; set one of {', '.join(members)}")
-        raise InputError(schema.unknown_key(match[1]))
+    for match in filter(None, (re.match(r"--?(?:no)?config\.([\w.]+)", argument) for argument in argv[1:])):
+        if match[1] not in (keys := schema.table()):
+            members = ", ".join(key for key in keys if key.startswith(match[1] + "."))
+            group = f"config key {match[1]} is a group; set one of {members}"
+            raise InputError(group if members else schema.unknown_key(match[1]))
 
 
 def _explained(message: str) -> str:

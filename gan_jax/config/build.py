@@ -18,7 +18,7 @@ from gan_jax.parallel.devices import LAYOUTS, Devices
 from gan_jax.penalties import PENALTIES
 from gan_jax.step import augment, regularizers, schedules, transforms
 from gan_jax.step.optimizers import clip_weights, make_optimizer
-from gan_jax.step.state import Hyperparameters, Move, Recipe, TrainState
+from gan_jax.step.state import Hyperparameters, Recipe, TrainState
 from gan_jax.step.step import MOVES, init_state
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import bind
@@ -65,48 +65,45 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
     checks.check_batch(config, devices, _minibatch(config).group_size)
-    data = config.data.to_dict()
-    # Pictures are scored against those that were taken, not against mirrored ones.
-    if source is not None:
-        reference = partial(_given, source, data["split"])
-    else:
-        source = make_source(data)
-        reference = partial(_unmirrored, source, data)
+    data, own = config.data.to_dict(), source is not None
+    source = source if own else make_source(data)
     checks.check(config, source)
     recipe = _make_recipe(config, devices, source)
-    if runs:
-        _check_loop(config, recipe)
+    updates = config.steps_per_call * (config.discriminator.steps + 1)
+    gradients = updates * config.accumulate * recipe.move.gradients_per_update
+    if runs and recipe.unroll and gradients > MOST_UNROLLED:
+        raise InputError(
+            f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "
+            f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
+            f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
+        )
     title = f"{config.data.name}, {config.objective.name}"
     numbers, keys = make_hyperparameters(config), run_keys(config.seed)
-    return Setup(config, devices, source, reference, recipe, numbers, keys, title)
+    return Setup(config, devices, source, partial(_reference, source, own, data), recipe, numbers, keys, title)
 
 
-def _unmirrored(source: Source, data: dict, split: str) -> Source:
-    if split == data["split"] and not data["flip"]:
+def _reference(source: Source, own: bool, data: dict, split: str) -> Source:
+    """The images of a split as they were taken, not mirrored; of a source of one's `own` there is one split."""
+    if split == data["split"] and (own or not data["flip"]):
         return source
+    if own:
+        raise InputError(f"evaluation.split is {split}, of data that was handed over as {data['split']}; name that one")
     try:
         return make_source(data | {"split": split, "flip": False})
     except InputError as error:
         raise InputError(str(error).replace("data.split", "evaluation.split")) from error
 
 
-def _given(source: Source, its_split: str, split: str) -> Source:
-    if split != its_split:
-        raise InputError(f"evaluation.split is {split}, of data that was handed over as {its_split}; name that one")
-    return source
-
-
 def initial_state(setup: Setup) -> TrainState:
     """The state before the first step, on every device."""
-    state = jax.jit(_init(setup), out_shardings=setup.devices.replicated)
-    return state(setup.hyperparameters, setup.keys.training)
+    init = jax.jit(_init(setup), out_shardings=setup.devices.replicated)
+    return init(setup.hyperparameters, setup.keys.training)
 
 
 def abstract_state(setup: Setup) -> TrainState:
     """The shapes, dtypes and placement of a state, without its arrays: what a checkpoint is restored into."""
     shapes = jax.eval_shape(_init(setup), setup.hyperparameters, setup.keys.training)
-    sharding = setup.devices.replicated
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return setup.devices.placed_shapes(shapes)
 
 
 def _init(setup: Setup) -> Callable:
@@ -148,11 +145,15 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     move, minibatch, augmentation = MOVES[config.moves], _minibatch(config), config.augment
     burn_in, clip = config.burn_in or config.num_steps, config.discriminator.clip
     policy = transforms.of_policy(augmentation.policy)
+    take = bind(config.moves, move.take, config.to_dict().get(config.moves, {}))({})
+    penalty = None
+    if config.penalty.name != "none":
+        penalty = bind("penalty", PENALTIES[config.penalty.name], config.penalty, scale=source.std)
     return Recipe(
         generator=generator,
         discriminator=discriminator,
         objective=of_names([config.objective.name], config.objective),
-        penalty=_make_penalty(config, source),
+        penalty=penalty,
         penalty_every=config.penalty.every,
         schedule=partial(schedules.at_step, burn_in, config.num_steps, config.batch_size),
         generator_tx=make_optimizer("generator.optimizer", config.generator.optimizer, burn_in, move.updates_per_step),
@@ -177,7 +178,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         discriminator_steps=config.discriminator.steps,
         packing=minibatch.packing,
         group_size=minibatch.group_size,
-        move=_make_move(config),
+        move=move._replace(take=take),
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
         unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
@@ -203,26 +204,3 @@ def _make_network(config, devices: Devices, source: Source, player: str):
 
 def _minibatch(config) -> Minibatch:
     return Minibatch(**{field: config.discriminator[field] for field in Minibatch._fields})
-
-
-def _make_penalty(config, source: Source):
-    if config.penalty.name == "none":
-        return None
-    return bind("penalty", PENALTIES[config.penalty.name], config.penalty, scale=source.std)
-
-
-def _make_move(config) -> Move:
-    move = MOVES[config.moves]
-    take = bind(config.moves, move.take, config.to_dict()[config.moves] if config.moves in config else {})({})
-    return move._replace(take=take)
-
-
-def _check_loop(config, recipe: Recipe) -> None:
-    updates = config.steps_per_call * (config.discriminator.steps + 1)
-    gradients = updates * config.accumulate * recipe.move.gradients_per_update
-    if recipe.unroll and gradients > MOST_UNROLLED:
-        raise InputError(
-            f"steps_per_call is {config.steps_per_call} and accumulate is {config.accumulate}: on a CPU the "
-            f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
-            f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
-        )

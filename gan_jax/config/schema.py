@@ -1,18 +1,17 @@
-"""All config keys: gathered from the parts that own them, with their defaults; every config is held to them.
-
-A mistake is one line at start-up and not a traceback an hour later. `python -m gan_jax.config` prints the table.
-"""
+"""All config keys: gathered from the parts that own them; `python -m gan_jax.config` prints the table."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from itertools import chain
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from gan_jax import data, evaluation
 from gan_jax.evaluation.features.extractors import EXTRACTORS, NONE
-from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, NetworkKeys
+from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, Family, NetworkKeys
 from gan_jax.networks.cpu.forms import FORMS
 from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
@@ -41,6 +40,7 @@ from gan_jax.utils.keys import (
 )
 
 PRECISIONS = ("float32", "bfloat16")
+NEEDS_BATCH = Needs("discriminator.normalization", ("batch",))
 _SEED = Rule(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 2^32 - 1")
 
 
@@ -49,20 +49,12 @@ class GeneralKeys(NamedTuple):
 
     seed: Annotated[int, _SEED, "of all randomness of the run"] = 0
     num_steps: Annotated[int, POSITIVE_INT, "generator updates"] = 10_000
-    burn_in: Annotated[
-        int, COUNT, "steps over which rates, weight_to, b2_to and ema_half_life run their course; 0: num_steps"
-    ] = 0
+    burn_in: Annotated[int, COUNT, "steps of the schedules of rates, weight_to, b2_to, ema_half_life; 0: num_steps"] = 0
     batch_size: Annotated[int, POSITIVE_INT, "examples of a minibatch, over all devices"] = 256
-    accumulate: Annotated[
-        int, POSITIVE_INT, "micro-batches of a minibatch, one after another: memory for batch_size / accumulate"
-    ] = 1
-    steps_per_call: Annotated[
-        int, POSITIVE_INT, "train steps in one compiled call; few where networks convolve on a CPU"
-    ] = 100
+    accumulate: Annotated[int, POSITIVE_INT, "micro-batches of a minibatch: memory for batch_size / accumulate"] = 1
+    steps_per_call: Annotated[int, POSITIVE_INT, "steps in a compiled call; few where networks convolve on a CPU"] = 100
     parallel: Annotated[str, one_of(LAYOUTS), "jit: a mesh over all devices; pmap: the same step, mapped"] = "jit"
-    precision: Annotated[
-        str, one_of(PRECISIONS), "that networks compute in; parameters, logits and losses are float32"
-    ] = "float32"
+    precision: Annotated[str, one_of(PRECISIONS), "of networks; parameters, logits, losses are float32"] = "float32"
     matmul_precision: Annotated[
         str, one_of(MATMUL_PRECISIONS), "of float32 products on a GPU or TPU; default: JAX's"
     ] = "default"
@@ -75,9 +67,7 @@ class CadenceKeys(NamedTuple):
 
     log_every: Annotated[int, POSITIVE_INT, "steps between lines of metrics"] = 100
     sample_every: Annotated[int, COUNT, "between pictures; 0: none"] = 1_000
-    health_every: Annotated[
-        int, COUNT, "between measures of health: how diverse samples are, logits, singular values; 0: none"
-    ] = 500
+    health_every: Annotated[int, COUNT, "between measures of diversity, logits, singular values; 0: none"] = 500
     checkpoint_every: Annotated[int, POSITIVE_INT, "between checkpoints"] = 1_000
     checkpoints_kept: Annotated[int, POSITIVE_INT, "how many of the newest checkpoints stay"] = 3
     evaluate_every: Annotated[int, COUNT, "between scores; 0: none"] = 0
@@ -88,12 +78,7 @@ class DiscriminatorKeys(NamedTuple):
 
     steps: Annotated[int, POSITIVE_INT, "k: updates of D for one of G, all on fresh minibatches"] = 1
     clip: Annotated[float, NON_NEGATIVE, "every weight of D is kept within this bound; 0: no clipping"] = 0.0
-    one_pass: Annotated[
-        bool,
-        FLAG,
-        "D sees real and fake as one batch instead of one after the other",
-        Needs("discriminator.normalization", ("batch",)),
-    ] = False
+    one_pass: Annotated[bool, FLAG, "D sees real and fake as one batch", NEEDS_BATCH] = False
 
 
 class Choice(NamedTuple):
@@ -108,53 +93,37 @@ class Choice(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Config keys that begin alike: of parts that every config has, and of those that it chooses."""
+    """Config keys that begin alike: of parts that every config has, and of one that it chooses."""
 
-    prefix: str
+    start: str  # with its dot
     parts: tuple[Callable, ...] = ()
-    choices: tuple[Choice, ...] = ()
+    choice: Choice | None = None
     needs: Needs | None = None  # of all its keys
-
-    @property
-    def start(self) -> str:
-        """What its keys begin with."""
-        return f"{self.prefix}." if self.prefix else ""
 
 
 def groups() -> list[Group]:
     """All groups, as the registries are now."""
     objectives = {name: objective.make or _no_keys for name, objective in NAMED.items()}
     moves, no_keys = {name: move.take for name, move in MOVES.items()}, dict.fromkeys(MOVES, _no_keys)
-    generators = {name: family.generator for name, family in FAMILIES.items()}
-    discriminators = {name: family.discriminator for name, family in FAMILIES.items()}
+    families = ({name: getattr(family, player) for name, family in FAMILIES.items()} for player in Family._fields)
+    generator, discriminator = (Choice("network", classes, "mlp", "family of networks") for classes in families)
     optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser")
     extractors = {NONE: _no_keys} | {name: extractor.make for name, extractor in EXTRACTORS.items()}
+    extractor = Choice("extractor", extractors, NONE, "of the features of images that scores compare")
     return [
         Group("", (GeneralKeys,)),
-        Group("", (), (Choice("moves", no_keys, "alternating", "how the players move"),)),
-        *(Group(name, (move,), needs=Needs("moves", (name,))) for name, move in moves.items()),
-        Group("data", (), (Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry),)),
-        Group("latent", (), (Choice("prior", PRIORS, "normal", "distribution of the latents"),)),
-        Group("objective", (ObjectiveKeys,), (Choice("name", objectives, "non_saturating", "losses of both players"),)),
-        Group("penalty", (PenaltyKeys,), (Choice("name", PENALTIES, "none", "gradient penalty on D"),)),
-        Group("augment", (AugmentKeys, AdaKeys)),
-        Group(
-            "generator",
-            (NetworkKeys, AverageKeys),
-            (Choice("network", generators, "mlp", "family of networks"),),
-        ),
-        Group("generator.optimizer", (OptimizerKeys,), (optimizer,)),
-        Group(
-            "discriminator",
-            (NetworkKeys, DiscriminatorKeys, Minibatch, RegularizerKeys),
-            (Choice("network", discriminators, "mlp", "family of networks"),),
-        ),
-        Group("discriminator.optimizer", (OptimizerKeys,), (optimizer,)),
-        Group(
-            "evaluation",
-            (evaluation.Evaluation,),
-            (Choice("extractor", extractors, NONE, "of the features of images that scores compare"),),
-        ),
+        Group("", (), Choice("moves", no_keys, "alternating", "how the players move")),
+        *(Group(f"{name}.", (move,), needs=Needs("moves", (name,))) for name, move in moves.items()),
+        Group("data.", (), Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry)),
+        Group("latent.", (), Choice("prior", PRIORS, "normal", "distribution of the latents")),
+        Group("objective.", (ObjectiveKeys,), Choice("name", objectives, "non_saturating", "losses of both players")),
+        Group("penalty.", (PenaltyKeys,), Choice("name", PENALTIES, "none", "gradient penalty on D")),
+        Group("augment.", (AugmentKeys, AdaKeys)),
+        Group("generator.", (NetworkKeys, AverageKeys), generator),
+        Group("generator.optimizer.", (OptimizerKeys,), optimizer),
+        Group("discriminator.", (NetworkKeys, DiscriminatorKeys, Minibatch, RegularizerKeys), discriminator),
+        Group("discriminator.optimizer.", (OptimizerKeys,), optimizer),
+        Group("evaluation.", (evaluation.Evaluation,), extractor),
         Group("", (CadenceKeys,)),
     ]
 
@@ -167,27 +136,23 @@ def table() -> dict[str, Key]:
     """Every config key, dotted, in the order of the documentation. Raises TypeError if two parts have one name."""
     rows = {}
     for group in groups():
-        for choice in group.choices:
+        keys = [keys_of(part).items() for part in group.parts]
+        if choice := group.choice:
             rule = one_of(choice.parts)
-            rule = rule._replace(holds=choice.holds) if choice.holds else rule
-            _add(rows, group, {choice.key: Key(choice.default, rule, choice.text)} | union(choice.parts))
-        for part in group.parts:
-            _add(rows, group, keys_of(part))
+            rule = rule._replace(holds=choice.holds or rule.holds)
+            keys = [[(choice.key, Key(choice.default, rule, choice.text))], union(choice.parts).items(), *keys]
+        for name, key in chain.from_iterable(keys):
+            if f"{group.start}{name}" in rows:
+                raise TypeError(f"two parts have the config key {group.start}{name}")
+            rows[f"{group.start}{name}"] = key._replace(needs=key.needs or group.needs)
     return rows
-
-
-def _add(rows: dict[str, Key], group: Group, keys: Mapping[str, Key]) -> None:
-    for name, key in keys.items():
-        if f"{group.start}{name}" in rows:
-            raise TypeError(f"two parts have the config key {group.start}{name}")
-        rows[f"{group.start}{name}"] = key._replace(needs=key.needs or group.needs)
 
 
 def own_keys(values: Mapping[str, Any]) -> dict[str, Key]:
     """The keys of the parts that these values, by dotted key, choose: without those that they do not have."""
     rows = table()
     for group in groups():
-        for choice in group.choices:
+        if choice := group.choice:
             chosen = keys_of(choice.parts[choice.entry(values[f"{group.start}{choice.key}"])])
             for name in union(choice.parts).keys() - chosen.keys():
                 del rows[f"{group.start}{name}"]
@@ -219,8 +184,8 @@ def check(config) -> None:
         _check_value(name, key.rule, values[name])
     for group in groups():
         own = {key.removeprefix(group.start): value for key, value in values.items() if key.startswith(group.start)}
-        for choice in group.choices:
-            require_defaults(group.prefix, choice.key, choice.entry(own[choice.key]), choice.parts, own)
+        if choice := group.choice:
+            require_defaults(group.start.rstrip("."), choice.key, choice.entry(own[choice.key]), choice.parts, own)
     for name, key in keys.items():
         if key.needs and values[name] != key.default:
             _check_need(name, key, values, keys)
@@ -229,11 +194,11 @@ def check(config) -> None:
 def _check_value(name: str, rule: Rule, value) -> None:
     if not _has_type(value, rule.type) or not rule.holds(value):
         raise InputError(wrong_value(name, value))
-    if rule.type is float and not rule.holds(computed := _in_float32(value)):
-        raise InputError(
-            f"config key {name} is {value!r}, which is {computed} in float32, in which a run computes; it must be "
-            f"{rule.words}"
-        )
+    with np.errstate(over="ignore", under="ignore"):  # an integer may be too large for any float
+        computed = float(np.float32(min(value, 1e300))) if rule.type is float else value
+    if not rule.holds(computed):
+        in_float32 = f"which is {computed} in float32, in which a run computes"
+        raise InputError(f"config key {name} is {value!r}, {in_float32}; it must be {rule.words}")
 
 
 def _check_need(name: str, key: Key, values: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
@@ -248,12 +213,12 @@ def _check_need(name: str, key: Key, values: Mapping[str, Any], keys: Mapping[st
 
 
 def wrong_value(key: str, value) -> str:
-    """The line that says that a key's value is wrong and what would be right."""
+    """The line on a key's value that is wrong."""
     return f"config key {key} is {value!r}; it must be {table()[key].rule.words}"
 
 
 def unknown_key(key: str) -> str:
-    """The line that says that a key does not exist and which ones do."""
+    """The line on a key that does not exist."""
     if key in RENAMED:
         return f"config key {key} is now {RENAMED[key]}"
     keys = list(table())
@@ -284,24 +249,14 @@ def completed(values: Mapping[str, Any]) -> ConfigDict:
     return nested({name: flat.get(name, AS_IT_WAS.get(name, key.default)) for name, key in keys.items()}).lock()
 
 
-def flatten(tree: Mapping, prefix: str = "") -> dict:
+def flatten(tree: Mapping) -> dict:
     """A nested dict as one of dotted keys."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return flatten_dict(tree, sep=".")
 
 
 def nested(flat: Mapping[str, Any]) -> ConfigDict:
     """The ConfigDict of a dict of dotted keys."""
-    tree = {}
-    for name, value in flat.items():
-        *path, last = name.split(".")
-        place = tree
-        for group in path:
-            place = place.setdefault(group, {})
-        place[last] = value
-    return ConfigDict(tree)
+    return ConfigDict(unflatten_dict(flat, sep="."))
 
 
 def markdown() -> str:
@@ -311,11 +266,6 @@ def markdown() -> str:
         cells = f"`{name}`", f"`{key.default!r}`", key.rule.words, key.text, "yes" if name in free else ""
         lines.append("|" + "|".join(cells) + "|")
     return "\n".join(lines)
-
-
-def _in_float32(value: float) -> float:
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.float32(min(value, 1e300)))  # an integer may be too large for any float
 
 
 def _has_type(value, expected: type) -> bool:

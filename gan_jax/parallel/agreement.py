@@ -1,8 +1,7 @@
-"""How several processes of one run agree on what to do, and end together.
+"""How several processes of one run agree on what to do, and end together; with one process it costs nothing.
 
-Each has some of the devices, and all make the same calls in the same order. What one of them alone knows (a signal, a
-mistake, what lies on the disk) becomes known to all before any acts on it: a process that left the others would keep
-them waiting in their next collective. With one process everything here is local and costs nothing.
+All make the same calls in the same order. What one of them alone knows (a signal, a mistake, what lies on the disk)
+becomes known to all before any acts on it: others would wait for a process that left, in their next collective.
 """
 
 import hashlib
@@ -52,9 +51,7 @@ def all_or_none(function: Callable[[], Any], often: bool = False, within: float 
 
     A mistake is an InputError or an OSError. All must call it, and the function must not wait for the others.
 
-    Args:
-      often: it is asked at every call: that all is well is then told by the devices, which costs the least.
-      within: seconds in which the others must have answered; else this one takes them for lost.
+    `often`: the devices tell that all is well, which costs the least. `within`: seconds after which others are lost.
     """
     if not several():
         return function()
@@ -67,11 +64,12 @@ def all_or_none(function: Callable[[], Any], often: bool = False, within: float 
         mistake = f"{error.filename or 'a file'}: {error.strerror or error}"
     if often and not _anywhere(bool(mistake)):
         return result
-    mistakes = {index: text for index, text in enumerate(_gathered(mistake, within)) if text}
+    mistakes = [(index, text) for index, text in enumerate(_gathered(mistake, within)) if text]
     if not mistakes:
         return result
-    index, text = next(iter(mistakes.items()))
-    raise AgreedError(text if set(mistakes.values()) == {text} and len(mistakes) > 1 else f"process {index}: {text}")
+    index, text = mistakes[0]
+    alike = len(mistakes) > 1 and all(other == text for _, other in mistakes)
+    raise AgreedError(text if alike else f"process {index}: {text}")
 
 
 def from_first(value: Any) -> Any:
@@ -96,21 +94,18 @@ def _compare(what: str, own: dict, first: dict) -> None:
     differing = [name for name in sorted(own | first) if own.get(name) != first.get(name)]
     if differing:
         name, more = differing[0], f" and {len(differing) - 1} more differ" if len(differing) > 1 else " differs"
-        here, there = own.get(name, "missing"), first.get(name, "missing")
-        raise InputError(
-            f"{what} {name}{more}: {here} here, {there} in process 0; start all processes of a run with the same"
-        )
+        values = f"{own.get(name, 'missing')} here, {first.get(name, 'missing')} in process 0"
+        raise InputError(f"{what} {name}{more}: {values}; start all processes of a run with the same")
 
 
 def code_versions() -> dict[str, str]:
     """A hash of each of this package's files, and the versions of Python and of PACKAGES: what a process runs."""
-    package = Path(gan_jax.__file__).parent
-    hashes = {
-        f"gan_jax/{path.relative_to(package).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted(package.rglob("*.py"))
-    }
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"Python": platform.python_version()} | versions | hashes
+    package, versions = Path(gan_jax.__file__).parent, {"Python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package.parent).as_posix()
+        versions[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return versions
 
 
 def in_any_process(question: Callable[[], bool]) -> Callable[[], bool]:
@@ -131,10 +126,7 @@ def in_any_process(question: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def _anywhere(answer: bool) -> jax.Array:
-    """Whether any process says so, once their devices have told each other; all must ask.
-
-    Not by multihost_utils.process_allgather, which waits for the devices.
-    """
+    """Whether any process says so; all must ask. multihost_utils.process_allgather would wait for the devices."""
     by_device, any_of = _ballot()
     own = np.full(jax.local_device_count(), answer)
     return any_of(jax.make_array_from_process_local_data(by_device, own))
@@ -150,30 +142,25 @@ def _ballot():
 def _gathered(text: str, within: float = AGREE_WITHIN) -> list[str]:
     """Every process's text, by the process: told through JAX's coordinator.
 
-    JAX has no public way to it; Orbax goes this one too. Its public multihost_utils gather on the devices: that has no
-    time limit and waits for the steps before it. Above all, Orbax's barriers are such gatherings: what a process that
-    could not read a checkpoint tells would be taken for the answer to a barrier, in which the others wait for it.
+    JAX has no public way to it. Its multihost_utils gather on the devices: without a time limit, and after the steps
+    before. Above all Orbax's barriers are such gatherings: what a process that could not read a checkpoint tells would
+    be taken for the answer to one.
     """
     from jax._src.distributed import global_state
 
     client, number, own = global_state.client, next(_gatherings), jax.process_index()
-    client.key_value_set(_key(number, own), text)
-    timeout = int(within * 1000)  # milliseconds
-    texts = [client.blocking_key_value_get(_key(number, i), timeout) for i in range(jax.process_count())]
+    client.key_value_set(f"gan_jax/{number}/{own}", text)
+    keys = [f"gan_jax/{number}/{index}" for index in range(jax.process_count())]
+    texts = [client.blocking_key_value_get(key, int(within * 1000)) for key in keys]  # milliseconds
     if number >= 2:  # who has told this one has read all of the last one, and nobody needs the one before that
-        client.key_value_delete(_key(number - 2, own))
+        client.key_value_delete(f"gan_jax/{number - 2}/{own}")
     return texts
 
 
 _gatherings = itertools.count()
 
 
-def _key(number: int, index: int) -> str:
-    return f"gan_jax/{number}/{index}"
-
-
 def says_process_is_gone(error: BaseException) -> bool:
     """Whether an error says that another process of the run is gone."""
-    if not several() or isinstance(error, (InputError, OSError)):
-        return False
-    return isinstance(error, (RuntimeError, ValueError)) and bool(_LOST.search(str(error)))
+    of_jax = isinstance(error, (RuntimeError, ValueError)) and not isinstance(error, InputError)
+    return several() and of_jax and bool(_LOST.search(str(error)))

@@ -1,9 +1,8 @@
 """How one pure step meets many devices. Only this room knows meshes, mapped axes and collectives.
 
-The step is written for the examples that it is given. Under `mesh` (jit) it is given the global batch, which the
-compiler shards, and means over the batch are global by themselves; under `pmapped` each device is given its own shard,
-knows where in the batch that shard begins, and means are taken over the devices. Randomness is drawn one key an
-example, keyed by its slot in the global batch, so that all of them train on the same numbers.
+Under `mesh` (jit) the step is given the global batch, which the compiler shards: its means are global by themselves.
+Under `pmapped` each device is given its own shard, and means are taken over the devices. Randomness is drawn one key an
+example, by its slot in the global batch, so that all layouts train on the same numbers.
 """
 
 from collections.abc import Callable
@@ -23,9 +22,9 @@ STREAMED = PartitionSpec(None, None, AXIS)  # of a call's minibatches, [steps, k
 
 
 class Program:
-    """A function compiled for arguments of these shapes ahead of its first call; the state of each call is donated.
+    """A function compiled ahead of its first call, so that the compiler's memory is free by then: `compiled` is JAX's.
 
-    What the compiler needed is then free again before the call needs memory. `compiled` is JAX's own view of it.
+    The state of each call is donated.
     """
 
     def __init__(self, function, *arguments):
@@ -39,10 +38,7 @@ class Program:
 
 
 class Devices(NamedTuple):
-    """One layout of the examples over devices; see the module for what it promises.
-
-    The defaults are of code that sees the whole batch: of one device, or of jit, where XLA averages by itself.
-    """
+    """One layout of the examples over devices. The defaults are of code that sees the whole batch."""
 
     replicated: NamedSharding  # where state and resident data are: a copy on every device
     count: int = 1  # devices
@@ -70,12 +66,13 @@ class Devices(NamedTuple):
 
     def spread_shapes(self, tree):
         """The same of what `spread` would give on one host, for minibatches of these shapes [steps, k, n, ...]."""
-        return jax.tree.map(self._spread_shape, tree)
+        sharding, count = NamedSharding(self.replicated.mesh, STREAMED), self.num_shards
 
-    def _spread_shape(self, x):
-        steps, k, n, *shape = x.shape
-        shape = (n, *shape) if self.num_shards == 1 else (self.num_shards, n // self.num_shards, *shape)
-        return jax.ShapeDtypeStruct((steps, k, *shape), x.dtype, sharding=NamedSharding(self.replicated.mesh, STREAMED))
+        def spread_shape(x):
+            shape = x.shape if count == 1 else (*x.shape[:2], count, x.shape[2] // count, *x.shape[3:])
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(spread_shape, tree)
 
 
 def example_keys(devices: Devices, key, n: int):

@@ -11,6 +11,8 @@ import jax
 from gan_jax.parallel import agreement
 from gan_jax.utils.errors import AgreedError, DivergedError, InputError
 
+_OUT_OF_MEMORY = "out of memory; smaller networks, a smaller batch_size or a larger accumulate need less"
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage before it; its subcommands do too."""
@@ -27,10 +29,9 @@ def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) ->
     """
     try:
         run()
-    except (AgreedError, DivergedError) as error:  # which all processes of a run meet together
-        return _report(error, explain)
     except BaseException as error:  # noqa: BLE001
-        if not agreement.several():
+        # All processes of a run meet the first two together.
+        if isinstance(error, AgreedError | DivergedError) or not agreement.several():
             return _report(error, explain)
         try:
             status = _report(error, explain)
@@ -45,26 +46,20 @@ def exit_status(run: Callable[[], None], explain: Callable[[str], str] = str) ->
 
 def _report(error: BaseException, explain: Callable[[str], str]) -> int:
     """The exit status after this error, once its line is printed; raises it where it is nobody's mistake."""
+    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     if agreement.says_process_is_gone(error):
-        print(f"error: {agreement.GONE} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
-        return 1
-    try:
+        status, line = 1, f"error: {agreement.GONE} ({' '.join(str(error).split())[:200]})"
+    elif isinstance(error, InputError):
+        status, line = 2, f"error: {explain(str(error))}"
+    elif isinstance(error, DivergedError):
+        status, line = 1, f"diverged: {error}"
+    elif isinstance(error, MemoryError) or exhausted:
+        status, line = 2, f"error: {_OUT_OF_MEMORY}"
+    elif isinstance(error, OSError):
+        status, line = 2, f"error: {error.filename or 'a file'}: {error.strerror or error}"
+    elif isinstance(error, KeyboardInterrupt):
+        status, line = 130, "interrupted"
+    else:
         raise error
-    except InputError:
-        print(f"error: {explain(str(error))}", file=sys.stderr)
-        return 2
-    except DivergedError:
-        print(f"diverged: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        line = "out of memory; smaller networks, a smaller batch_size or a larger accumulate need less"
-        print(f"error: {line}", file=sys.stderr)
-        return 2
-    except OSError:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    print(line, file=sys.stderr)
+    return status

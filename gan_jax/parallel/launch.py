@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
@@ -35,18 +36,15 @@ class Place(NamedTuple):
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Joins the processes of the run, if there are several. Call it before JAX's backend starts.
 
-    Args:
-      coordinator, count, index: what the flags say; what they leave out, the environment may.
-
-    Raises InputError where they contradict each other. Where the processes do not find each other within JOIN_WITHIN,
-    JAX ends this one, and a line with exit status 2 is its last.
+    What the flags, the arguments, leave out, the environment may say. Raises InputError where they contradict each
+    other. Where the processes do not find each other within JOIN_WITHIN, JAX ends this one: one line, exit status 2.
     """
     place = find(coordinator, count, index, os.environ)
     if place is None:
         if count == 1 or not _on_tpu_vm():
             return
         place = Place(None, None, None)  # one host of a pod must not start without the others
-    _end_where_jax_aborts()
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
     # JAX's own answer to SIGTERM would take the place of ours, which the training loop asks.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -63,17 +61,11 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         raise InputError(f"{_APART} ({' '.join(str(error).split())[:200]})") from error
     global _joined
     _joined = True
-    _require_equal_shares()
-
-
-def _require_equal_shares() -> None:
-    """Raises AgreedError, in all processes alike, unless all have as many devices: each reads as much of a batch."""
     counts = Counter(device.process_index for device in jax.devices())
-    odd = [index for index in sorted(counts) if counts[index] != counts[0]]
-    if odd:
-        raise AgreedError(
-            f"process {odd[0]} has {counts[odd[0]]} devices, process 0 has {counts[0]}; give all of them as many"
-        )
+    for index in sorted(counts):
+        if counts[index] != counts[0]:  # each process reads as much of a batch; all of them see this alike
+            here = f"process {index} has {counts[index]} devices"
+            raise AgreedError(f"{here}, process 0 has {counts[0]}; give all of them as many")
 
 
 def find(coordinator: str | None, count: int | None, index: int | None, environ: Mapping[str, str]) -> Place | None:
@@ -89,8 +81,7 @@ def find(coordinator: str | None, count: int | None, index: int | None, environ:
     count = _number(environ, "JAX_NUM_PROCESSES") if count is None else count
     if count == 1:
         return None
-    if index is None:
-        index = _number(environ, "JAX_PROCESS_ID")
+    index = _number(environ, "JAX_PROCESS_ID") if index is None else index
     if count is None and (coordinator is not None or index is not None):
         raise InputError("--coordinator and --process_id are for several processes; give --num_processes too")
     coordinator = coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
@@ -114,8 +105,6 @@ def _from_launcher(coordinator: str | None, environ: Mapping[str, str]) -> Place
 
 def _on_tpu_vm() -> bool:
     """Whether this is a host with TPUs that JAX will use: perhaps one of a pod's."""
-    from importlib.util import find_spec
-
     platforms = jax.config.jax_platforms
     if (platforms and "tpu" not in platforms) or not find_spec("libtpu"):
         return False
@@ -128,11 +117,10 @@ def _checked(place: Place) -> Place:
     if place.index is None or not 0 <= place.index < place.count:
         shown = "missing" if place.index is None else place.index
         raise InputError(f"--process_id is {shown}; of {place.count} processes it is 0 to {place.count - 1}")
-    host, colon, port = (place.coordinator or "").rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
-        raise InputError(
-            f"--coordinator is {place.coordinator or 'missing'}; it must be HOST:PORT, where process 0 is reached"
-        )
+    host, _, port = (place.coordinator or "").rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        shown = place.coordinator or "missing"
+        raise InputError(f"--coordinator is {shown}; it must be HOST:PORT, where process 0 is reached")
     return place
 
 
@@ -143,21 +131,15 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     return None if text is None else int(text)
 
 
-def _end_where_jax_aborts() -> None:
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_: int) -> None:
     """Turns the abort by which JAX's client ends a process whose run has lost another one into one line and status 1.
 
     Where nothing else notices, since the others wait in a collective, that is HEARTBEAT seconds later; the loss of
     process 0 it knows at once. It tells nobody else: the callback that it once had crashes (jax 0.10.2).
     """
-    global _on_abort
-    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(_aborted)
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
-
-
-def _aborted(_: int) -> None:
     os.write(2, f"{_ABORTED if _joined else f'error: {_APART}'}\n".encode())
     os._exit(1 if _joined else 2)
 
 
 _joined = False  # whether all processes were there once
-_on_abort = None  # C calls it: it must not be collected

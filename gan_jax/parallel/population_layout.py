@@ -45,14 +45,6 @@ def population(how: str, per_member: int = 1, devices: list | None = None) -> La
     return Layout(len(grid.devices), within, lambda tree: jax.device_put(tree, by_member), by_member, compile_)
 
 
-def _by_vmap(function: Callable) -> Callable:
-    return jax.vmap(function, in_axes=(0, None))
-
-
-def _one_by_one(function: Callable) -> Callable:
-    return lambda members, data: jax.lax.map(lambda member: function(member, data), members)
-
-
 def _written_out(function: Callable) -> Callable:
     function = jax.jit(function)  # traced once
 
@@ -64,5 +56,8 @@ def _written_out(function: Callable) -> Callable:
     return unrolled
 
 
-# (f(member, data) of one member) -> the same of the members of one device, [members, ...]
-OVER_MEMBERS = {"vmap": _by_vmap, "map": _one_by_one, "unroll": _written_out}
+OVER_MEMBERS = {  # (f(member, data) of one member) -> the same of the members of one device, [members, ...]
+    "vmap": lambda function: jax.vmap(function, in_axes=(0, None)),
+    "map": lambda function: lambda members, data: jax.lax.map(lambda member: function(member, data), members),
+    "unroll": _written_out,
+}

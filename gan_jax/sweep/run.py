@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from gan_jax.cli.evaluate import evaluate_run
 from gan_jax.config import build as recipe
 from gan_jax.config.build import Setup
 from gan_jax.parallel.population_layout import Layout, population
@@ -23,7 +22,7 @@ from gan_jax.sweep.population import UNROLL, Population, PopulationState, device
 from gan_jax.sweep.results import FINISHED
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Checkpoints
-from gan_jax.training.evaluator import Scoring
+from gan_jax.training.evaluator import Scoring, evaluate_run
 from gan_jax.training.health.measures import Vitals
 from gan_jax.training.loop import advance_to_end, is_due
 from gan_jax.training.sampler import Generate

@@ -1,14 +1,13 @@
 """Checkpoints: a state saved while training goes on, restored to the same bits, and held to its own fingerprint."""
 
-import gc
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import jax
@@ -33,8 +32,6 @@ class Checkpoints:
         """`kept` None opens the folder for reading only."""
         self._directory, self._kept = directory.resolve(), kept
         self._fingerprint = jax.jit(fingerprint)
-        self._quiet = ExitStack()  # while something may be written
-        self._failed = False  # a read or a write: what that left behind is collected while it is quiet
         if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
             agreement.all_or_none(partial(require_writable, self._directory))
 
@@ -43,9 +40,8 @@ class Checkpoints:
         # Made, and Orbax imported, when there is something to read or write: a first step need not wait for that.
         import orbax.checkpoint as ocp
 
+        _silence_closed_loops()
         reads_only = self._kept is None
-        if not reads_only:
-            self._quiet.enter_context(self._quiet_threads())
         options = ocp.CheckpointManagerOptions(max_to_keep=self._kept, create=not reads_only, read_only=reads_only)
         return ocp.CheckpointManager(self._directory, options=options)
 
@@ -64,8 +60,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints, good or not, in order."""
-        untouched = "_manager" not in vars(self) and not (self._directory.is_dir() and any(self._directory.iterdir()))
-        if untouched and not agreement.several():  # several make the manager together: it waits for all
+        empty = not (self._directory.is_dir() and any(self._directory.iterdir()))
+        if empty and "_manager" not in vars(self) and not agreement.several():  # several make the manager together
             return []
         return agreement.from_first(sorted(self._manager.all_steps()))
 
@@ -73,26 +69,16 @@ class Checkpoints:
         """The step of the newest checkpoint, good or not; None without any."""
         return max(self.steps(), default=None)
 
-    def restore_step(self, step: int, template: TrainState) -> TrainState:
-        """The checkpoint of one step. Raises InputError where there is none, or it is not whole."""
-        if step not in self.steps():
-            raise InputError(f"no checkpoint of step {step} in {self._directory}; there are {self.steps()}")
-        try:
-            return self._restore(step, template)
-        except InputError as error:
-            raise InputError(f"checkpoint {step} in {self._directory} is corrupt ({error})") from error
-
-    def restore(self, template: TrainState) -> TrainState | None:
-        """The newest checkpoint that is whole; None without any.
+    def restore(self, template: TrainState, steps: Sequence[int] | None = None) -> TrainState | None:
+        """The newest checkpoint that is whole, of all or of these steps; None without any.
 
         `template` gives its shapes, dtypes and shardings: a state, or one of jax.ShapeDtypeStruct.
 
         One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. Raises
         InputError where there are checkpoints and none is whole.
         """
-        steps = self.steps()[::-1]
         reasons = {}
-        for step in steps:
+        for step in sorted(self.steps() if steps is None else steps, reverse=True):
             try:
                 # One that alone cannot read it does not wait for ever for those who could: they wait in Orbax for it.
                 state = agreement.all_or_none(partial(self._restore, step, template), within=READ_WITHIN)
@@ -102,9 +88,9 @@ class Checkpoints:
             for bad in reasons if agreement.is_first() else ():
                 print(f"checkpoint {bad} is corrupt ({reasons[bad]}); going back to {step}", file=sys.stderr)
             return state
-        if steps:
+        if reasons:
             raise AgreedError(
-                f"no checkpoint in {self._directory} is whole (newest, {steps[0]}: {reasons[steps[0]]}); "
+                f"no checkpoint in {self._directory} is whole (newest, {max(reasons)}: {reasons[max(reasons)]}); "
                 "put a good copy there, or start again in another workdir"
             )
         return None
@@ -124,7 +110,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, and releases the background threads."""
         if "_manager" in vars(self):
-            with self._quiet, self._unsaved():
+            with self._unsaved():
                 self._manager.close()
 
     @contextmanager
@@ -135,7 +121,6 @@ class Checkpoints:
         except (MemoryError, UnsavedError):
             raise
         except Exception as error:
-            self._failed = True
             if agreement.says_process_is_gone(error):
                 raise
             whole = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
@@ -162,16 +147,14 @@ class Checkpoints:
         """The state of a checkpoint; `form`: what has its arrays -> (the state, what has them as they were hashed)."""
         import orbax.checkpoint as ocp
 
-        sharding = jax.tree.leaves(template)[0].sharding
-        shape = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding)
+        shape = jax.ShapeDtypeStruct((), jnp.uint32, sharding=jax.tree.leaves(template)[0].sharding)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
             {"state": template, "fingerprint": shape},
         )
         try:
-            with self._quiet_threads():
-                args = ocp.args.Composite(payload=ocp.args.StandardRestore(abstract))
-                payload = self._manager.restore(step, args=args)["payload"]
+            args = ocp.args.Composite(payload=ocp.args.StandardRestore(abstract))
+            payload = self._manager.restore(step, args=args)["payload"]
             state, hashed = form(payload["state"])
             whole = int(payload["fingerprint"]) == int(self._fingerprint(hashed))
         except MemoryError:
@@ -182,26 +165,6 @@ class Checkpoints:
             raise InputError(CHANGED)
         return state
 
-    @contextmanager
-    def _quiet_threads(self):
-        """Silences what TensorStore says into an event loop that Orbax closed when a read or a write failed."""
-        previous = sys.unraisablehook
-
-        def hook(unraisable):
-            if "Event loop is closed" not in str(unraisable.exc_value):
-                previous(unraisable)
-
-        sys.unraisablehook = hook
-        try:
-            yield
-        except BaseException:
-            self._failed = True
-            raise
-        finally:
-            if self._failed:
-                gc.collect()
-            sys.unraisablehook = previous
-
 
 class Best(Checkpoints):
     """The best checkpoint by one score, `WORKDIR/best/STEP/`; best.json: {"step": ..., NAME: ..., "protocol": ...}.
@@ -211,19 +174,15 @@ class Best(Checkpoints):
     """
 
     def __init__(self, workdir: Path, name: str, sign: int, protocol: dict):
-        """`name` of the score, of which larger values are better where `sign` is 1, smaller ones where it is -1.
-
-        What was best by another score or protocol is forgotten.
-        """
+        """`sign` 1: larger values of the score `name` are better; -1: smaller ones. That of another is forgotten."""
         super().__init__(workdir / BEST, kept=1)
         self._path, self._name, self._sign, self._protocol = workdir / ABOUT_BEST, name, sign, protocol
         self._value = agreement.by_first(self._known_value)
 
     def _known_value(self) -> float | None:
         about = read_json(self._path)
-        if not isinstance(about, dict) or about.get("protocol") != self._protocol:
-            return None
-        return about.get(self._name) if (self._directory / str(about.get("step"))).is_dir() else None
+        same = isinstance(about, dict) and about.get("protocol") == self._protocol
+        return about.get(self._name) if same and (self._directory / str(about.get("step"))).is_dir() else None
 
     def see(self, state: TrainState, value: float) -> None:
         """Keeps the state, if it is better than all before it; of equals the earliest; none that is not finite."""
@@ -235,8 +194,8 @@ class Best(Checkpoints):
         if self.latest_step() != step:  # where a process was killed between the two writes
             self.save(state)
             self.wait()
-        about = {"step": step, self._name: value, "protocol": self._protocol}
         if agreement.is_first():
+            about = {"step": step, self._name: value, "protocol": self._protocol}
             write_atomically(self._path, (json.dumps(about) + "\n").encode())
         self._value = value
 
@@ -257,6 +216,18 @@ def fingerprint(tree) -> jax.Array:
         position = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
         total = 31 * total + jnp.sum(scramble(words ^ position), dtype=jnp.uint32)
     return total
+
+
+@cache
+def _silence_closed_loops() -> None:
+    """Drops what TensorStore says into an event loop that Orbax closed when a read or a write failed."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable):
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _summary(error: Exception) -> str:

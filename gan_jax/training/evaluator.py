@@ -1,4 +1,7 @@
-"""The scores of a run's generator, as its config asks for them: shared by the training loop and `--mode=evaluate`."""
+"""The scores of a run's generator, as its config asks for them: while it trains, and of a checkpoint."""
+
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,12 +11,15 @@ from gan_jax.data.source import pick
 from gan_jax.evaluation.features.extractors import NONE, Features, extract, make_extractor
 from gan_jax.evaluation.features.reference import Reference, load_reference
 from gan_jax.evaluation.metrics.comparison import LEAST, Examples, Need, Score, compare, needs_met
-from gan_jax.evaluation.metrics.neighbours import Memorisation, memorisation
+from gan_jax.evaluation.metrics.neighbours import memorisation
 from gan_jax.parallel.devices import mesh
-from gan_jax.step.state import Average
+from gan_jax.step.state import Average, TrainState
 from gan_jax.training.sampler import COLUMNS, Generate
 from gan_jax.utils import plots
 from gan_jax.utils.errors import InputError
+from gan_jax.utils.files import write_atomically
+
+PICTURE = "memorisation.png"  # the samples most like copies of training examples, each above what it is like
 
 
 class Scoring:
@@ -56,7 +62,10 @@ class Scoring:
         if self._extractor is None or not self._setup.source.size:
             return None
         data = self._setup.config.data
-        copies = self._copies(samples, self._load(data.split, 0).features.values, data.flip)
+        real = self._load(data.split, 0).features.values
+        copies = memorisation(real, self._features(samples).values)
+        if data.flip:
+            copies = copies.or_nearer(memorisation(real, self._features(samples[:, :, ::-1]).values))
         closest = copies.closest(COLUMNS)
         source, keys = self._setup.reference(data.split), jax.random.split(self._setup.keys.reference, len(closest))
         originals = np.asarray(pick(source, copies.index[closest], keys)["image"])
@@ -75,6 +84,28 @@ class Scoring:
         source, name = self._setup.reference(split), self._setup.config.data.name
         return load_reference(source, name, split, self._extractor, self._devices, count)
 
-    def _copies(self, samples: np.ndarray, real: np.ndarray, mirrored: bool) -> Memorisation:
-        copies = memorisation(real, self._features(samples).values)
-        return copies.or_nearer(memorisation(real, self._features(samples[:, :, ::-1]).values)) if mirrored else copies
+
+def evaluate_run(
+    setup: Setup, state: TrainState, workdir: Path, num_samples: int, generate: Generate | None = None
+) -> dict:
+    """Scores num_samples (0: as many as the config says) of the averaged generator; returns what it writes.
+
+    `generate`: that of the setup, where there is one already.
+
+    evaluation.json has the scores by name, their intervals [low, high] by name under "intervals", and under "protocol"
+    what else the scores depend on. With an extractor and a finite set it writes PICTURE too.
+    """
+    scoring, resamples = Scoring(setup, generate or Generate(setup)), setup.config.evaluation.resamples
+    samples = scoring.samples(state.ema, num_samples or setup.config.evaluation.num_samples)
+    scores = scoring.scores(samples, resamples)
+    if (memorised := scoring.memorised(samples, resamples)) is not None:
+        scores |= memorised[0]
+        plots.write_png(workdir / PICTURE, memorised[1])
+    written = {"step": int(state.step), "num_samples": len(samples)}
+    written |= {name: score.value for name, score in scores.items()}
+    if scoring.protocol:
+        written["intervals"] = {name: score.interval for name, score in scores.items() if score.interval}
+        written["protocol"] = scoring.protocol
+    text = json.dumps(written, indent=2) + "\n"
+    write_atomically(workdir / "evaluation.json", text.encode())
+    return json.loads(text)

@@ -4,8 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -45,59 +44,16 @@ def train(setup: Setup, workdir: Path) -> bool:
 
     Of several processes all call it with the same setup. They step and save together; the first one does the rest.
     """
-    _settle_data(setup, workdir)
-    config, generate = setup.config, Generate(setup)
-    scoring = _on_first(lambda: Scoring(setup, generate) if config.evaluate_every else None)
-    with (
-        stop_signals() as stop_requested,
-        closing(Checkpoints(workdir / "checkpoints", config.checkpoints_kept)) as checkpoints,
-    ):
-        state = _newest_state(setup, checkpoints)
-        now = int(state.step)
-        with (
-            closing(_on_first(lambda: Writers(workdir, now, config.num_steps)) or Silent()) as writers,
-            closing(open_loader(setup, state, partial(next_boundary, config))) as data,
-            _best(setup, scoring, workdir) as best,
-        ):
-            watch = _on_first(lambda: _watch(setup, workdir) if config.health_every else None)
-            vitals = Vitals(setup) if watch else None
-            loop = _Loop(setup, checkpoints, writers, data, generate, scoring, best, vitals, watch)
-            return loop.run(state, agreement.in_any_process(stop_requested))
+    agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
+    if agreement.several():
+        agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
+    with ExitStack() as stack:
+        return _Loop(setup, workdir, stack).run()
 
 
 def _on_first(function: Callable):
     """What the function returns in the first process; None in the others. What fails there fails in all."""
     return agreement.all_or_none(lambda: function() if agreement.is_first() else None)
-
-
-def _settle_data(setup: Setup, workdir: Path) -> None:
-    agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
-    if agreement.several():
-        agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
-
-
-def _newest_state(setup: Setup, checkpoints: Checkpoints) -> TrainState:
-    """The state that the run goes on from."""
-    if checkpoints.latest_step() is None:
-        return initial_state(setup)
-    state = checkpoints.restore(abstract_state(setup))
-    checkpoints.discard_after(int(state.step))
-    if agreement.is_first():
-        print(f"going on from step {int(state.step):,}", file=sys.stderr)
-    return state
-
-
-def _watch(setup: Setup, workdir: Path) -> Watch:
-    return Watch(flatten(setup.config.to_dict()), read_metrics(workdir / METRICS), setup.devices.count)
-
-
-def _best(setup: Setup, scoring: Scoring | None, workdir: Path):
-    evaluation = setup.config.evaluation
-    if not evaluation.best:
-        return nullcontext()
-    protocol = agreement.by_first(lambda: {"num_samples": evaluation.num_samples} | scoring.protocol)
-    sign = better(evaluation.extractor, setup.source)[evaluation.best]
-    return closing(Best(workdir, evaluation.best, sign, protocol))
 
 
 def open_loader(setup: Setup, state: TrainState, following: Callable[[int], int] | None) -> Loader:
@@ -137,37 +93,47 @@ def _train_steps(setup: Setup, steps: int, state: TrainState, data):
     return state, Metrics(tuple(metrics), jnp.stack(list(metrics.values())))
 
 
-@dataclass
 class _Loop:
-    """What the loop needs at every boundary, so that the loop itself reads as what it does."""
+    def __init__(self, setup: Setup, workdir: Path, stack: ExitStack):
+        """Opens everything onto the stack. A field is None where the config or this process has none of it."""
+        config, evaluation = setup.config, setup.config.evaluation
+        self.setup, self.config, self.generate, self.best = setup, config, Generate(setup), None
+        self.scoring = _on_first(lambda: Scoring(setup, self.generate) if config.evaluate_every else None)
+        self.stop_requested = agreement.in_any_process(stack.enter_context(stop_signals()))
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints_kept)
+        self.checkpoints = stack.enter_context(closing(checkpoints))
+        self.start = self._newest_state()
+        writers = _on_first(lambda: Writers(workdir, int(self.start.step), config.num_steps)) or Silent()
+        self.writers = stack.enter_context(closing(writers))
+        self.data = stack.enter_context(closing(open_loader(setup, self.start, partial(next_boundary, config))))
+        if evaluation.best:
+            protocol = agreement.by_first(lambda: {"num_samples": evaluation.num_samples} | self.scoring.protocol)
+            sign = better(evaluation.extractor, setup.source)[evaluation.best]
+            self.best = stack.enter_context(closing(Best(workdir, evaluation.best, sign, protocol)))
+        of_run = flatten(config.to_dict()), read_metrics(workdir / METRICS), setup.devices.count
+        self.vitals = _on_first(lambda: Vitals(setup) if config.health_every else None)
+        self.watch = _on_first(lambda: Watch(*of_run) if config.health_every else None)
+        self.compiled: dict[int, Program] = {}  # by the steps of a call
+        self.unseen: list[tuple[int, Metrics]] = []  # first step and metrics of calls not looked at yet
 
-    setup: Setup
-    checkpoints: Checkpoints
-    writers: Writers | Silent
-    data: Loader
-    generate: Generate
-    scoring: Scoring | None  # this and the next three: None where the config has none of it, or another process does it
-    best: Best | None
-    vitals: Vitals | None
-    watch: Watch | None
-    compiled: dict[int, Program] = field(default_factory=dict)  # by the steps of a call
-    unseen: list[tuple[int, Metrics]] = field(default_factory=list)  # first step and metrics of calls not looked at yet
+    def _newest_state(self) -> TrainState:
+        if self.checkpoints.latest_step() is None:
+            return initial_state(self.setup)
+        state = self.checkpoints.restore(abstract_state(self.setup))
+        self.checkpoints.discard_after(int(state.step))
+        if agreement.is_first():
+            print(f"going on from step {int(state.step):,}", file=sys.stderr)
+        return state
 
-    @property
-    def config(self):
-        return self.setup.config
-
-    def run(self, state: TrainState, stop_requested: Callable) -> bool:
+    def run(self) -> bool:
         # A streamed set may have an example that cannot be read; samples may be such that they cannot be scored.
-        advance, at_boundary = (
-            self._saved_before_a_mistake(self._advance),
-            self._saved_before_a_mistake(self._do_what_is_due),
-        )
-        state, now = advance_to_end(self.config, state, stop_requested, advance, at_boundary)
+        functions = map(self._saved_before_a_mistake, (self._advance, self._do_what_is_due))
+        state, now = advance_to_end(self.config, self.start, self.stop_requested, *functions)
         if now < self.config.num_steps:
             self._save(state, now)
-            line = f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there"
-            self.writers.say(line)
+            self.writers.say(
+                f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there"
+            )
         self.checkpoints.wait()
         return now == self.config.num_steps
 
@@ -205,7 +171,12 @@ class _Loop:
         if "sample_every" in due:
             self.writers.picture(now, self.generate.drawing(state))
         if "evaluate_every" in due:
-            self._evaluate(state, now)
+            count = self.config.evaluation.num_samples
+            samples = self.generate.for_scores(state.ema, self.setup.keys.evaluation, count)
+            scores = agreement.by_first(lambda: self.scoring.values(samples))
+            self.writers.metrics(now, scores)
+            if self.best is not None:
+                self.best.see(state, scores[self.config.evaluation.best])
         if "health_every" in due and self.vitals is not None:
             self._report(now, self.vitals.measure(state))
         if "checkpoint_every" in due:
@@ -214,16 +185,8 @@ class _Loop:
 
     def _report(self, now: int, values: dict[str, float]) -> None:
         self.writers.metrics(now, values)
-        for line in self.watch.see(now, values) if self.watch is not None else ():
+        for line in self.watch.see(now, values) if self.watch else ():
             self.writers.say(line)
-
-    def _evaluate(self, state: TrainState, now: int) -> None:
-        evaluation = self.config.evaluation
-        samples = self.generate.for_scores(state.ema, self.setup.keys.evaluation, evaluation.num_samples)
-        scores = agreement.by_first(lambda: self.scoring.values(samples))
-        self.writers.metrics(now, scores)
-        if self.best is not None:
-            self.best.see(state, scores[evaluation.best])
 
     def _newest_metrics(self) -> dict[str, float]:
         """The newest step's metrics, once all the unseen ones are known to be finite; waits for the device."""
@@ -242,18 +205,16 @@ class _Loop:
         bad = [name for name, value in metrics.items() if not np.isfinite(value)]
         self.checkpoints.wait()
         if self.checkpoints.latest_step() != first:
-            self.checkpoints.save(self._state_at(first))
+            # The state was donated away. It is computed again, since a run is a function of its config.
+            state = self.checkpoints.restore(abstract_state(self.setup)) or initial_state(self.setup)
+            nothing_due = (lambda: False), self._advance, (lambda *_: None)
+            self.checkpoints.save(advance_to_end(self.config, state, *nothing_due, first)[0])
         self.checkpoints.wait()
         raise DivergedError(
             f"step {first + index + 1:,}: {', '.join(bad)} not finite; the largest |logit| was "
             f"{metrics['max_logit']:.4g}; the state of step {first:,} is saved"
             + advice(DIVERGING, flatten(self.config.to_dict()), self.setup.devices.count)
         )
-
-    def _state_at(self, target: int) -> TrainState:
-        """The state of a step that was donated away: computed again, since a run is a function of its config."""
-        state = self.checkpoints.restore(abstract_state(self.setup)) or initial_state(self.setup)
-        return advance_to_end(self.config, state, lambda: False, self._advance, lambda *_: None, target)[0]
 
     def _save(self, state: TrainState, now: int) -> None:
         """Saves a state that no cadence asks for, before the run ends."""

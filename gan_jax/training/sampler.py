@@ -1,9 +1,8 @@
-"""Examples and pictures from a state: shared by the training loop and by the verbs that read checkpoints."""
+"""Examples and pictures from a state."""
 
 from collections.abc import Callable
 from copy import copy
 from functools import cached_property, partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +25,6 @@ LABELS = 2**32 - 1  # folded into the key of the latents, which are numbered fro
 MOST_ROWS = 20  # of a grid with a class a row
 
 
-class Backdrop(NamedTuple):
-    """What does not change between a run's pictures of data on the line or in the plane."""
-
-    real: np.ndarray  # [m, d]
-    points: np.ndarray  # [k, d]
-    density: np.ndarray  # [k]
-
-
 class Generate:
     """The averaged generator of a run, compiled once for all its pictures and scores.
 
@@ -46,7 +37,7 @@ class Generate:
         self._batch = -(-BATCH // self._devices.count) * self._devices.count
         self._from_latents = jax.jit(self._sample, out_shardings=self._devices.replicated)
         self._latents = jax.jit(self._draw_latents)
-        self._logits = jax.jit(self._discriminate)
+        self._logits = jax.jit(partial(step.discriminate, setup.recipe))
 
     def of(self, setup: Setup) -> "Generate":
         """The same compiled functions for another run of the same program."""
@@ -94,8 +85,11 @@ class Generate:
 
     def drawing(self, state: TrainState) -> Callable[[], np.ndarray]:
         """The same, still to be drawn: all processes compute its contents, one draws it."""
-        kind = self._kind
-        labels = self._class_rows() if kind == "grid" and self._conditional else None
+        kind, labels = self._kind, None
+        if kind == "grid" and self._conditional:  # a class a row, evenly chosen where there are more than MOST_ROWS
+            last = len(self._setup.source.classes) - 1
+            rows = np.unique(np.linspace(0, last, min(last + 1, MOST_ROWS)).round().astype(np.int32))
+            labels = np.repeat(rows, COLUMNS)
         count = SHOWN[kind] if labels is None else len(labels)
         samples = self.examples(state.ema, self._setup.keys.pictures, count, labels)
         if kind == "grid":
@@ -109,24 +103,19 @@ class Generate:
     def _conditional(self) -> bool:
         return self._setup.recipe.conditional
 
-    def _class_rows(self) -> np.ndarray:
-        """Labels of a grid whose rows are the classes, evenly chosen where there are more than MOST_ROWS."""
-        count = len(self._setup.source.classes)
-        rows = np.unique(np.linspace(0, count - 1, min(count, MOST_ROWS)).round().astype(np.int32))
-        return np.repeat(rows, COLUMNS)
-
     @property
     def _kind(self) -> str:
         shape = self._setup.source.shape
         return "grid" if len(shape) == 3 else {1: "line", 2: "plane"}[shape[0]]
 
     @cached_property
-    def _backdrop(self) -> Backdrop:
+    def _backdrop(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(real examples [m, d], points [k, d], the density there [k]), the same in all pictures of a run."""
         source = self._setup.source
         keys = jax.random.split(self._setup.keys.backdrop, REAL_SHOWN)
         real = np.asarray(independent(source, keys)["image"])
         points = plots.line_points(real) if self._kind == "line" else plots.plane_points(real)
-        return Backdrop(real, points, np.asarray(jax.jit(source.density)(points)))
+        return real, points, np.asarray(jax.jit(source.density)(points))
 
     def _sample(self, average, *inputs):
         return step.sample(self._setup.recipe, average, *map(self._devices.shard, inputs))
@@ -134,6 +123,3 @@ class Generate:
     def _draw_latents(self, key, start):
         slots = start + jnp.arange(self._batch)
         return self._setup.recipe.prior(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
-
-    def _discriminate(self, player, x):
-        return step.discriminate(self._setup.recipe, player, x)

@@ -45,7 +45,7 @@ def claimed(workdir: Path, config: ConfigDict):
     """Within it the folder is this run's own, with its config in it, new or from an earlier start of the run.
 
     Of several processes the first one holds it for all. Raises InputError where the folder holds another config or a
-    run without one, cannot be written, or is in use, or where the processes do not all see the same folder.
+    run without one, cannot be written, is in use, or is not the same for all processes.
     """
     with ExitStack() as stack:
         token = agreement.by_first(lambda: _claim(stack, workdir, config))
@@ -57,7 +57,11 @@ def claimed(workdir: Path, config: ConfigDict):
 def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
     """Locks the folder and writes a random token into its lock, by which the other processes know the folder."""
     lock = stack.enter_context(locked(workdir))
-    _settle(workdir, config)
+    if (workdir / CONFIG).exists():
+        require_same(workdir, read_config(workdir), config)
+    elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
+        raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
+    write_atomically(workdir / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
     token = secrets.token_hex(8)
     lock.truncate(0)
     lock.write(token)
@@ -74,9 +78,7 @@ def require_shared(workdir: Path, token: str) -> None:
             if (workdir / LOCK).read_text() == token:
                 return
         if time.monotonic() > end:
-            raise InputError(
-                f"workdir {workdir} is not that of process 0; --workdir must be a folder that all of them share"
-            )
+            raise InputError(f"workdir {workdir} is not that of process 0; all must share the folder of --workdir")
         time.sleep(1)
 
 
@@ -102,26 +104,18 @@ def locked(workdir: Path, shared: bool = False, wait: bool = False):
         yield lock
 
 
-def _settle(workdir: Path, config: ConfigDict) -> None:
-    if (workdir / CONFIG).exists():
-        require_same(workdir, read_config(workdir), config)
-    elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
-        raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
-    write_atomically(workdir / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
-
-
 def read_config(workdir: Path) -> ConfigDict:
     """The config of the run in this folder, complete, also if the run was made before some keys existed.
 
     Raises InputError where there is none, it is not JSON, or it has a key that there never was.
     """
-    path = workdir / CONFIG
+    path, right = workdir / CONFIG, "put back the config that the run was made with"
     try:
         values = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; --workdir must be the folder of a run") from error
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); put back the config that the run was made with") from error
+        raise InputError(f"{path} is not JSON ({error}); {right}") from error
     try:
         if isinstance(values, dict):
             return completed(ConfigDict(values).to_dict())
@@ -129,19 +123,16 @@ def read_config(workdir: Path) -> ConfigDict:
         raise InputError(f"{path}: {error}") from error
     except ValueError:  # a dot in a key, at any depth
         pass
-    raise InputError(f"{path} holds no config; put back the config that the run was made with")
+    raise InputError(f"{path} holds no config; {right}")
 
 
 def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool = True) -> None:
-    """Raises InputError, naming the keys, where the run's config `old` differs from `new`.
-
-    `rescored`: whether it may be scored otherwise than before.
-    """
+    """Raises InputError, naming the keys, where `old` differs from `new`; `rescored`: but for how the run is scored."""
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
     fixed = [key for key in old | new if key not in MAY_DIFFER and not (rescored and key.startswith(SCORING))]
     changed = [key for key in fixed if old.get(key) != new.get(key)]
     if changed:
-        shown = ", ".join(f"{key} is {_shown(old, key)} there, {_shown(new, key)} here" for key in changed[:3])
+        shown = ", ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(f"workdir {workdir} holds a run of another config ({shown}{more}); choose another --workdir")
 
@@ -183,7 +174,3 @@ def _known_data(workdir: Path) -> dict | None:
     if not whole or not all(isinstance(side, int) for side in about["shape"]):
         raise InputError(f"{path} does not describe the data of a run; remove it to begin it anew")
     return about
-
-
-def _shown(values: dict, key: str) -> str:
-    return repr(values[key]) if key in values else "missing"

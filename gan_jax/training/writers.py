@@ -16,7 +16,7 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `step`; what it says of a step never changes.
+    """`metrics.jsonl`: one JSON object a line, each with its `step`.
 
     Nothing that depends on time or machine goes in, so that a resumed run's file equals an uninterrupted one's.
     """
@@ -32,12 +32,10 @@ class MetricsFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
 
 def metrics_line(step: int, values: dict[str, float]) -> str:
-    """What the file says of a step."""
     return json.dumps({"step": step} | values) + "\n"
 
 
@@ -72,7 +70,6 @@ class Writers:
     """All of a run's writers behind one call."""
 
     def __init__(self, workdir: Path, step: int, num_steps: int):
-        """Goes on after `step` of `num_steps`."""
         self._samples = workdir / "samples"
         self._metrics = MetricsFile(workdir / METRICS, step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
@@ -112,7 +109,6 @@ class Writers:
         self._bar.write(text)
 
     def close(self) -> None:
-        """Closes them all."""
         self._bar.close()
         self._metrics.close()
         self._tensorboard.close()

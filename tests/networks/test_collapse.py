@@ -383,14 +383,14 @@ def test_nothing_depends_on_devices_or_micro_batches(shrunk, alone, layout, coun
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"discriminator.packing": 3}, r"batch_size is 8, but .* let D see 3 examples .*; batch_size must be a multip"),
+        ({"discriminator.packing": 3}, r"batch_size is 8, but .* let D see 3 examples .*; it must be a multip"),
         (
             {"discriminator.minibatch_stddev": 4, "discriminator.packing": 4},
-            r"let D see 16 examples together, on one device and in .*; batch_size must be a multiple of 16",
+            r"let D see 16 examples together, on one device and in .*; it must be a multiple of 16",
         ),
         (
             {"discriminator.minibatch_discrimination": 2, "discriminator.minibatch_group": 4, "accumulate": 4},
-            r"let D see 4 examples together, .*; batch_size must be a multiple of 16",
+            r"let D see 4 examples together, .*; it must be a multiple of 16",
         ),
         ({"discriminator.minibatch_stddev": 1}, r"minibatch_stddev is 1; it must be 0, or 2 or more"),
         ({"discriminator.minibatch_group": 1}, r"minibatch_group is 1; it must be an integer, 2 or more"),
@@ -423,7 +423,7 @@ def test_nothing_depends_on_devices_or_micro_batches(shrunk, alone, layout, coun
         ),
         (
             {"objective.name": "feature_matching"},
-            r"objective\.name is feature_matching but objective\.feature_matching is 0: .*give it a weight",
+            r"objective\.name is feature_matching and objective\.feature_matching is 0\.0: .*give it a weight",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

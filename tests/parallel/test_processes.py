@@ -331,8 +331,7 @@ def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
         (tmp_path / name / workdirs.LOCK).write_text(f"the mark of {name}")
     workdirs.require_shared(tmp_path / "run", "the mark of run")
     for name in ("other", "nowhere"):
-        message = f"{name} is not that of process 0; --workdir must be a folder that all of"
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=f"{name} is not that of process 0; all must share the folder of --work"):
             workdirs.require_shared(tmp_path / name, "the mark of run")
 
 

@@ -434,22 +434,25 @@ def test_the_rate_warms_up_and_falls_by_steps_of_the_run(shrunk, move, each):
         ({"moves": "together"}, "config key moves is 'together'; it must be one of alternating, simultaneous"),
         (
             {"moves": "simultaneous", "discriminator.steps": 2},
-            "moves is simultaneous, .* discriminator.steps is 2; set",
+            "moves is simultaneous and discriminator.steps is 2: .*; set",
         ),
-        ({"moves": "consensus"}, "moves is consensus but consensus.weight is 0; it must be greater than 0"),
+        ({"moves": "consensus"}, "moves is consensus and consensus.weight is 0.0: the weight must be greater than 0"),
         (
             {"consensus.weight": 1.0},
             "consensus.weight is 1.0, but moves is alternating, .* set it to 0.0, or moves to consensus",
         ),
         (
             {"moves": "consensus", "consensus.weight": 1.0, "accumulate": 2},
-            "moves is consensus, .* accumulate is 2; set",
+            "moves is consensus and accumulate is 2: .*; set",
         ),
         (
             {"generator.optimizer.weight_decay": 0.1},
             "generator.optimizer.weight_decay is 0.1, but adam has no weight_decay; .* to one of adamw",
         ),
-        ({"discriminator.optimizer.warmup": 5}, "discriminator.optimizer.warmup is 5, but num_steps is 4; it must"),
+        (
+            {"discriminator.optimizer.warmup": 5},
+            "discriminator.optimizer.warmup is 5 and num_steps is 4: the warm-up must",
+        ),
         (
             {"discriminator.optimizer.name": "adan"},
             "optimizer.name is 'adan'; it must be one of adam, adamw, optimistic",

@@ -10,7 +10,6 @@ from conftest import ROOT  # noqa: F401  sets up the devices before JAX starts
 
 from configs import base
 from gan_jax import recipe
-from gan_jax.cli.evaluate import evaluate_run
 from gan_jax.data import Source, make_source
 from gan_jax.evaluation.features import reference
 from gan_jax.evaluation.features.extractors import BATCH, Features, eight_bits, extract, make_extractor
@@ -20,7 +19,7 @@ from gan_jax.evaluation.metrics.neighbours import memorisation
 from gan_jax.parallel.devices import mesh
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Best, Checkpoints
-from gan_jax.training.evaluator import Scoring
+from gan_jax.training.evaluator import Scoring, evaluate_run
 from gan_jax.training.loop import train
 from gan_jax.training.sampler import Generate
 from gan_jax.utils.errors import InputError

@@ -1,13 +1,14 @@
 """Whether a run is healthy, by what its metrics have been so far: collapse, a saturated discriminator, divergence.
 
 A detector is a pure function (curves, present) -> evidence, a sentence's end, or None. Curves are those of
-`metrics.jsonl`: {name: [points, 2], step and value}, up to the step in question. A condition that is `present` ends
-only when it is clearly over: its thresholds are then wider, so that a value between them neither begins nor ends it.
-Where a metric is missing, or too short, there is no evidence.
+`metrics.jsonl`: {name: [points, 2], step and value}, up to the step in question. For a condition that is `present` the
+thresholds are wider: a value between both neither begins nor ends it. Metrics that are too short are no evidence.
 """
 
+from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ GROWTH = 1e3, 1e2  # of a gradient's norm, relative to the first ones, or to LEA
 LEAST_NORM = 1e-2
 
 Curves = Mapping[str, np.ndarray]
+_NO_POINTS = np.empty((0, 2))
 
 
 class Condition(NamedTuple):
@@ -39,23 +41,17 @@ class Condition(NamedTuple):
 
 def collapsed(curves: Curves, present: bool = False) -> str | None:
     """Whether samples are far less diverse than the data, by `diversity` and `clusters`, or than they were."""
-    for name, limits, words in (
-        ("diversity", DIVERSITY, "their mean distance from each other has been at most {:.2g} of that of the data"),
-        ("clusters", CLUSTERS, "they have been in at most {:.2g} of the clusters that the data is in"),
-    ):
-        value = _nearest_to_health(lasting(curves, name), present)
-        if value <= limits[present]:
-            return words.format(value)
-    value = _nearest_to_health(lasting(curves, "diversity"), present)
+    # All values must be below a threshold for something to begin, and one of them for it to stay.
+    nearest = min if present else max
+    diversity, clusters = (nearest(lasting(curves, name), default=np.inf) for name in ("diversity", "clusters"))
+    if diversity <= DIVERSITY[present]:
+        return f"their mean distance from each other has been at most {diversity:.2g} of that of the data"
+    if clusters <= CLUSTERS[present]:
+        return f"they have been in at most {clusters:.2g} of the clusters that the data is in"
     most = min(most_lasting(curves, "diversity"), 1)  # samples that were far apart at first have lost nothing
-    if value <= FALL[present] * most:
-        return f"their diversity has fallen from {most:.2g} to {value:.2g} of that of the data"
+    if diversity <= FALL[present] * most:
+        return f"their diversity has fallen from {most:.2g} to {diversity:.2g} of that of the data"
     return None
-
-
-def _nearest_to_health(last: np.ndarray, present: bool) -> float:
-    """What all values must be below for something to begin, and one of them for it to stay; infinite where none are."""
-    return float(last.min() if present else last.max()) if len(last) else np.inf
 
 
 def saturated(curves: Curves, present: bool = False) -> str | None:
@@ -99,30 +95,23 @@ CONDITIONS = {
 
 def lasting(curves: Curves, name: str) -> np.ndarray:
     """The values of the last SPAN steps, or of so many more as make LEAST points: [points]; [0] where there are not."""
-    steps, values = _of(curves, name)
+    steps, values = curves.get(name, _NO_POINTS).T
     if len(steps) < LEAST or steps[-1] < SPAN:
-        return np.empty(0)
+        return values[:0]
     return values[min(int(np.searchsorted(steps, steps[-1] - SPAN, side="right")), len(steps) - LEAST) :]
 
 
 def earliest(curves: Curves, name: str) -> np.ndarray:
     """The values of the first SPAN steps, at least LEAST: [points]; [0] where there are not."""
-    steps, values = _of(curves, name)
+    steps, values = curves.get(name, _NO_POINTS).T
     return values[: max(int(np.searchsorted(steps, SPAN, side="right")), LEAST)] if len(steps) >= LEAST else values[:0]
 
 
 def most_lasting(curves: Curves, name: str) -> float:
     """The largest value that was there for LEAST points on end; 0 where there are fewer."""
-    _, values = _of(curves, name)
-    if len(values) < LEAST:
-        return 0.0
+    _, values = curves.get(name, _NO_POINTS).T
     windows = len(values) - LEAST + 1
-    return float(reduce(np.minimum, (values[i : i + windows] for i in range(LEAST))).max())
-
-
-def _of(curves: Curves, name: str) -> tuple[np.ndarray, np.ndarray]:
-    curve = curves.get(name, np.empty((0, 2)))
-    return curve[:, 0], curve[:, 1]
+    return float(reduce(np.minimum, (values[i : i + windows] for i in range(LEAST))).max()) if windows > 0 else 0.0
 
 
 class Watch:
@@ -133,11 +122,10 @@ class Watch:
     ):
         """Goes on after `past`, lines of the metrics [(step, values)], for which nothing is reported again.
 
-        Args:
-          config: of the run, flat: what would help depends on what it has.
-          devices: of the run, for the same reason.
+        `config`, flat, and `devices` of the run: what would help depends on them.
         """
-        self._config, self._devices, self._curves, self._present = config, devices, _Curves(), set()
+        self._config, self._devices, self._present = config, devices, set()
+        self._points = defaultdict(partial(array, "d"))  # of each metric: step, value, step, value, ...
         # Logits without a zero make accuracy meaningless.
         self._watched = [name for name in CONDITIONS if name != SATURATED or objective_is(config, "centred")]
         for step, values in past:
@@ -150,31 +138,17 @@ class Watch:
 
     def see(self, step: int, values: Mapping[str, float]) -> list[str]:
         """Adds the metrics of a step; returns a line for each condition that begins or ends. The steps ascend."""
-        self._curves.add(step, values)
-        lines = (self._changed(name, step) for name in self._watched)
-        return [line for line in lines if line]
-
-    def _changed(self, name: str, step: int) -> str | None:
-        condition, present = CONDITIONS[name], name in self._present
-        evidence = condition.detect(self._curves, present)
-        if (evidence is not None) == present:
-            return None
-        self._present ^= {name}
-        if evidence is None:
-            return f"step {step:,}: {condition.over}"
-        helps = advice(name, self._config, self._devices)
-        return f"step {step:,}: {condition.title}: {evidence}{helps} (docs/health.md)"
-
-
-class _Curves(dict):
-    """The points so far of each metric, [points, 2]: views of arrays [2, room] that are replaced when they are full."""
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            curve = self.get(name, np.empty((2, 16))[:, :0].T)
-            points, array = len(curve), curve.base
-            if points == array.shape[1]:
-                array = np.concatenate([array, np.empty_like(array)], axis=1)
-            array[:, points] = step, value
-            # NumPy would copy steps that are not contiguous to search them: an array has them in one row.
-            self[name] = array[:, : points + 1].T
+            self._points[name].extend((step, value))
+        curves = {name: np.frombuffer(points).reshape(-1, 2) for name, points in self._points.items()}
+        lines = []
+        for name in self._watched:
+            condition, present = CONDITIONS[name], name in self._present
+            evidence = condition.detect(curves, present)
+            if (evidence is not None) == present:
+                continue
+            self._present ^= {name}
+            if evidence:
+                evidence = f"{condition.title}: {evidence}{advice(name, self._config, self._devices)} (docs/health.md)"
+            lines.append(f"step {step:,}: {evidence or condition.over}")
+        return lines

@@ -20,16 +20,15 @@ RESOLUTION = 1e-8  # of singular values, relative to the largest one
 
 
 class Vitals:
-    """Takes the vital signs of one run, by itself on this process's first device, from the state alone.
+    """Takes the vital signs of one run on this process's first device, with the same examples and latents each time.
 
-    The real examples and the latents are the same at every step. No number of the training depends on any of it.
+    No number of the training depends on any of it.
     """
 
     def __init__(self, setup: Setup, like: "Vitals | None" = None):
         """Draws the real examples. Raises InputError where these cannot be read.
 
-        Args:
-          like: of another run of the same program, whose compiled function serves for this one too.
+        `like`: of another run of the same program, whose compiled function serves for this one too.
         """
         recipe = setup.recipe
         self._samples_and_logits = like._samples_and_logits if like else jax.jit(partial(_samples_and_logits, recipe))
@@ -45,29 +44,22 @@ class Vitals:
         """The vital signs of this state, by their names in the metrics; what is not a finite number is left out.
 
         diversity: the mean distance of two samples, over that of two real examples;
-        clusters: how many clusters of the real examples the samples are in, over how many these are in (as the bins of
-          arXiv:1805.12462; see `clusters_met`);
-        logit_real_min, logit_real_max, logit_fake_min, logit_fake_max: of D's logits, with its running statistics;
-        g_singular_max, d_singular_max: the largest singular value among a player's weights;
-        g_singular_spread, d_singular_spread: of the weight where this is most, the largest over the median one (at most
-          1 / RESOLUTION).
+        clusters: `clusters_met` by samples, over that by real examples (the bins of arXiv:1805.12462);
+        logit_{real,fake}_{min,max}: of D's logits, with its running statistics;
+        {g,d}_singular_max: the largest singular value among a player's weights;
+        {g,d}_singular_spread: the most that the largest is of a weight's median one, at most 1 / RESOLUTION.
         """
         # Through the host, where the singular values are taken; of several processes each has a copy of the state.
         players = state.generator, state.discriminator
         generator, discriminator = jax.device_get([Average(player.params, player.stats) for player in players])
-        examples = jax.tree.map(self._in_chunks, (self._keys, self._real, *self._labels))
-        fake, *logits = self._samples_and_logits(generator, discriminator, examples)
-        measured = (
-            self._diversity(_flat(fake.reshape(self._real.shape)))
-            | _ranges(*map(np.ravel, logits))
-            | _singular("g", generator.params)
-            | _singular("d", discriminator.params)
-        )
+        examples = (self._keys, self._real, *self._labels)
+        chunks = [x.reshape(-1, self._chunk, *x.shape[1:]) for x in examples]  # of which one is in memory at a time
+        fake, *logits = self._samples_and_logits(generator, discriminator, chunks)
+        measured = self._diversity(_flat(fake.reshape(self._real.shape)))
+        for side, x in zip(("real", "fake"), logits, strict=True):
+            measured |= {f"logit_{side}_min": float(x.min()), f"logit_{side}_max": float(x.max())}
+        measured |= _singular("g", generator.params) | _singular("d", discriminator.params)
         return {name: value for name, value in measured.items() if np.isfinite(value)}
-
-    def _in_chunks(self, x):
-        """x [n, ...] as what is in memory at a time: [n / chunk, chunk, ...]."""
-        return x.reshape(-1, self._chunk, *x.shape[1:])
 
     def _diversity(self, samples: np.ndarray) -> dict[str, float]:
         if not self._distance or not np.isfinite(samples).all():  # the data is one example over and over; G is lost
@@ -118,11 +110,10 @@ def _flat(x) -> np.ndarray:
 
 
 def singular_values(matrix: np.ndarray) -> np.ndarray:
-    """The singular values of a matrix [rows, columns], ascending, float64; as many as the smaller of both.
+    """The singular values of a matrix [rows, columns], ascending, float64 [min(rows, columns)]; NaN if not finite.
 
     From the eigenvalues of the smaller Gram matrix: those below RESOLUTION of the largest are not exact, but
-    np.linalg.svd takes 3 times as long for [4096, 512] and 24 times for [128, 8192]. NaN for a matrix that is not
-    finite.
+    np.linalg.svd takes 3 times as long for [4096, 512] and 24 times for [128, 8192].
     """
     matrix = matrix.astype(np.float64)
     if not np.isfinite(matrix).all():
@@ -140,11 +131,6 @@ def _samples_and_logits(recipe, generator, discriminator, examples):
         return fake, *(step.judge(recipe, discriminator, x, *labels) for x in (real, fake))
 
     return jax.lax.map(of_chunk, examples)
-
-
-def _ranges(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
-    sides = {"logit_real": real, "logit_fake": fake}
-    return {f"{side}_{end}": float(getattr(x, end)()) for side, x in sides.items() for end in ("min", "max")}
 
 
 def _singular(player: str, params) -> dict[str, float]:
