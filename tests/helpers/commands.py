@@ -20,6 +20,9 @@ IMPORTS = [
     "gan_jax.analysis.spectrum",
     "gan_jax.utils.runtime",
     "gan_jax.cli.command_line",
+    "sklearn.cluster",  # and these, which the package imports when it needs them
+    "scipy.stats",
+    "grain",
 ]
 
 _context = multiprocessing.get_context("forkserver")
