@@ -28,8 +28,8 @@ def __getattr__(name: str):
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")
-    found = importlib.import_module(module)
-    globals()[name] = value = getattr(found, attribute) if attribute else found
+    imported = importlib.import_module(module)
+    globals()[name] = value = getattr(imported, attribute) if attribute else imported
     return value
 
 

@@ -52,9 +52,9 @@ class SelfAttention(nn.Module):
         values = max_pool(self._conv(half, "value", x)).reshape(n, -1, half)
         scores = jnp.einsum("nic,njc->nij", queries, keys, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        seen = jnp.einsum("nij,njc->nic", weights, values).reshape(n, height, width, half)
+        attended = jnp.einsum("nij,njc->nic", weights, values).reshape(n, height, width, half)
         gamma = self.param("gamma", nn.initializers.zeros, (), jnp.float32)
-        return x + gamma.astype(self.dtype) * self._conv(channels, "out", seen)
+        return x + gamma.astype(self.dtype) * self._conv(channels, "out", attended)
 
     def _conv(self, features: int, name: str, x):
         return Conv(features, 1, False, self.dtype, self.form, self.kernel_init, name=name)(x)

@@ -57,11 +57,11 @@ def _unit(x):
 
 def _init(network, key, *inputs):
     params, stats = network.init(key, *inputs)
-    found = matrices(params)
-    keys = jax.random.split(jax.random.fold_in(key, VECTORS), len(found))
+    weights = matrices(params)
+    keys = jax.random.split(jax.random.fold_in(key, VECTORS), len(weights))
     vectors = {
-        path: _unit(jax.random.normal(key, found[path].shape[1:]))
-        for key, path in zip(keys, sorted(found), strict=True)
+        path: _unit(jax.random.normal(key, weights[path].shape[1:]))
+        for key, path in zip(keys, sorted(weights), strict=True)
     }
     return params, {"network": stats, "vectors": unflatten_dict(vectors)}
 

@@ -35,12 +35,12 @@ def contrast(key, image):
 
 def translation(key, image):
     """Moved by whole pixels, up to an eighth of either side (rounded: 4 of 28), either way; 0 comes in at the edges."""
-    return _resampled(image, *(_shifted(*each) for each in zip(jax.random.split(key), image.shape[:2], strict=True)))
+    return _resampled(image, *map(_shifted, jax.random.split(key), image.shape[:2]))
 
 
 def cutout(key, image):
     """A window of half the height and half the width becomes 0; its centre is anywhere in the image."""
-    rows, columns = (_window(*each) for each in zip(jax.random.split(key), image.shape[:2], strict=True))
+    rows, columns = map(_window, jax.random.split(key), image.shape[:2])
     return jnp.where((rows[:, None] & columns)[:, :, None], 0, image)
 
 
@@ -124,10 +124,10 @@ def _known(name: str) -> str:
 def is_policy(policy: str) -> bool:
     """Whether it is "none", or names transforms, each once."""
     try:
-        found = names(policy)
+        chosen = names(policy)
     except KeyError:
         return False
-    return len(set(found)) == len(found)
+    return len(set(chosen)) == len(chosen)
 
 
 def of_policy(policy: str) -> tuple[Callable, ...]:

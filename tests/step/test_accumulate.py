@@ -142,12 +142,12 @@ def test_waiting_for_a_tree_changes_no_number(j):
 def test_the_members_of_a_population_accumulate_too(shrunk):
     changes = DESCENT | {"accumulate": 4, "penalty.name": "none", "penalty.weight": 0.0}
     setups = [build(shrunk("mixture", "ring8", changes | {"seed": seed})) for seed in range(2)]
-    crowd = Population(setups, population("vmap", devices=jax.devices()[:1]))
-    crew = crowd.initial()
-    crew, _ = crowd.compiled(STEPS, crew)(crew, ())
+    members = Population(setups, population("vmap", devices=jax.devices()[:1]))
+    state = members.initial()
+    state, _ = members.compiled(STEPS, state)(state, ())
     for i, setup in enumerate(setups):
         begun = players(recipe.initial_state(setup))
-        moves = jax.tree.map(np.subtract, players(jax.tree.map(lambda x: x[i], crew.members.state)), begun)  # noqa: B023
+        moves = jax.tree.map(np.subtract, players(jax.tree.map(lambda x: x[i], state.members.state)), begun)  # noqa: B023
         assert distance(moves, train(setup).moves) < TOLERANCE
 
 

@@ -306,11 +306,11 @@ MEMBERS = (
 def test_members_of_a_population_have_their_own(shrunk):
     common = SMALL | DESCENT | ADA | {"augment.policy": "flip"}
     setups = [build(shrunk("digits", None, common | changes)) for changes in MEMBERS]
-    crowd = Population(setups, population("vmap", devices=jax.devices()[:1]))
-    crew = crowd.initial()
-    crew, metrics = crowd.compiled(3, crew)(crew, crowd.setup.source.data)
+    members = Population(setups, population("vmap", devices=jax.devices()[:1]))
+    state = members.initial()
+    state, metrics = members.compiled(3, state)(state, members.setup.source.data)
     first, second = (
-        only_own(jax.tree.map(lambda x: x[i], crew.members.state), setup.hyperparameters)  # noqa: B023
+        only_own(jax.tree.map(lambda x: x[i], state.members.state), setup.hyperparameters)  # noqa: B023
         for i, setup in enumerate(setups)
     )
     start = recipe.initial_state(setups[1])
