@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gan_jax.utils.keys import FRACTION, TRACED, bind
+from gan_jax.utils.keys import FRACTION, TRACED, Registry, bind, function
 
 softplus = jax.nn.softplus  # log(1 + exp(a)); -log sigma(a) is softplus(-a), -log(1 - sigma(a)) is softplus(a)
 LOG_2 = 0.6931471805599453
@@ -122,26 +122,39 @@ LSGAN = separable(
 # Wasserstein (arXiv:1701.07875): E[a] - E[b] is a lower bound on W1 where D is 1-Lipschitz, in units of the data.
 WGAN = separable(lambda a: -a, lambda b: b, lambda b: -b, lambda loss: -loss, centred=False)
 
-OBJECTIVES = {
-    # G descends the value function itself: log(1 - sigma(b)) = -softplus(b). It saturates where D rejects the fakes.
-    "minimax": logistic(lambda b: -softplus(b)),
-    # G ascends log sigma(b) instead (section 3 of arXiv:1406.2661): same fixed point, strong gradient when D rejects.
-    "non_saturating": logistic(lambda b: softplus(-b)),
-    # f = -exp(b) = -D/(1 - D), whose gradient at the optimal D is that of KL(p_data || p_g) (arXiv:1412.6515).
-    "mle": logistic(lambda b: -jnp.exp(b), overflows=True),
-    "wgan": WGAN,
-    "hinge": HINGE,
-    "lsgan": LSGAN,
-    "rpgan": RPGAN,
-    # g and f*(g) from table 2 and table 6 of arXiv:1606.00709; the optimal logit is g^-1(f'(p_data / p_g)).
-    "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1), undecided=1.0, overflows=True),
-    "fgan_reverse_kl": variational(lambda a: -jnp.exp(-a), lambda b: b - 1, overflows=True),
-    "fgan_pearson": variational(lambda a: a, lambda b: jnp.square(b) / 4 + b),
-    # exp and not expm1: jax differentiates expm1 as its value + 1, which rounds small slopes to 0.
-    "fgan_hellinger": variational(lambda a: 1 - jnp.exp(-a), lambda b: jnp.exp(b) - 1, overflows=True),
-    # The paper's Jensen-Shannon is twice the usual one: the bound is on 2 JS.
-    "fgan_jensen_shannon": variational(lambda a: LOG_2 - softplus(-a), lambda b: softplus(b) - LOG_2),
-}
+
+def _entry(part: Any) -> Objective:
+    """What is imported as an objective: an `Objective`, or a function of parameters that returns one."""
+    if isinstance(part, Objective):
+        return part
+    if not isinstance(made := function(part)(), Objective):
+        raise TypeError(f"a function that returns a {type(made).__name__}, not an Objective")
+    return parametrised(part)
+
+
+OBJECTIVES = Registry(
+    {
+        # G descends the value function itself: log(1 - sigma(b)) = -softplus(b). It saturates where D rejects fakes.
+        "minimax": logistic(lambda b: -softplus(b)),
+        # G ascends log sigma(b) (section 3 of arXiv:1406.2661): same fixed point, strong gradient where D rejects.
+        "non_saturating": logistic(lambda b: softplus(-b)),
+        # f = -exp(b) = -D/(1 - D), whose gradient at the optimal D is that of KL(p_data || p_g) (arXiv:1412.6515).
+        "mle": logistic(lambda b: -jnp.exp(b), overflows=True),
+        "wgan": WGAN,
+        "hinge": HINGE,
+        "lsgan": LSGAN,
+        "rpgan": RPGAN,
+        # g and f*(g) from table 2 and table 6 of arXiv:1606.00709; the optimal logit is g^-1(f'(p_data / p_g)).
+        "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1), undecided=1.0, overflows=True),
+        "fgan_reverse_kl": variational(lambda a: -jnp.exp(-a), lambda b: b - 1, overflows=True),
+        "fgan_pearson": variational(lambda a: a, lambda b: jnp.square(b) / 4 + b),
+        # exp and not expm1: jax differentiates expm1 as its value + 1, which rounds small slopes to 0.
+        "fgan_hellinger": variational(lambda a: 1 - jnp.exp(-a), lambda b: jnp.exp(b) - 1, overflows=True),
+        # The paper's Jensen-Shannon is twice the usual one: the bound is on 2 JS.
+        "fgan_jensen_shannon": variational(lambda a: LOG_2 - softplus(-a), lambda b: softplus(b) - LOG_2),
+    },
+    _entry,
+)
 
 # What a config may name: these, and one whose generator descends only what is added to its loss, feature matching.
 NAMED = ChainMap({"feature_matching": logistic(jnp.zeros_like)}, OBJECTIVES)

@@ -12,6 +12,8 @@ parameters that are annotated are config keys (see `gan_jax.utils.keys`); `scale
 import jax
 import jax.numpy as jnp
 
+from gan_jax.utils.keys import Registry, function
+
 
 def _squared_norms(critic, x):
     """The squared norm of each example's gradient, [n]: one backward pass, since logits do not mix examples."""
@@ -79,12 +81,15 @@ def r1_r2(critic, keys, real, fake):
     return r1(critic, keys, real, fake) + r2(critic, keys, real, fake)
 
 
-PENALTIES = {
-    "none": none,
-    "wgan_gp": wgan_gp,
-    "wgan_gp_one_sided": wgan_gp_one_sided,
-    "dragan": dragan,
-    "r1": r1,
-    "r2": r2,
-    "r1_r2": r1_r2,
-}
+PENALTIES = Registry(
+    {
+        "none": none,
+        "wgan_gp": wgan_gp,
+        "wgan_gp_one_sided": wgan_gp_one_sided,
+        "dragan": dragan,
+        "r1": r1,
+        "r2": r2,
+        "r1_r2": r1_r2,
+    },
+    function,
+)

@@ -15,16 +15,36 @@ from gan_jax.utils.errors import InputError
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, for `absl.app.run`: the arguments left over, or exit status 2 after one line."""
+    values = {}
     try:
         if (argument := _config_argument(argv)) is not None:
-            load_config(argument)  # config_flags loads it once more, without a word on what is wrong in it
+            overrides = _overrides(argv)
+            config = schema.with_own_keys(load_config(argument), overrides).lock()
+            flags.FLAGS["config"].parser = _Loaded(config)
+            values = schema.flatten(config.to_dict()) | overrides
         elif any(re.match(r"--?config\.", text) for text in argv):
             raise InputError("--config is missing; give one, such as --config=configs/dcgan.py")
-        _check_override_keys(argv)
+        _check_override_keys(argv, values)
         return flags.FLAGS(argv)
     except (InputError, flags.Error) as error:
-        print(f"error: {_explained(str(error))}", file=sys.stderr)
+        print(f"error: {_explained(str(error), values)}", file=sys.stderr)
         sys.exit(2)
+
+
+class _Loaded(flags.ArgumentParser):
+    """Gives the flag --config the config that was loaded; the parser of config_flags would load it again."""
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+
+    def parse(self, argument):
+        return self._config
+
+
+def _overrides(argv: list[str]) -> dict[str, str]:
+    """The values that the flags --config.KEY=VALUE give, as text."""
+    matches = (re.match(r"--?config\.([\w.]+)=(.*)", argument, re.DOTALL) for argument in argv[1:])
+    return {match[1]: match[2] for match in matches if match}
 
 
 def config_name(argv: list[str]) -> str:
@@ -50,7 +70,9 @@ def load_config(argument: str) -> ConfigDict:
     if not path.is_file():
         raise InputError(f"there is no config file {name or '(empty)'}{_neighbours(path)}")
     # A config imports its base from the folder's package (`from configs import base`), wherever one starts from.
-    sys.path.append(str(path.resolve().parent.parent))
+    # Parts by import path lie beside it, or where one starts from.
+    folder = path.resolve().parent
+    sys.path += [str(place) for place in (folder.parent, folder, Path.cwd()) if str(place) not in sys.path]
     try:
         spec = importlib.util.spec_from_file_location("config", path)
         module = importlib.util.module_from_spec(spec)
@@ -81,17 +103,17 @@ def _fault(path: Path, variant: str, error: BaseException) -> str:
     return f"{place}: {kind}{str(error).splitlines()[0] if str(error) else 'failed'}"
 
 
-def _check_override_keys(argv: list[str]) -> None:
+def _check_override_keys(argv: list[str], values: dict) -> None:
     for match in filter(None, (re.match(r"--?(?:no)?config\.([\w.]+)", argument) for argument in argv[1:])):
-        if match[1] not in (keys := schema.table()):
+        if match[1] not in (keys := schema.table(values)):
             members = ", ".join(key for key in keys if key.startswith(match[1] + "."))
             group = f"config key {match[1]} is a group; set one of {members}"
-            raise InputError(group if members else schema.unknown_key(match[1]))
+            raise InputError(group if members else schema.unknown_key(match[1], values))
 
 
-def _explained(message: str) -> str:
+def _explained(message: str, values: dict) -> str:
     """One line of what absl says; for a config value of the wrong type, with the values that would be right."""
     match = re.search(r"flag --config\.([\w.]+)=(.*?): ", message)
-    if match and match[1] in schema.table():
-        return schema.wrong_value(match[1], match[2])
+    if match and (key := schema.table(values).get(match[1])):
+        return schema.wrong_value(match[1], match[2], key.rule)
     return " ".join(message.split())

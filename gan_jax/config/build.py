@@ -62,6 +62,7 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     What never `runs` on this machine may have more written out in a call than its compiler could bear.
     Raises InputError, one line, where the config makes no sense.
     """
+    config = schema.with_own_keys(config)
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
     checks.check_batch(config, devices, _minibatch(config).group_size)
@@ -126,7 +127,9 @@ def merge_setups(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
     All but its recipe is that of the first run; its objective is each run's own, by number.
     """
     names = list(dict.fromkeys(setup.config.objective.name for setup in setups))
-    keys = schema.table()
+    keys = {}
+    for setup in setups:
+        keys |= schema.table(schema.flatten(setup.config.to_dict()))
     present = {name for setup in setups for name in setup.hyperparameters}
     # What a run does without is off in it: 0, as is the default, but for a probability.
     off = {name: 0 if name == "augment.probability" else keys[name].default for name in present}
@@ -145,7 +148,8 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     move, minibatch, augmentation = MOVES[config.moves], _minibatch(config), config.augment
     burn_in, clip = config.burn_in or config.num_steps, config.discriminator.clip
     policy = transforms.of_policy(augmentation.policy)
-    take = bind(config.moves, move.take, config.to_dict().get(config.moves, {}))({})
+    move_keys = schema.move_group(config.moves)
+    take = bind(move_keys, move.take, config.to_dict().get(move_keys, {}))({})
     penalty = None
     if config.penalty.name != "none":
         penalty = bind("penalty", PENALTIES[config.penalty.name], config.penalty, scale=source.std)

@@ -75,7 +75,7 @@ def _label_faults(config, source: Source) -> Faults:
         yield "conditional", f"it is for images, but {name} is points; set it to False"
     for player in PLAYERS:
         able = [name for name, family in networks.FAMILIES.items() if networks.has(getattr(family, player), "classes")]
-        if config[player].network not in able:
+        if not networks.has(getattr(networks.FAMILIES[config[player].network], player), "classes"):
             right = f"set {player}.network to one of {', '.join(able)}"
             yield f"conditional {player}.network", f"the network is one which has no use for labels; {right}"
 

@@ -1,8 +1,11 @@
 """All config keys: gathered from the parts that own them; `python -m gan_jax.config` prints the table."""
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from itertools import chain
+from operator import attrgetter
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -10,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from gan_jax import data, evaluation
-from gan_jax.evaluation.features.extractors import EXTRACTORS, NONE
+from gan_jax.evaluation.features.extractors import EXTRACTORS, NONE, Kind
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, Family, NetworkKeys
 from gan_jax.networks.cpu.forms import FORMS
 from gan_jax.networks.latents import PRIORS
@@ -33,6 +36,7 @@ from gan_jax.utils.keys import (
     Key,
     Needs,
     Rule,
+    is_path,
     keys_of,
     one_of,
     require_defaults,
@@ -85,9 +89,11 @@ class Choice(NamedTuple):
     """A key that names a part, whose own parameters are keys of the same group."""
 
     key: str
-    parts: Mapping[str, Callable]
+    registry: Mapping[str, Any]
     default: str
     text: str
+    part: Callable[[Any], Callable] = lambda entry: entry  # an entry of the registry -> what has its keys
+    parts: Mapping[str, Callable] = MappingProxyType({})  # by name: of the registry, and the one by import path
     holds: Callable[[str], bool] | None = None  # whether a value is right, if it need not be a part's own name
     entry: Callable[[str], str] = str  # value -> the name of the part that it stands for
 
@@ -101,22 +107,28 @@ class Group(NamedTuple):
     needs: Needs | None = None  # of all its keys
 
 
-def groups() -> list[Group]:
-    """All groups, as the registries are now."""
-    objectives = {name: objective.make or _no_keys for name, objective in NAMED.items()}
-    moves, no_keys = {name: move.take for name, move in MOVES.items()}, dict.fromkeys(MOVES, _no_keys)
-    families = ({name: getattr(family, player) for name, family in FAMILIES.items()} for player in Family._fields)
-    generator, discriminator = (Choice("network", classes, "mlp", "family of networks") for classes in families)
+def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
+    """All groups, as the registries are now, with the parts that `values`, by dotted key, name by import path."""
+    generator, discriminator = (
+        Choice("network", FAMILIES, "mlp", "family of networks", attrgetter(player)) for player in Family._fields
+    )
     optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser")
-    extractors = {NONE: _no_keys} | {name: extractor.make for name, extractor in EXTRACTORS.items()}
-    extractor = Choice("extractor", extractors, NONE, "of the features of images that scores compare")
-    return [
+    extractors = ChainMap({NONE: Kind(_no_keys)}, EXTRACTORS)
+    extractor = Choice("extractor", extractors, NONE, "of the features that scores compare", attrgetter("make"))
+    objective = Choice("name", NAMED, "non_saturating", "losses of both players", lambda entry: entry.make or _no_keys)
+    prior = Choice("prior", PRIORS, "normal", "distribution of the latents")
+    source = Choice("name", data.SOURCES, "ring8", "data set", holds=data.is_name, entry=data.entry)
+    move = _resolved(Choice("moves", MOVES, "alternating", "how the players move", attrgetter("take")), "", values)
+    move_groups = [
+        Group(f"{move_group(name)}.", (take,), needs=Needs("moves", (name,))) for name, take in move.parts.items()
+    ]
+    fixed = [
         Group("", (GeneralKeys,)),
-        Group("", (), Choice("moves", no_keys, "alternating", "how the players move")),
-        *(Group(f"{name}.", (move,), needs=Needs("moves", (name,))) for name, move in moves.items()),
-        Group("data.", (), Choice("name", data.SOURCES, "ring8", "data set", data.is_name, data.entry)),
-        Group("latent.", (), Choice("prior", PRIORS, "normal", "distribution of the latents")),
-        Group("objective.", (ObjectiveKeys,), Choice("name", objectives, "non_saturating", "losses of both players")),
+        Group("", (), move._replace(parts=dict.fromkeys(move.parts, _no_keys))),
+        *move_groups,
+        Group("data.", (), source),
+        Group("latent.", (), prior),
+        Group("objective.", (ObjectiveKeys,), objective),
         Group("penalty.", (PenaltyKeys,), Choice("name", PENALTIES, "none", "gradient penalty on D")),
         Group("augment.", (AugmentKeys, AdaKeys)),
         Group("generator.", (NetworkKeys, AverageKeys), generator),
@@ -126,20 +138,48 @@ def groups() -> list[Group]:
         Group("evaluation.", (evaluation.Evaluation,), extractor),
         Group("", (CadenceKeys,)),
     ]
+    return [
+        group._replace(choice=_resolved(group.choice, group.start, values))
+        if group.choice and not group.choice.parts
+        else group
+        for group in fixed
+    ]
+
+
+def _resolved(choice: Choice, start: str, values: Mapping[str, Any]) -> Choice:
+    """The choice with its parts, the one included that a config names by import path. Raises InputError."""
+    named = values.get(f"{start}{choice.key}", choice.default)
+    own = [named] if isinstance(named, str) and is_path(named) and choice.entry(named) not in choice.registry else []
+    parts = {name: choice.part(choice.registry[name]) for name in (*choice.registry, *own)}
+    try:
+        union(parts)
+    except TypeError as error:
+        if own:
+            raise InputError(str(error)) from error
+        raise
+    return choice._replace(parts=parts)
+
+
+def move_group(name: str) -> str:
+    """The group of a move's keys: its name, without the module of one by import path."""
+    return name.rpartition(":")[2]
 
 
 def _no_keys() -> None:
     """A part without parameters."""
 
 
-def table() -> dict[str, Key]:
-    """Every config key, dotted, in the order of the documentation. Raises TypeError if two parts have one name."""
+def table(values: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Key]:
+    """Every config key, dotted, in the order of the documentation. Raises TypeError if two parts have one name.
+
+    `values`, by dotted key: those of the parts that they name by import path are among them.
+    """
     rows = {}
-    for group in groups():
+    for group in groups(values):
         keys = [keys_of(part).items() for part in group.parts]
         if choice := group.choice:
-            rule = one_of(choice.parts)
-            rule = rule._replace(holds=choice.holds or rule.holds)
+            rule = one_of((*choice.parts, "MODULE:NAME"))
+            rule = rule._replace(holds=choice.holds or choice.parts.__contains__)
             keys = [[(choice.key, Key(choice.default, rule, choice.text))], union(choice.parts).items(), *keys]
         for name, key in chain.from_iterable(keys):
             if f"{group.start}{name}" in rows:
@@ -150,8 +190,8 @@ def table() -> dict[str, Key]:
 
 def own_keys(values: Mapping[str, Any]) -> dict[str, Key]:
     """The keys of the parts that these values, by dotted key, choose: without those that they do not have."""
-    rows = table()
-    for group in groups():
+    rows = table(values)
+    for group in groups(values):
         if choice := group.choice:
             chosen = keys_of(choice.parts[choice.entry(values[f"{group.start}{choice.key}"])])
             for name in union(choice.parts).keys() - chosen.keys():
@@ -159,9 +199,9 @@ def own_keys(values: Mapping[str, Any]) -> dict[str, Key]:
     return rows
 
 
-def varying() -> tuple[str, ...]:
+def varying(values: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
     """The keys in which the runs of one program may differ: the seed, the objective and every traced number."""
-    return ("seed", "objective.name", *(name for name, key in table().items() if key.traced))
+    return ("seed", "objective.name", *(name for name, key in table(values).items() if key.traced))
 
 
 def default_config() -> ConfigDict:
@@ -169,20 +209,36 @@ def default_config() -> ConfigDict:
     return nested({name: key.default for name, key in table().items()})
 
 
+def with_own_keys(config, changes: Mapping[str, Any] = MappingProxyType({})) -> ConfigDict:
+    """The config with the keys of the parts that it names by import path: one that it lacks has its default.
+
+    `changes`: what will be set, by dotted key: the keys are those of the parts that are named then.
+    """
+    values = flatten(config.to_dict())
+    known, now, later = table(), table(values), table(values | changes)
+    added = {name: key.default for name, key in later.items() if name not in known and name not in values}
+    dropped = now.keys() & values.keys() - later.keys()
+    if not added and not dropped:
+        return config
+    changed = nested(added | {name: value for name, value in values.items() if name not in dropped})
+    return changed.lock() if config.is_locked else changed
+
+
 def check(config) -> None:
     """Holds a ConfigDict to the table: raises InputError at the first key that is unknown, missing or out of range.
 
     A key that would do nothing, because the part or the key that it needs is not there, must have its default.
     """
-    values, keys = flatten(config.to_dict()), table()
+    values = flatten(config.to_dict())
+    keys = table(values)
     for name in values:
         if name not in keys:
-            raise InputError(unknown_key(name))
+            raise InputError(unknown_key(name, values))
     for name, key in keys.items():
         if name not in values:
             raise InputError(f"config key {name} is missing; it must be {key.rule.words}")
         _check_value(name, key.rule, values[name])
-    for group in groups():
+    for group in groups(values):
         own = {key.removeprefix(group.start): value for key, value in values.items() if key.startswith(group.start)}
         if choice := group.choice:
             require_defaults(group.start.rstrip("."), choice.key, choice.entry(own[choice.key]), choice.parts, own)
@@ -193,7 +249,7 @@ def check(config) -> None:
 
 def _check_value(name: str, rule: Rule, value) -> None:
     if not _has_type(value, rule.type) or not rule.holds(value):
-        raise InputError(wrong_value(name, value))
+        raise InputError(wrong_value(name, value, rule))
     with np.errstate(over="ignore", under="ignore"):  # an integer may be too large for any float
         computed = float(np.float32(min(value, 1e300))) if rule.type is float else value
     if not rule.holds(computed):
@@ -212,16 +268,16 @@ def _check_need(name: str, key: Key, values: Mapping[str, Any], keys: Mapping[st
     )
 
 
-def wrong_value(key: str, value) -> str:
+def wrong_value(key: str, value, rule: Rule) -> str:
     """The line on a key's value that is wrong."""
-    return f"config key {key} is {value!r}; it must be {table()[key].rule.words}"
+    return f"config key {key} is {value!r}; it must be {rule.words}"
 
 
-def unknown_key(key: str) -> str:
-    """The line on a key that does not exist."""
+def unknown_key(key: str, values: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The line on a key that a config with these values cannot have."""
     if key in RENAMED:
         return f"config key {key} is now {RENAMED[key]}"
-    keys = list(table())
+    keys = list(table(values))
     group = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
     close = get_close_matches(key, keys, n=1)
     hint = [f"did you mean {close[0]}?"] if close else []
@@ -242,10 +298,10 @@ def completed(values: Mapping[str, Any]) -> ConfigDict:
     A missing key takes the value that means "as it was then". Raises InputError at a key that there never was.
     """
     flat = {RENAMED.get(name, name): value for name, value in flatten(values).items()}
-    keys = table()
+    keys = table(flat)
     for name in flat:
         if name not in keys:
-            raise InputError(unknown_key(name))
+            raise InputError(unknown_key(name, flat))
     return nested({name: flat.get(name, AS_IT_WAS.get(name, key.default)) for name, key in keys.items()}).lock()
 
 

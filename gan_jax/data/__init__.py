@@ -12,32 +12,36 @@ from gan_jax.data.readers.tfds import TfdsImages
 from gan_jax.data.source import Source, independent
 from gan_jax.data.stored import Stored
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import arguments, require_defaults
+from gan_jax.utils.keys import Registry, arguments, function, is_path, require_defaults
 
 # `tfds:NAME` stands for every set of TFDS.
-SOURCES: dict[str, Callable[..., Source | Stored]] = {
-    "digits": digits,
-    "ring8": ring8,
-    "grid25": grid25,
-    "swiss_roll": swiss_roll,
-    "gaussian": gaussian,
-    "folder": ImageFolder,
-    "arrays": ImageArrays,
-    "tfds:NAME": TfdsImages,
-    "stacked_mnist": StackedMnist,
-}
+SOURCES: dict[str, Callable[..., Source | Stored]] = Registry(
+    {
+        "digits": digits,
+        "ring8": ring8,
+        "grid25": grid25,
+        "swiss_roll": swiss_roll,
+        "gaussian": gaussian,
+        "folder": ImageFolder,
+        "arrays": ImageArrays,
+        "tfds:NAME": TfdsImages,
+        "stacked_mnist": StackedMnist,
+    },
+    function,
+)
 
 
 def entry(name: str) -> str:
     """The key of SOURCES for what a config calls `name`. Raises InputError, which lists them, where there is none."""
     if not is_name(name):
         raise InputError(f"there is no data named {name!r}; valid: {', '.join(SOURCES)}")
-    return re.sub(":.+", ":NAME", name)
+    known = re.sub(":.+", ":NAME", name)
+    return known if known in SOURCES else name
 
 
 def is_name(name: str) -> bool:
     """Whether a config may name this data."""
-    return re.sub(":.+", ":NAME", name) in SOURCES
+    return re.sub(":.+", ":NAME", name) in SOURCES or is_path(name)
 
 
 def open_set(values: Mapping[str, Any]) -> Source | Stored:
@@ -46,7 +50,7 @@ def open_set(values: Mapping[str, Any]) -> Source | Stored:
     Keys that `values` lacks have their defaults. Raises InputError at a value for a key that the set does not have.
     """
     key = entry(values["name"])
-    require_defaults("data", "name", key, SOURCES, values)
+    require_defaults("data", "name", key, {**SOURCES, key: SOURCES[key]}, values)
     return SOURCES[key](**arguments(SOURCES[key], values, {"name": values["name"]}))
 
 

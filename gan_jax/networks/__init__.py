@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gan_jax.networks import dcgan, mlp, r3gan, resnet, spectral
-from gan_jax.utils.keys import FLAG, arguments
+from gan_jax.utils.keys import FLAG, Registry, arguments
 
 # `default` leaves it to JAX, which on a GPU and a TPU rounds the factors of float32 products (to TF32, bfloat16).
 MATMUL_PRECISIONS = ("default", "high", "highest")
@@ -55,12 +55,23 @@ class NetworkKeys(NamedTuple):
     spectral_norm: Annotated[bool, FLAG, "every weight is divided by its largest singular value"] = False
 
 
-FAMILIES = {
-    "mlp": Family(mlp.Generator, mlp.Discriminator),
-    "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
-    "resnet": Family(resnet.Generator, resnet.Discriminator),
-    "r3gan": Family(r3gan.Generator, r3gan.Discriminator),
-}
+def _family(part: Any) -> Family:
+    if isinstance(part, Family):
+        return part
+    if not (isinstance(part, type) and issubclass(part, nn.Module)):
+        raise TypeError("neither a Linen module class nor a Family of two")
+    return Family(part, part)
+
+
+FAMILIES = Registry(
+    {
+        "mlp": Family(mlp.Generator, mlp.Discriminator),
+        "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
+        "resnet": Family(resnet.Generator, resnet.Discriminator),
+        "r3gan": Family(r3gan.Generator, r3gan.Discriminator),
+    },
+    _family,
+)
 
 
 def products(matmul_precision: str):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import jax
 
-from gan_jax.utils.keys import POSITIVE_INT
+from gan_jax.utils.keys import POSITIVE_INT, Registry, function
 
 Dim = Annotated[int, POSITIVE_INT, "numbers of a latent"]
 
@@ -19,4 +19,4 @@ def uniform(keys, dim: Dim = 2):
     return jax.vmap(lambda key: jax.random.uniform(key, (dim,), minval=-1.0))(keys)
 
 
-PRIORS = {"normal": normal, "uniform": uniform}
+PRIORS = Registry({"normal": normal, "uniform": uniform}, function)

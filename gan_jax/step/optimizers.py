@@ -11,7 +11,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax.utils.keys import COMMON, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, SCHEDULED, SHARE, TRACED, bind
+from gan_jax.utils.keys import (
+    COMMON,
+    COUNT,
+    FRACTION,
+    NON_NEGATIVE,
+    POSITIVE,
+    SCHEDULED,
+    SHARE,
+    TRACED,
+    Registry,
+    bind,
+    function,
+)
 
 Momentum = Annotated[float, FRACTION, "momentum: decay of the averaged gradients", TRACED, COMMON]
 SquareDecay = Annotated[float, FRACTION, "decay of the averaged squared gradients; sgd has none", SCHEDULED, COMMON]
@@ -54,14 +66,17 @@ def optimistic_sgd(b1: Momentum = 0.5):
     return optax.chain(sgd(b1), optax.scale_by_optimistic_gradient())
 
 
-OPTIMIZERS = {
-    "adam": adam,
-    "adamw": adamw,
-    "optimistic_adam": optimistic_adam,
-    "optimistic_sgd": optimistic_sgd,
-    "rmsprop": rmsprop,
-    "sgd": sgd,
-}
+OPTIMIZERS = Registry(
+    {
+        "adam": adam,
+        "adamw": adamw,
+        "optimistic_adam": optimistic_adam,
+        "optimistic_sgd": optimistic_sgd,
+        "rmsprop": rmsprop,
+        "sgd": sgd,
+    },
+    function,
+)
 
 
 class OptimizerKeys(NamedTuple):

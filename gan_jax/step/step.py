@@ -30,7 +30,7 @@ from gan_jax.parallel.devices import Devices, example_keys, example_slots
 from gan_jax.step import regularizers
 from gan_jax.step.losses import discriminator_loss, generator_loss, labels_of, packed
 from gan_jax.step.state import Average, Hyperparameters, Move, Player, Recipe, TrainState
-from gan_jax.utils.keys import NON_NEGATIVE
+from gan_jax.utils.keys import NON_NEGATIVE, Registry, function
 
 ConsensusWeight = Annotated[
     float,
@@ -315,12 +315,15 @@ def _both_updated(recipe: Recipe, numbers: Mapping, state: TrainState, of_genera
     return state, metrics | generator_metrics | {"max_logit": largest}
 
 
-MOVES = {
-    "alternating": Move(alternating),
-    "simultaneous": Move(simultaneous),
-    "extragradient": Move(extragradient, updates_per_step=2, gradients_per_update=2),
-    "consensus": Move(consensus, gradients_per_update=2),
-}
+MOVES = Registry(
+    {
+        "alternating": Move(alternating),
+        "simultaneous": Move(simultaneous),
+        "extragradient": Move(extragradient, updates_per_step=2, gradients_per_update=2),
+        "consensus": Move(consensus, gradients_per_update=2),
+    },
+    lambda part: part if isinstance(part, Move) else Move(function(part)),
+)
 
 
 @jax.named_scope("draw_batches")

@@ -55,6 +55,7 @@ def members(base: ConfigDict, overrides: Iterable[dict]) -> list[Member]:
 
     Raises InputError, naming the member, where a key does not exist or a value makes no sense, or where two are alike.
     """
+    base = schema.with_own_keys(base)
     schema.check(base)
     planned, numbers = [], {}
     for number, values in enumerate(overrides):
@@ -72,10 +73,11 @@ def members(base: ConfigDict, overrides: Iterable[dict]) -> list[Member]:
 
 
 def _with(base: ConfigDict, changes: dict) -> ConfigDict:
-    keys, values = schema.table(), schema.flatten(base.to_dict())
+    values = schema.flatten(schema.with_own_keys(base, changes).to_dict())
+    keys = schema.table(values | changes)
     for key, value in changes.items():
         if key not in keys:
-            raise InputError(schema.unknown_key(key))
+            raise InputError(schema.unknown_key(key, values | changes))
         # As on a command line an integer will do for a number; any other type is for `schema.check` to see.
         values[key] = float(value) if keys[key].rule.type is float and type(value) is int else value
     return schema.nested(values)
@@ -91,8 +93,9 @@ def programs(planned: list[Member]) -> list[list[Member]]:
 
 def _compiled_keys(member: Member) -> dict:
     """The keys that runs of one program have in common."""
-    free = schema.varying()
-    return {key: value for key, value in schema.flatten(member.config.to_dict()).items() if key not in free}
+    values = schema.flatten(member.config.to_dict())
+    free = schema.varying(values)
+    return {key: value for key, value in values.items() if key not in free}
 
 
 def describe(groups: list[list[Member]]) -> str:

@@ -9,7 +9,10 @@ What follows a Rule: a text, which docs/configuration.md shows, and any of the m
 Parameters without a Rule are what the program itself hands over: shapes, keys, arrays.
 """
 
+import importlib
 import inspect
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import cache, partial
@@ -35,6 +38,58 @@ FRACTION = Rule(float, lambda value: 0 <= value < 1, "a number from 0 to 1, 1 ex
 SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 FLAG = Rule(bool, lambda value: True, "True or False")
 TEXT = Rule(str, lambda value: True, "a string")
+
+
+class Registry(dict):
+    """Parts by name. A name that it lacks is an import path, `module:attribute`, of a part of one's own.
+
+    Such a part is imported when it is asked for, and stays out of the registry: which parts a config may name does not
+    depend on the configs before it.
+    """
+
+    def __init__(self, parts: Mapping[str, Any], entry: Callable[[Any], Any] = lambda part: part):
+        """`entry`: what is imported -> an entry of the registry; TypeError where it can be none."""
+        super().__init__(parts)
+        self._entry = entry
+
+    def __missing__(self, name: str):
+        """The entry at an import path. KeyError where the name is none; InputError where nothing can be imported."""
+        if not is_path(name):
+            raise KeyError(name)
+        try:
+            return self._entry(imported(name))
+        except TypeError as error:
+            raise InputError(f"{name} is {error}") from error
+
+
+def is_path(name: str) -> bool:
+    """Whether a part's name is an import path, `module:attribute`."""
+    return re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
+
+
+def imported(path: str) -> Any:
+    """The object at `module:attribute`. Raises InputError, one line, where it is not there or fails."""
+    name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise InputError(f"{path}: {name} imports {error.name}, which is not installed") from error
+        folders = ", ".join(dict.fromkeys(folder or "." for folder in sys.path if "lib/python" not in folder))
+        raise InputError(f"{path}: there is no module {name} in {folders} or among the installed packages") from error
+    except Exception as error:  # whatever is wrong in the user's file
+        raise InputError(f"{path}: {name} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        public = ", ".join(other for other in vars(module) if not other.startswith("_"))
+        raise InputError(f"{path}: {name} ({module.__file__}) has no {attribute}; it has {public}")
+    return getattr(module, attribute)
+
+
+def function(part: Any) -> Callable:
+    """The part, if it can be called; else TypeError."""
+    if not callable(part):
+        raise TypeError(f"a {type(part).__name__}, not a function or a class")
+    return part
 
 
 def one_of(names: Iterable[str]) -> Rule:

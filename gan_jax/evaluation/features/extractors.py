@@ -12,7 +12,7 @@ import numpy as np
 from gan_jax.evaluation.features import classifier, inception
 from gan_jax.parallel.devices import Devices
 from gan_jax.utils.errors import InputError, NotFiniteError
-from gan_jax.utils.keys import TEXT, arguments
+from gan_jax.utils.keys import TEXT, Registry, arguments, function
 from gan_jax.utils.progress import progress
 
 BATCH = 256  # images in one call
@@ -115,11 +115,17 @@ def _make_inception(name: str, weights: Weights = "") -> Extractor:
     return Extractor(name, digest, "as TensorFlow 1, to 299x299", inception.forward, params)
 
 
-EXTRACTORS = {
-    "pixels": Kind(_make_pixels),
-    **{name: Kind(_make_classifier, classifier.CLASSES, net.shape[2]) for name, net in classifier.CLASSIFIERS.items()},
-    "inception": Kind(_make_inception, inception.CLASSES),
-}
+EXTRACTORS = Registry(
+    {
+        "pixels": Kind(_make_pixels),
+        **{
+            name: Kind(_make_classifier, classifier.CLASSES, net.shape[2])
+            for name, net in classifier.CLASSIFIERS.items()
+        },
+        "inception": Kind(_make_inception, inception.CLASSES),
+    },
+    lambda part: part if isinstance(part, Kind) else Kind(function(part)),
+)
 
 
 def make_extractor(name: str, weights: str) -> Extractor:
