@@ -155,7 +155,7 @@ def _resolved(choice: Choice, start: str, values: Mapping[str, Any]) -> Choice:
         union(parts)
     except TypeError as error:
         if own:
-            raise InputError(str(error)) from error
+            raise InputError(f"{error}; annotate it as they do, or give it another name") from error
         raise
     return choice._replace(parts=parts)
 

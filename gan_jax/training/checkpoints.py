@@ -31,6 +31,7 @@ class Checkpoints:
     def __init__(self, directory: Path, kept: int | None = None):
         """`kept` None opens the folder for reading only."""
         self._directory, self._kept = directory.resolve(), kept
+        self._fingerprint = jax.jit(fingerprint)
         if kept is not None:  # a folder that cannot be written is found now, not when there is something to lose
             agreement.all_or_none(partial(require_writable, self._directory))
 
@@ -51,7 +52,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        payload = {"state": state, "fingerprint": fingerprint(state)}
+        payload = {"state": state, "fingerprint": self._fingerprint(state)}
         with self._unsaved():
             if not self._directory.is_dir():  # Orbax would make it anew, and with it a run without its past
                 raise FileNotFoundError("the folder is gone")
@@ -155,7 +156,7 @@ class Checkpoints:
             args = ocp.args.Composite(payload=ocp.args.StandardRestore(abstract))
             payload = self._manager.restore(step, args=args)["payload"]
             state, hashed = form(payload["state"])
-            whole = int(payload["fingerprint"]) == int(fingerprint(hashed))
+            whole = int(payload["fingerprint"]) == int(self._fingerprint(hashed))
         except MemoryError:
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever a torn file leads them to
@@ -205,24 +206,16 @@ def fingerprint(tree) -> jax.Array:
     Each 32-bit word and its position go through a one-to-one scramble before they are summed modulo 2^32. Orbax has no
     checksum of array data: without this a bad sector would go unnoticed.
     """
-    return _in_order([_hash(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-@jax.jit  # compiled once a shape, where a program of all arrays is one of its own for each state
-def _hash(leaf):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if leaf.dtype == bool:  # what an optimistic optimiser has of its first step
-        leaf = leaf.astype(jnp.uint32)
-    words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
-    position = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
-    return jnp.sum(scramble(words ^ position), dtype=jnp.uint32)
-
-
-@jax.jit
-def _in_order(hashes):
-    powers = [pow(31, i, 2**32) for i in reversed(range(len(hashes)))]
-    return jnp.sum(jnp.stack(hashes) * jnp.array(powers, jnp.uint32), dtype=jnp.uint32)
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if leaf.dtype == bool:  # what an optimistic optimiser has of its first step
+            leaf = leaf.astype(jnp.uint32)
+        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
+        position = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
+        total = 31 * total + jnp.sum(scramble(words ^ position), dtype=jnp.uint32)
+    return total
 
 
 @cache

@@ -28,6 +28,7 @@ import optax
 from flax import linen as nn
 
 from gan_jax.data.mixture import mixture
+from gan_jax.networks.latents import Dim
 from gan_jax.objectives import WGAN, separable, softplus
 from gan_jax.step import step
 from gan_jax.utils.keys import COUNT, NON_NEGATIVE, POSITIVE, TRACED
@@ -71,7 +72,7 @@ def triangle(radius: Annotated[float, POSITIVE, "of the triangle"] = 1.0):
     return mixture(radius * np.stack([np.cos(angles), np.sin(angles)], axis=1), 0.01)
 
 
-def cauchy(keys, dim: Annotated[int, COUNT, "numbers of a latent"] = 2):
+def cauchy(keys, dim: Dim = 2):
     return jax.vmap(lambda key: jax.random.cauchy(key, (dim,)))(keys)
 
 
@@ -82,6 +83,10 @@ def generator_first(recipe, devices, numbers, keys, state, batch, updates: Annot
         state, of_g = step.generator_step(recipe, devices, state, real, key, numbers)
     state, of_d = step.discriminator_step(recipe, devices, state, real, keys.discriminator, numbers)
     return state, of_d | of_g
+
+
+def other_uniform(keys, dim: Annotated[int, COUNT, "numbers of a latent"] = 64):
+    return jax.vmap(lambda key: jax.random.uniform(key, (dim,)))(keys)
 
 
 number = 3
@@ -202,6 +207,10 @@ def test_one_of_each_other_part(shrunk, lab):
         ({"generator__network": "my_lab:slope"}, "my_lab:slope is neither a Linen module class nor a Family"),
         ({"objective__name": "my_lab:soft_hinge", "objective__margin": -1.0}, "objective.margin is -1.0; it must be"),
         ({"objective__name": "my_lab:soft_hinge", "objective__margins": 1.0}, "did you mean objective.margin?"),
+        (
+            {"latent__prior": "my_lab:other_uniform"},
+            "another default, range or mark of dim than .* give it another name",
+        ),
         ({"objective__margin": 1.0}, "unknown config key objective.margin"),
     ],
 )
