@@ -42,7 +42,7 @@ def entry(name: str) -> str:
 def is_name(name: str) -> bool:
     """Whether a config may name this data."""
     known = re.sub(":.+", ":NAME", name) in SOURCES
-    return known or is_path(name) and name.partition(":")[0] not in SOURCES
+    return known or (is_path(name) and name.partition(":")[0] not in SOURCES)
 
 
 def open_set(values: Mapping[str, Any]) -> Source | Stored:
