@@ -42,9 +42,10 @@ class _Loaded(flags.ArgumentParser):
 
 
 def _overrides(argv: list[str]) -> dict[str, str]:
-    """The values that the flags --config.KEY=VALUE give, as text."""
-    matches = (re.match(r"--?config\.([\w.]+)=(.*)", argument, re.DOTALL) for argument in argv[1:])
-    return {match[1]: match[2] for match in matches if match}
+    """The values that the flags --config.KEY=VALUE, or --config.KEY VALUE, give, as text."""
+    following = zip(argv[1:], [*argv[2:], ""], strict=True)
+    matches = ((re.fullmatch(r"--?config\.([\w.]+)(=(.*))?", flag, re.DOTALL), after) for flag, after in following)
+    return {match[1]: match[3] if match[2] else after for match, after in matches if match}
 
 
 def config_name(argv: list[str]) -> str:

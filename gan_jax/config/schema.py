@@ -152,8 +152,8 @@ def _resolved(choice: Choice, start: str, values: Mapping[str, Any]) -> Choice:
     own = [named] if isinstance(named, str) and is_path(named) and choice.entry(named) not in choice.registry else []
     parts = {name: choice.part(choice.registry[name]) for name in (*choice.registry, *own)}
     try:
-        union(parts)
-    except TypeError as error:
+        union({name: parts[name] for name in own} if choice.key == "moves" else parts)  # a move has its own group
+    except (TypeError, NameError) as error:  # a name that an annotation has, and its module has not
         if own:
             raise InputError(f"{error}; annotate it as they do, or give it another name") from error
         raise
@@ -183,7 +183,8 @@ def table(values: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Key]:
             keys = [[(choice.key, Key(choice.default, rule, choice.text))], union(choice.parts).items(), *keys]
         for name, key in chain.from_iterable(keys):
             if f"{group.start}{name}" in rows:
-                raise TypeError(f"two parts have the config key {group.start}{name}")
+                own = any(is_path(str(value)) for value in values.values())
+                raise (InputError if own else TypeError)(f"two parts have the config key {group.start}{name}")
             rows[f"{group.start}{name}"] = key._replace(needs=key.needs or group.needs)
     return rows
 
@@ -216,11 +217,15 @@ def with_own_keys(config, changes: Mapping[str, Any] = MappingProxyType({})) -> 
     """
     values = flatten(config.to_dict())
     known, now, later = table(), table(values), table(values | changes)
-    added = {name: key.default for name, key in later.items() if name not in known and name not in values}
+    own = {name: key.default for name, key in later.items() if name not in known}
+    # What another part by import path had as its default is not meant for this one.
+    kept = {
+        name: values[name] for name in own if name in values and (name not in now or values[name] != now[name].default)
+    }
     dropped = now.keys() & values.keys() - later.keys()
-    if not added and not dropped:
+    if own.keys() <= kept.keys() and not dropped:
         return config
-    changed = nested(added | {name: value for name, value in values.items() if name not in dropped})
+    changed = nested({name: value for name, value in values.items() if name not in dropped} | own | kept)
     return changed.lock() if config.is_locked else changed
 
 

@@ -13,7 +13,7 @@ from gan_jax.data.inspect import SAMPLE, inspect
 from gan_jax.data.readers import tfds
 from gan_jax.parallel.exit_status import Parser, exit_status
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import Key, union
+from gan_jax.utils.keys import Key, is_path, union
 
 PROGRAM = "python -m gan_jax.data"
 # The keys of the group `data` that say what is looked at, and not how one trains on it.
@@ -79,7 +79,7 @@ def _png(text: str) -> Path:
 
 def _place(spec: str, directory: str) -> dict[str, str]:
     """The keys `name` and `dir` of what SPEC and --dir say."""
-    if is_name(spec):
+    if is_name(spec) and not (is_path(spec) and Path(spec).exists()):
         return {"name": spec, "dir": directory}
     path = Path(spec)
     is_array = path.is_file() and path.suffix.lower() in ARRAYS

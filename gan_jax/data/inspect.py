@@ -91,6 +91,8 @@ class _Inspection:
         self._values, self._opened = values, opened
         self._image_size, self._flips = values.get("image_size", 0), values.get("flip", False)
         if isinstance(opened, Source):
+            if not {"image", "label"} <= set(opened.data):
+                raise InputError(f"{values['name']} holds no images with labels on the device: only such are shown")
             self._reader, self._draw = Reader(_Bundled(opened), 0, 0, "skip"), opened.draw
         else:
             self._reader = replace(opened, corrupt="skip").reader()  # what cannot be read is counted

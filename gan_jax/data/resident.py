@@ -1,12 +1,14 @@
 """A set that fits on the device: decoded once, kept on disk, read back in a moment."""
 
 import json
+import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +18,9 @@ from tqdm import tqdm
 from gan_jax.data.readers.records import Reader
 from gan_jax.utils.runtime import cache_folder
 
-CHUNK = 1024  # examples that wait for a thread to decode them
+CHUNK = 1024  # examples decoded before they are written
 ABANDONED = 24 * 3600  # seconds after which what was begun is not being written any more
+DTYPES = {"image": np.uint8, "label": np.int32}
 
 
 class Loaded(NamedTuple):
@@ -34,16 +37,30 @@ def load(reader: Reader, workers: int) -> Loaded:
     Where the cache cannot be written, a line on stderr says so, and the set is held in memory.
     """
     folder = cache_folder() / "data" / reader.identity
-    if loaded := _read(folder):
-        if loaded.skipped:
-            print(f"without {loaded.skipped:,} corrupt examples, skipped when the set was decoded", file=sys.stderr)
-        return loaded
-    loaded = _decode(reader, workers)
-    try:
-        _write(loaded, folder)
-    except OSError as error:
-        print(f"the decoded set is not kept: {folder}: {error.strerror or error}", file=sys.stderr)
-    return _read(folder) or loaded
+    loaded = _read(folder)
+    if loaded is None:
+        try:
+            _decode(reader, workers, folder)
+            loaded = _read(folder)
+        except OSError as error:
+            print(f"the decoded set is not kept: {folder}: {error.strerror or error}", file=sys.stderr)
+    elif loaded.skipped:
+        print(f"without {loaded.skipped:,} corrupt examples, skipped when the set was decoded", file=sys.stderr)
+    return loaded or _in_memory(reader, workers)
+
+
+def _decode(reader: Reader, workers: int, folder: Path) -> None:
+    """Writes the decoded set to `folder`, whole or not at all."""
+    parent = folder.parent
+    if not parent.is_absolute():
+        raise OSError("there is no home folder")
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for torn in parent.glob("partial-*"):  # of a process that was killed
+        if time.time() - torn.stat().st_mtime > ABANDONED:
+            shutil.rmtree(torn, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=parent) as partial:
+        _write(reader, workers, Path(partial))
+        _move(Path(partial), folder)
 
 
 def _read(folder: Path) -> Loaded | None:
@@ -56,42 +73,59 @@ def _read(folder: Path) -> Loaded | None:
         return None
 
 
-def _decode(reader: Reader, workers: int) -> Loaded:
-    """The good examples in order, with a progress bar."""
-    count, good = len(reader), 0
-    data = {"image": np.empty((count, *reader.shape), np.uint8)}
-    if reader.classes:
-        data["label"] = np.empty(count, np.int32)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=count, unit="image", desc="decoding") as bar:
-        for start in range(0, count, CHUNK):
-            for example in pool.map(reader.example, range(start, min(start + CHUNK, count))):
-                if example is not None:
-                    for name, array in data.items():
-                        array[good] = example[name]
-                    good += 1
-                bar.update()
-    return Loaded({name: array[:good] for name, array in data.items()}, reader.std, count - good)
+def _write(reader: Reader, workers: int, folder: Path) -> None:
+    """Writes the arrays chunk by chunk. Not through a mapping: where the disk is full, that would end the process."""
+    shapes, good = _shapes(reader), 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in shapes}
+        for name, file in files.items():
+            _write_header(file, name, (len(reader), *shapes[name]))
+        for chunk in _chunks(reader, workers):
+            for name, file in files.items():
+                file.write(chunk[name].tobytes())
+            good += len(chunk["image"])
+            os.utime(folder)  # it is not abandoned
+        for name, file in files.items():
+            file.seek(0)
+            _write_header(file, name, (good, *shapes[name]))
+    about = {"arrays": list(shapes), "skipped": len(reader) - good, "std": reader.std}
+    (folder / "about.json").write_text(json.dumps(about))
 
 
-def _write(loaded: Loaded, folder: Path) -> None:
-    """Writes the set to `folder`, whole or not at all, unless another process was there first."""
-    parent = folder.parent
-    if not parent.is_absolute():
-        raise OSError("there is no home folder")
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for partial in parent.glob("partial-*"):  # of a process that was killed
-        if time.time() - partial.stat().st_mtime > ABANDONED:
-            shutil.rmtree(partial, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="partial-", dir=parent) as partial:
-        new = Path(partial, "new")
-        new.mkdir()
-        for name, array in loaded.data.items():
-            with (new / f"{name}.npy").open("wb") as file:  # np.save does not always notice that the disk is full
-                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-                file.write(array)
-        about = {"arrays": list(loaded.data), "skipped": loaded.skipped, "std": loaded.std}
-        (new / "about.json").write_text(json.dumps(about))
-        with suppress(OSError):  # another process has just put its own there
-            if folder.exists() and _read(folder) is None:  # torn, by a machine that went down
-                folder.rename(Path(partial, "torn"))
-            new.rename(folder)
+def _write_header(file, name: str, shape: tuple[int, ...]) -> None:
+    # NumPy leaves room in it for another count.
+    descr = np.lib.format.dtype_to_descr(np.dtype(DTYPES[name]))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+def _in_memory(reader: Reader, workers: int) -> Loaded:
+    chunks = list(_chunks(reader, workers))
+    data = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in _shapes(reader)}
+    return Loaded(data, reader.std, len(reader) - len(data["image"]))
+
+
+def _shapes(reader: Reader) -> dict[str, tuple[int, ...]]:
+    """Of one example, by name."""
+    return {"image": reader.shape} | ({"label": ()} if reader.classes else {})
+
+
+def _chunks(reader: Reader, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The good examples in order, some at a time, with a progress bar."""
+    names = list(_shapes(reader))
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(reader), unit="image", desc="decoding") as bar:
+        for start in range(0, len(reader), CHUNK):
+            indices = range(start, min(start + CHUNK, len(reader)))
+            examples = [example for example in pool.map(reader.example, indices) if example is not None]
+            if examples:
+                yield {name: np.array([example[name] for example in examples], DTYPES[name]) for name in names}
+            bar.update(len(indices))
+
+
+def _move(new: Path, folder: Path) -> None:
+    """Puts a finished folder in its place, unless another process was there first."""
+    if folder.exists() and _read(folder) is None:  # torn, by a machine that went down
+        torn = folder.rename(new.with_name(f"{new.name}-torn"))  # first: another process may be at it, too
+        shutil.rmtree(torn)
+    with suppress(OSError):  # another process has just put its own there
+        new.rename(folder)
+    new.mkdir(exist_ok=True)  # for the one who made it, to remove

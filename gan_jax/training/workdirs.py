@@ -132,7 +132,9 @@ def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool
     fixed = [key for key in old | new if key not in MAY_DIFFER and not (rescored and key.startswith(SCORING))]
     changed = [key for key in fixed if old.get(key) != new.get(key)]
     if changed:
-        shown = ", ".join(f"{key} is {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:3])
+        shown = ", ".join(
+            f"{key} is {old.get(key, 'missing')!r} there, {new.get(key, 'missing')!r} here" for key in changed[:3]
+        )
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(f"workdir {workdir} holds a run of another config ({shown}{more}); choose another --workdir")
 

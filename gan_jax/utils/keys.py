@@ -56,10 +56,13 @@ class Registry(dict):
         """The entry at an import path. KeyError where the name is none; InputError where nothing can be imported."""
         if not is_path(name):
             raise KeyError(name)
+        part = imported(name)
         try:
-            return self._entry(imported(name))
+            return self._entry(part)
         except TypeError as error:
             raise InputError(f"{name} is {error}") from error
+        except Exception as error:  # whatever a function of the user's raises
+            raise InputError(f"{name} fails: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def is_path(name: str) -> bool:
@@ -76,12 +79,15 @@ def imported(path: str) -> Any:
         if not f"{name}.".startswith(f"{error.name}."):
             raise InputError(f"{path}: {name} imports {error.name}, which is not installed") from error
         folders = ", ".join(dict.fromkeys(folder or "." for folder in sys.path if "lib/python" not in folder))
-        raise InputError(f"{path}: there is no module {name} in {folders} or among the installed packages") from error
-    except Exception as error:  # whatever is wrong in the user's file
-        raise InputError(f"{path}: {name} cannot be imported: {type(error).__name__}: {error}") from error
+        right = "start where it lies, or give the --config beside which it lies"
+        raise InputError(f"{path}: there is no module {name} in {folders}, nor is it installed; {right}") from error
+    except (Exception, SystemExit) as error:  # whatever is wrong in the user's file
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{path}: {name} cannot be imported: {reason}") from error
     if not hasattr(module, attribute):
         public = ", ".join(other for other in vars(module) if not other.startswith("_"))
-        raise InputError(f"{path}: {name} ({module.__file__}) has no {attribute}; it has {public}")
+        file = getattr(module, "__file__", "built in")
+        raise InputError(f"{path}: {name} ({file}) has no {attribute}; it has {public}")
     return getattr(module, attribute)
 
 

@@ -89,6 +89,18 @@ def other_uniform(keys, dim: Annotated[int, COUNT, "numbers of a latent"] = 64):
     return jax.vmap(lambda key: jax.random.uniform(key, (dim,)))(keys)
 
 
+def heavy(critic, keys, real, fake, weight: Annotated[float, NON_NEGATIVE, "taken by all penalties"] = 1.0):
+    return jnp.zeros(len(real))
+
+
+def failing() -> "Nothing":
+    raise RuntimeError("two\\nlines")
+
+
+def wide_hinge(margin: Annotated[float, POSITIVE, "of another default", TRACED] = 4.0):
+    return soft_hinge(margin)
+
+
 number = 3
 """
 CONFIG = """
@@ -145,6 +157,13 @@ def test_a_config_that_names_a_part_has_the_defaults_of_its_keys(shrunk, lab):
     assert schema.completed({"objective": {"name": "my_lab:soft_hinge"}}).objective.margin == 1.0
 
 
+def test_a_part_has_its_own_default_where_the_base_names_another(shrunk, lab):
+    base = config_with(shrunk, objective__name="my_lab:soft_hinge")
+    margins = [{}, {"objective.margin": 2.0}]
+    members = plan.members(base, [{"objective.name": "my_lab:wide_hinge"} | margin for margin in margins])
+    assert [member.config.objective.margin for member in members] == [4.0, 2.0]
+
+
 def test_an_objective_without_parameters(shrunk, lab):
     setup = recipe.build(config_with(shrunk, objective__name="my_lab:plain"), one_device())
     assert setup.recipe.objective({}).discriminator(2.0, 3.0) == 1.0
@@ -198,7 +217,10 @@ def test_one_of_each_other_part(shrunk, lab):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"objective__name": "your_lab:soft_hinge"}, "your_lab:soft_hinge: there is no module your_lab in "),
+        (
+            {"objective__name": "your_lab:soft_hinge"},
+            "your_lab:soft_hinge: there is no module your_lab in .* start where it lies",
+        ),
         ({"objective__name": "my_lab:hard_hinge"}, r"my_lab \(.*my_lab.py\) has no hard_hinge; it has .*soft_hinge"),
         ({"objective__name": "broken_lab:x"}, "broken_lab cannot be imported: ZeroDivisionError: division by zero"),
         ({"objective__name": "lacking_lab:x"}, "lacking_lab imports nothing_of_that_name, which is not installed"),
@@ -211,6 +233,9 @@ def test_one_of_each_other_part(shrunk, lab):
             {"latent__prior": "my_lab:other_uniform"},
             "another default, range or mark of dim than .* give it another name",
         ),
+        ({"penalty__name": "my_lab:heavy"}, "two parts have the config key penalty.weight"),
+        ({"objective__name": "my_lab:failing"}, "my_lab:failing fails: RuntimeError: two lines"),
+        ({"objective__name": "sys:nothing_of_that_name"}, r"sys \(built in\) has no nothing_of_that_name"),
         ({"objective__margin": 1.0}, "unknown config key objective.margin"),
     ],
 )

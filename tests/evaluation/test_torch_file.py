@@ -34,18 +34,18 @@ def named(opcodes, name="w"):
     return b"}" + body(name) + opcodes + b"s."
 
 
-def write_zip(path, pickled, storages=BYTES):
-    with zipfile.ZipFile(path, "w") as archive:
+def write_zip(path, pickled, storages=BYTES, order=b"little", compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/byteorder", b"little")
+        archive.writestr("archive/byteorder", order)
         for key, content in enumerate(storages):
             archive.writestr(f"archive/data/{key}", content)
     return path
 
 
-def write_legacy(path, pickled, storages=BYTES, numel=12):
+def write_legacy(path, pickled, storages=BYTES, numel=12, system=SYSTEM):
     with path.open("wb") as file:
-        for value in (MAGIC, VERSION, SYSTEM):
+        for value in (MAGIC, VERSION, system):
             pickle.dump(value, file, 2)
         file.write(pickled)
         pickle.dump([str(key) for key in range(len(storages))], file, 2)
@@ -77,10 +77,10 @@ def test_tensors_are_views_of_their_storage(write, tmp_path):
         ((), (), 11, 11),
         ((0, 5), (5, 1), 12, np.zeros((0, 5))),
     ]:
-        tensors = read_state_dict(write(tmp_path / "w.pth", named(tensor(size, stride, offset))))
-        assert list(tensors) == ["w"]
-        assert tensors["w"].dtype == np.float32
-        np.testing.assert_array_equal(tensors["w"], expected)
+        found = read_state_dict(write(tmp_path / "w.pth", named(tensor(size, stride, offset))))
+        assert list(found) == ["w"]
+        assert found["w"].dtype == np.float32
+        np.testing.assert_array_equal(found["w"], expected)
 
 
 @pytest.mark.parametrize(
@@ -153,16 +153,23 @@ def test_a_tensor_does_not_reach_over_its_storage(write, opcodes, tmp_path):
     ("opcodes", "why"),
     [
         (tensor((2,), (-1,), 3), "described as none that is dense"),
-        (tensor((2, 3), (1,)), "zip() argument 2 is shorter"),
+        (tensor((2, 3), (1,)), "described as none that is dense"),
         (tensor((2.0,), (1,)), "described as none that is dense"),
-        (tensor((12,), (1,), view=body(("1", 0, 12))), "described as none that is known"),
-        (tensor((12,), (1,), key=5), "archive/data/5"),
+        (tensor((12,), (1,), numel=-12), "described as none that is known"),
+        (tensor((12,), (1,), key=5), "described as none that is known"),
+        (tensor((12,), (1,), view=body(("1", 0, 12))), "views of storages"),
+        (tensor((12,), (1,), numel=13), "12 of 13 values"),
         (tensor((12,), (1,), key="7"), "archive/data/7"),
         (body([1.0]), "its entry w is no tensor"),
     ],
 )
 def test_what_is_no_dense_tensor(opcodes, why, tmp_path):
     assert why in refused(write_zip(tmp_path / "w.pth", named(opcodes)))
+
+
+def test_a_storage_has_one_description(tmp_path):
+    pickled = named(tensor((12,), (1,)))[:-1] + named(tensor((6,), (1,), kind="DoubleStorage", numel=6), "v")[1:]
+    assert "storage 0 is described in two ways" in refused(write_zip(tmp_path / "w.pth", pickled))
 
 
 def test_files_that_are_none(tmp_path):
@@ -174,11 +181,17 @@ def test_files_that_are_none(tmp_path):
             assert refused(path)
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
     assert refused(path)
+    assert "big-endian" in refused(write_zip(path, good, order=b"big"))
+    assert "big-endian" in refused(write_legacy(path, good, system=SYSTEM | {"little_endian": False}))
+    assert "compressed" in refused(write_zip(path, good, compression=zipfile.ZIP_DEFLATED))
+    assert "has 13 values, and 12 are described" in refused(write_legacy(path, good, numel=13))
     assert "a dict of tensors is needed" in refused(write_zip(path, tensor((12,), (1,)) + b"."))
-    refused(write_legacy(path, good, numel=2**60))  # more than there is memory
+    huge = write_legacy(path, named(tensor((12,), (1,), numel=2**60)), numel=2**60)
+    assert f"12 of {2**60} values" in refused(huge)
     np.savez(tmp_path / "w.npz", w=VALUES)
     assert "without the one entry data.pkl" in refused(tmp_path / "w.npz")
-    assert refused(tmp_path / "gone.pth") == "No such file or directory"
+    with pytest.raises(InputError, match=r"no file .*gone.pth; a .pth file"):
+        read_state_dict(tmp_path / "gone.pth")
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
@@ -190,10 +203,10 @@ def test_what_pytorch_saves(is_zip, tmp_path):
     state |= {"view": shared[3:15].reshape(3, 4).T, "same": shared, "parameter": torch.nn.Parameter(torch.ones(2))}
     state |= {name: torch.ones(3).to(getattr(torch, name)) for name in ("half", "int32", "int16", "int8", "bool")}
     torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=is_zip)
-    tensors = read_state_dict(tmp_path / "w.pth")
-    assert list(tensors) == list(state)
+    found = read_state_dict(tmp_path / "w.pth")
+    assert list(found) == list(state)
     for name, expected in state.items():
-        np.testing.assert_array_equal(tensors[name], expected.detach().numpy(), strict=True)
+        np.testing.assert_array_equal(found[name], expected.detach().numpy(), strict=True)
     torch.save(module, tmp_path / "w.pth", _use_new_zipfile_serialization=is_zip)
     assert "which is no tensor" in refused(tmp_path / "w.pth")
     torch.save({"epoch": 1, "model": state}, tmp_path / "w.pth", _use_new_zipfile_serialization=is_zip)

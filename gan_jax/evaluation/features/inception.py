@@ -234,7 +234,10 @@ def load(path: Path) -> tuple[dict, str]:
     Raises InputError, one line, where the file is missing or damaged, or does not hold these weights.
     """
     remedy = f"{COMMAND} FILE.pth --out={one_line(path)} makes it of {SOURCE}"
-    return weight_files.load(path, _shapes(), "Inception", remedy)
+    params, digest = weight_files.load(path, _shapes(), "Inception", remedy)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise InputError(f"the weights in {one_line(path)} are not finite; {remedy}")
+    return params, digest
 
 
 @cache

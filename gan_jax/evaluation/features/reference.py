@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from gan_jax.evaluation.features.weight_files import write_npz
 from gan_jax.evaluation.metrics.comparison import LEAST
 from gan_jax.parallel.devices import Devices
 from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import is_path
 from gan_jax.utils.runtime import cache_folder
 
 FORMAT = 1  # of what is kept; another number makes all of it stale
@@ -40,12 +42,11 @@ def load_reference(source: Source, name: str, split: str, extractor: Extractor, 
     facts = FORMAT, SEED, _identity(source), source.size, source.shape, count, extractor.name, extractor.weights
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     path = cache_folder() / "references" / f"{key}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            kept = dict(file)
-        features, images_hash = Features(kept["values"], kept.get("logits")), str(kept["images_hash"])
-    except Exception:  # noqa: BLE001  whatever NumPy and zipfile raise where it is missing or torn
-        features, images_hash = _extract(source, count, extractor, devices)
+    # The code of a part by import path may be another the next time.
+    own = is_path(extractor.name) or (is_path(name) and not source.identity)
+    kept = None if own else _kept(path)
+    features, images_hash = kept or _extract(source, count, extractor, devices)
+    if not own and kept is None:
         arrays = {name: array for name, array in features._asdict().items() if array is not None}
         with contextlib.suppress(OSError):  # it is then extracted again the next time
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,6 +62,16 @@ def load_reference(source: Source, name: str, split: str, extractor: Extractor, 
         "resize": extractor.resize,
     }
     return Reference(features, protocol)
+
+
+def _kept(path: Path) -> tuple[Features, str] | None:
+    """What `_extract` gave at another time, if it is there."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        return Features(arrays["values"], arrays.get("logits")), str(arrays["images_hash"])
+    except Exception:  # noqa: BLE001  whatever NumPy and zipfile raise where it is missing or torn
+        return None
 
 
 def _extract(source: Source, count: int, extractor: Extractor, devices: Devices) -> tuple[Features, str]:

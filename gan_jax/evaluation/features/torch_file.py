@@ -2,10 +2,11 @@
 
 A file is a pickle of how tensors lie in storages, and the storages' bytes. Since PyTorch 1.6 it is a zip archive of
 both (an entry `data.pkl`, and one for each storage); before, they follow one another. A pickle may call whatever it can
-name; here it can name nothing but the entries of two small tables.
+name, so that here it can name nothing but the entries of three small tables.
 """
 
 import math
+import os
 import pickle
 import struct
 import zipfile
@@ -37,10 +38,11 @@ DAMAGE = (*arrays.DAMAGE, pickle.UnpicklingError, struct.error, LookupError, Att
 
 
 class Storage(NamedTuple):
-    """Where the bytes of tensors are: values of one dtype, under a key of the file."""
+    """Where the bytes of tensors are: `numel` values of one dtype, under a key of the file."""
 
     key: str
     dtype: str
+    numel: int
 
 
 class Tensor(NamedTuple):
@@ -53,16 +55,18 @@ class Tensor(NamedTuple):
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """The tensors by name that `torch.save(module.state_dict(), path)` wrote, read-only, of their shapes and dtypes.
+    """The tensors by name that `torch.save(module.state_dict(), path)` wrote, with their shapes and dtypes.
 
     Raises InputError, one line, where the file is missing or damaged, or holds anything but a dict of dense tensors.
     """
+    if not path.is_file():
+        raise InputError(f"no file {one_line(path)}; a .pth file of tensors, as torch.save writes it, is needed")
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(ZIP_START)) == ZIP_START
             file.seek(0)
-            tensors, storages = _read_zip(file) if is_zip else _read_legacy(file)
-            return {name: _array(tensor, storages) for name, tensor in tensors.items()}
+            named, storages = _read_zip(file) if is_zip else _read_legacy(file)
+            return {name: _array(tensor, storages) for name, tensor in named.items()}
     except DAMAGE as error:
         raise InputError(
             f"{one_line(path)} cannot be read as a state dict of torch.save: {reason(error)}; fetch it again, or save "
@@ -71,40 +75,95 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes descriptions of tensors."""
+    """Makes descriptions of tensors; `storages` has those that it met."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, Storage] = {}
+        # Bound methods, and the one class is built in: a pickle can set attributes, but none of these takes any.
+        self._callables = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        # A pickle can set attributes, but a bound method and a built-in class take none.
-        callables = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): self._parameter,
-        }
-        if (module, name) not in callables:
+        if (module, name) not in self._callables:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor, and nothing of it was run")
-        return callables[module, name]
+        return self._callables[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
-        _, dtype, key, _, _, *view = pid
-        if dtype not in STORAGES.values() or view not in ([], [None]):  # PyTorch wrote views of storages before 0.4
+        kind, dtype, key, _, numel, *view = pid
+        if kind != "storage" or dtype not in STORAGES.values() or not isinstance(key, str) or not _is_count(numel):
             raise pickle.UnpicklingError("a storage is described as none that is known")
-        return Storage(key, dtype)
+        if view not in ([], [None]):
+            raise pickle.UnpicklingError("it has views of storages, as PyTorch wrote before 0.4")
+        storage = Storage(key, dtype, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {key} is described in two ways")
+        return storage
 
     def _tensor(self, storage, offset, size, stride, *_) -> Tensor:
-        """What follows the strides matters to gradients only."""
+        """A tensor that lies within its storage; what follows the strides matters to gradients only."""
         counts = (offset, *size, *stride)
-        if not isinstance(storage, Storage) or not all(type(count) is int and count >= 0 for count in counts):
+        if not isinstance(storage, Storage) or len(size) != len(stride) or not all(map(_is_count, counts)):
             raise pickle.UnpicklingError("a tensor is described as none that is dense")
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if math.prod(size) > storage.numel or (0 not in size and last >= storage.numel):
+            raise pickle.UnpicklingError(f"a tensor {list(size)} reaches over its storage of {storage.numel} values")
         return Tensor(storage, offset, tuple(size), tuple(stride))
 
     def _parameter(self, tensor, *_) -> Tensor:
         return tensor
 
 
-def _load_tensors(file: BinaryIO) -> dict[str, Tensor]:
-    content = _Unpickler(file).load()
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _read_zip(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    with zipfile.ZipFile(file) as archive:
+        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("an archive without the one entry data.pkl")
+        # torch.save compresses nothing: an entry that is may be far larger than the file.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its entries are compressed")
+        folder = pickles[0].removesuffix("data.pkl")
+        if folder + "byteorder" in archive.namelist():
+            _check_order(archive.read(folder + "byteorder") == b"little")
+        with archive.open(pickles[0]) as entry:
+            unpickler = _Unpickler(entry)
+            named = _checked(unpickler.load())
+        storages = unpickler.storages.items()
+        return named, {key: _values(storage, archive.read(f"{folder}data/{key}")) for key, storage in storages}
+
+
+def _read_legacy(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != VERSION:
+        raise ValueError("it does not begin as one")
+    _check_order(_Unpickler(file).load()["little_endian"] is True)
+    unpickler, file_size = _Unpickler(file), os.fstat(file.fileno()).st_size
+    named, storages = _checked(unpickler.load()), {}
+    for key in _Unpickler(file).load():
+        storage = unpickler.storages[key]
+        (numel,) = struct.unpack("<q", file.read(8))
+        if numel != storage.numel:
+            raise ValueError(f"storage {key} has {numel} values, and {storage.numel} are described")
+        length = numel * np.dtype(storage.dtype).itemsize
+        storages[key] = _values(storage, file.read(min(length, file_size)))  # which allocates what it is asked for
+    return named, storages
+
+
+def _check_order(is_little: bool) -> None:
+    if not is_little:
+        raise ValueError("it was written on a big-endian machine")
+
+
+def _checked(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, and a dict of tensors is needed")
     for name, tensor in content.items():
@@ -113,34 +172,15 @@ def _load_tensors(file: BinaryIO) -> dict[str, Tensor]:
     return content
 
 
-def _read_zip(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, bytes]]:
-    with zipfile.ZipFile(file) as archive:
-        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ValueError("an archive without the one entry data.pkl")
-        with archive.open(pickles[0]) as entry:
-            tensors = _load_tensors(entry)
-        keys, folder = {tensor.storage.key for tensor in tensors.values()}, pickles[0].removesuffix(".pkl")
-        return tensors, {key: archive.read(f"{folder}/{key}") for key in keys}
+def _values(storage: Storage, content: bytes) -> np.ndarray:
+    values = np.frombuffer(content, storage.dtype)
+    if len(values) != storage.numel:
+        raise ValueError(f"truncated: storage {storage.key} has {len(values)} of {storage.numel} values")
+    return values
 
 
-def _read_legacy(file: BinaryIO) -> tuple[dict[str, Tensor], dict[str, bytes]]:
-    if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != VERSION:
-        raise ValueError("it does not begin as one")
-    _Unpickler(file).load()  # facts of the machine that wrote it
-    tensors, storages = _load_tensors(file), {}
-    dtypes = {tensor.storage.key: np.dtype(tensor.storage.dtype) for tensor in tensors.values()}
-    for key in _Unpickler(file).load():
-        (count,) = struct.unpack("<q", file.read(8))
-        storages[key] = file.read(count * dtypes[key].itemsize)
-    return tensors, storages
-
-
-def _array(tensor: Tensor, storages: dict[str, bytes]) -> np.ndarray:
-    values = np.frombuffer(storages[tensor.storage.key], tensor.storage.dtype)
-    size, stride = tensor.size, tensor.stride
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if math.prod(size) > len(values) or (0 not in size and last >= len(values)):
-        raise ValueError(f"a tensor {list(size)} reaches over its storage of {len(values)} values")
-    strides = [step * values.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(values[tensor.offset :], size, strides, writeable=False)
+def _array(tensor: Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
+    """A read-only view; that it lies within its storage is known."""
+    values = storages[tensor.storage.key]
+    strides = [step * values.itemsize for step in tensor.stride]
+    return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.size, strides, writeable=False)
