@@ -113,7 +113,7 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
         Choice("network", FAMILIES, "mlp", "family of networks", attrgetter(player)) for player in Family._fields
     )
     optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser")
-    extractors = ChainMap({NONE: Kind(_no_keys)}, EXTRACTORS)
+    extractors = ChainMap(EXTRACTORS, {NONE: Kind(_no_keys)})
     extractor = Choice("extractor", extractors, NONE, "of the features that scores compare", attrgetter("make"))
     objective = Choice("name", NAMED, "non_saturating", "losses of both players", lambda entry: entry.make or _no_keys)
     prior = Choice("prior", PRIORS, "normal", "distribution of the latents")

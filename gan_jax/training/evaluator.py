@@ -31,7 +31,7 @@ class Scoring:
         config, self._extractor, self._reference = setup.config.evaluation, None, None
         self._name = config.extractor
         if self._name != NONE:
-            self._extractor = make_extractor(self._name, config.weights)
+            self._extractor = make_extractor(self._name, **config)
             # All of this process, however the run is trained: an extractor sees each image by itself.
             self._devices = mesh(jax.local_devices())
             self._reference = self._load(config.split, config.num_real)

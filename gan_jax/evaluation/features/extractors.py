@@ -128,11 +128,13 @@ EXTRACTORS = Registry(
 )
 
 
-def make_extractor(name: str, weights: str) -> Extractor:
+def make_extractor(name: str, weights: str = "", **others) -> Extractor:
     """The extractor that a config names; `weights`: a file of one's own, "" for that of the package.
+
+    `others`: what the group `evaluation` has beside, by name; an extractor by import path takes its own keys from it.
 
     Raises InputError where the file is needed and not named, missing, or not that of these weights.
     """
     make = EXTRACTORS[name].make
-    extractor = make(name, **arguments(make, {"weights": weights}))
+    extractor = make(name, **arguments(make, others | {"weights": weights}))
     return extractor._replace(params=jax.device_put(extractor.params))
