@@ -118,13 +118,15 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
     objective = Choice("name", NAMED, "non_saturating", "losses of both players", lambda entry: entry.make or _no_keys)
     prior = Choice("prior", PRIORS, "normal", "distribution of the latents")
     source = Choice("name", data.SOURCES, "ring8", "data set", holds=data.is_name, entry=data.entry)
-    move = _resolved(Choice("moves", MOVES, "alternating", "how the players move", attrgetter("take")), "", values)
+    # The keys of a move lie in a group of its own.
+    move = Choice("moves", MOVES, "alternating", "how the players move", lambda entry: _no_keys)
     move_groups = [
-        Group(f"{move_group(name)}.", (take,), needs=Needs("moves", (name,))) for name, take in move.parts.items()
+        Group(f"{move_group(name)}.", (MOVES[name].take,), needs=Needs("moves", (name,)))
+        for name in _resolved(move, "", values).parts
     ]
-    fixed = [
+    all_groups = [
         Group("", (GeneralKeys,)),
-        Group("", (), move._replace(parts=dict.fromkeys(move.parts, _no_keys))),
+        Group("", (), move),
         *move_groups,
         Group("data.", (), source),
         Group("latent.", (), prior),
@@ -139,10 +141,8 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
         Group("", (CadenceKeys,)),
     ]
     return [
-        group._replace(choice=_resolved(group.choice, group.start, values))
-        if group.choice and not group.choice.parts
-        else group
-        for group in fixed
+        group._replace(choice=_resolved(group.choice, group.start, values)) if group.choice else group
+        for group in all_groups
     ]
 
 
@@ -152,7 +152,7 @@ def _resolved(choice: Choice, start: str, values: Mapping[str, Any]) -> Choice:
     own = [named] if isinstance(named, str) and is_path(named) and choice.entry(named) not in choice.registry else []
     parts = {name: choice.part(choice.registry[name]) for name in (*choice.registry, *own)}
     try:
-        union({name: parts[name] for name in own} if choice.key == "moves" else parts)  # a move has its own group
+        union(parts)
     except (TypeError, NameError) as error:  # a name that an annotation has, and its module has not
         if own:
             raise InputError(f"{error}; annotate it as they do, or give it another name") from error
@@ -183,10 +183,15 @@ def table(values: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Key]:
             keys = [[(choice.key, Key(choice.default, rule, choice.text))], union(choice.parts).items(), *keys]
         for name, key in chain.from_iterable(keys):
             if f"{group.start}{name}" in rows:
-                own = any(is_path(str(value)) for value in values.values())
-                raise (InputError if own else TypeError)(f"two parts have the config key {group.start}{name}")
+                raise (InputError if _names_a_path(values) else TypeError)(
+                    f"two parts have the config key {group.start}{name}"
+                )
             rows[f"{group.start}{name}"] = key._replace(needs=key.needs or group.needs)
     return rows
+
+
+def _names_a_path(values: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, str) and is_path(value) for value in values.values())
 
 
 def own_keys(values: Mapping[str, Any]) -> dict[str, Key]:
@@ -216,6 +221,8 @@ def with_own_keys(config, changes: Mapping[str, Any] = MappingProxyType({})) -> 
     `changes`: what will be set, by dotted key: the keys are those of the parts that are named then.
     """
     values = flatten(config.to_dict())
+    if not _names_a_path(values | changes) and not _names_a_path(values):
+        return config
     known, now, later = table(), table(values), table(values | changes)
     own = {name: key.default for name, key in later.items() if name not in known}
     # What another part by import path had as its default is not meant for this one.

@@ -36,6 +36,7 @@ class MetricsFile:
 
 
 def metrics_line(step: int, values: dict[str, float]) -> str:
+    """The line of metrics.jsonl for these values at a step, a JSON object with its newline."""
     return json.dumps({"step": step} | values) + "\n"
 
 
