@@ -17,9 +17,11 @@ from gan_jax.analysis.spectrum import spectrum_of_run
 from gan_jax.cli import command_line
 from gan_jax.cli.sample import sample
 from gan_jax.config import build, schema
+from gan_jax.networks import Family
 from gan_jax.parallel import agreement, launch
 from gan_jax.parallel.devices import mesh
 from gan_jax.parallel.exit_status import exit_status
+from gan_jax.step.optimizers import note
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import BEST, Checkpoints
 from gan_jax.training.evaluator import evaluate_run
@@ -113,6 +115,9 @@ def _train(runs_with: str) -> None:
     workdir = Path(_WORKDIR.value or of_first)
     with workdirs.claimed(workdir, setup.config):
         _say(f"workdir: {workdir}\nruntime: {runs_with}")
+        for prefix in (f"{player}.optimizer" for player in Family._fields):
+            if agreement.is_first() and (line := note(prefix, setup.config[prefix])):
+                print(line, file=sys.stderr)
         if train(setup, workdir):
             _say(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
 

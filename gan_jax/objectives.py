@@ -14,6 +14,7 @@ An objective of one's own is one entry of OBJECTIVES. If it has parameters, it i
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -26,7 +27,10 @@ LOG_2 = 0.6931471805599453
 
 
 class Objective(NamedTuple):
-    """The losses of both players and what they estimate; each function maps logits [n], [n] to [n]."""
+    """The losses of both players and what they estimate; each function maps logits [n], [n] to [n].
+
+    A loss may report metrics: it then returns ([n], {name: [n]}), and their means are among those of the step.
+    """
 
     discriminator: Callable  # (real_logits, fake_logits) -> the discriminator's loss
     generator: Callable  # (fake_logits, real_logits) -> the generator's loss
@@ -198,12 +202,29 @@ def choose(objectives: Sequence[Objective], index) -> Objective:
     the results, also of the derivative: an infinity of one objective never reaches a run of another.
     """
 
-    def switch(functions):
-        return lambda *logits: jax.lax.switch(index, functions, *logits)
+    def switch(field: str):
+        return partial(_switched, index, [getattr(objective, field) for objective in objectives])
 
     return Objective(
-        discriminator=switch([objective.discriminator for objective in objectives]),
-        generator=switch([objective.generator for objective in objectives]),
-        divergence=switch([objective.divergence for objective in objectives]),
+        discriminator=switch("discriminator"),
+        generator=switch("generator"),
+        divergence=switch("divergence"),
         undecided=jnp.array([objective.undecided for objective in objectives], jnp.float32)[index],
     )
+
+
+def _switched(index, functions: Sequence[Callable], *logits):
+    names = {name for function in functions for name in with_metrics(jax.eval_shape(function, *logits))[1]}
+    if not names:
+        return jax.lax.switch(index, functions, *logits)
+
+    def with_all(function, *logits):  # what an objective does not report is 0 in its runs
+        values, metrics = with_metrics(function(*logits))
+        return values, {name: jnp.broadcast_to(metrics.get(name, 0.0), values.shape) for name in names}
+
+    return jax.lax.switch(index, [partial(with_all, function) for function in functions], *logits)
+
+
+def with_metrics(loss) -> tuple[Any, dict]:
+    """What a loss or a penalty returns, as (values [n], {name: metric [n]})."""
+    return loss if isinstance(loss, tuple) else (loss, {})

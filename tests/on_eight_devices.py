@@ -50,6 +50,16 @@ RECIPES = {
     "r3gan": ("r3gan", None, CONSTANT_B2 | {"penalty.name": "r1", "conditional": True}),
 }
 
+# Parts of one's own: noise in both networks, a penalty on D that keeps a state and reports, one on G.
+OWN = {
+    "generator.network": "helpers.own_parts:NoisyGenerator",
+    "discriminator.network": "helpers.own_parts:NoisyDiscriminator",
+    "generator.penalty.name": "mode_seeking",
+    "generator.penalty.weight": 0.1,
+    "penalty.every": 2,
+}
+OWN = {"own": ("mixture", "ring8", OWN | penalty("helpers.own_parts:centred_r1"))}
+
 # Each is a compilation: all on eight devices under both layouts, every objective and batch normalisation on fewer too.
 CASES = [
     *((name, layout, 8) for name in RECIPES for layout in LAYOUTS),
@@ -58,6 +68,7 @@ CASES = [
     ("mlp", "mesh", 2),
     ("mlp", "pmapped", 4),
     ("steep", "pmapped", 1),
+    *(("own", layout, 8) for layout in LAYOUTS),
 ]
 
 
@@ -96,7 +107,7 @@ def compared(state):
 
 def setup_of(shrunk, name, layout, count):
     """(the setup, the hyperparameters of each of its runs)."""
-    base, variant, changes = RECIPES[name]
+    base, variant, changes = (RECIPES | OWN)[name]
     names = OBJECTIVES if name == "objectives" else [None]
     configs = [
         shrunk(base, variant, DESCENT | changes | ({"objective.name": objective} if objective else {}))

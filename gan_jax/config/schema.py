@@ -43,6 +43,7 @@ from gan_jax.utils.keys import (
     union,
 )
 
+OF_OPTAX = ("any of optax",)
 PRECISIONS = ("float32", "bfloat16")
 NEEDS_BATCH = Needs("discriminator.normalization", ("batch",))
 _SEED = Rule(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 2^32 - 1")
@@ -94,8 +95,10 @@ class Choice(NamedTuple):
     text: str
     part: Callable[[Any], Callable] = lambda entry: entry  # an entry of the registry -> what has its keys
     parts: Mapping[str, Callable] = MappingProxyType({})  # by name: of the registry, and the one by import path
+    others: tuple[str, ...] = ()  # what else a value may be, in words
     holds: Callable[[str], bool] | None = None  # whether a value is right, if it need not be a part's own name
     entry: Callable[[str], str] = str  # value -> the name of the part that it stands for
+    is_own: Callable[[Any], bool] = is_path  # whether a value is the import path of a part, or stands for one
 
 
 class Group(NamedTuple):
@@ -112,7 +115,7 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
     generator, discriminator = (
         Choice("network", FAMILIES, "mlp", "family of networks", attrgetter(player)) for player in Family._fields
     )
-    optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser")
+    optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser", others=OF_OPTAX, is_own=_is_own_optimizer)
     extractors = ChainMap(EXTRACTORS, {NONE: Kind(_no_keys)})
     extractor = Choice("extractor", extractors, NONE, "of the features that scores compare", attrgetter("make"))
     objective = Choice("name", NAMED, "non_saturating", "losses of both players", lambda entry: entry.make or _no_keys)
@@ -151,7 +154,7 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
 def _resolved(choice: Choice, start: str, values: Mapping[str, Any]) -> Choice:
     """The choice with its parts, the one included that a config names by import path. Raises InputError."""
     named = values.get(f"{start}{choice.key}", choice.default)
-    own = [named] if isinstance(named, str) and is_path(named) and choice.entry(named) not in choice.registry else []
+    own = [named] if choice.is_own(named) and choice.entry(named) not in choice.registry else []
     parts = {name: choice.part(choice.registry[name]) for name in (*choice.registry, *own)}
     try:
         union(parts)
@@ -180,20 +183,26 @@ def table(values: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Key]:
     for group in groups(values):
         keys = [keys_of(part).items() for part in group.parts]
         if choice := group.choice:
-            rule = one_of((*choice.parts, "MODULE:NAME"))
+            rule = one_of((*choice.parts, *choice.others, "MODULE:NAME"))
             rule = rule._replace(holds=choice.holds or choice.parts.__contains__)
             keys = [[(choice.key, Key(choice.default, rule, choice.text))], union(choice.parts).items(), *keys]
         for name, key in chain.from_iterable(keys):
             if f"{group.start}{name}" in rows:
-                raise (InputError if _names_a_path(values) else TypeError)(
+                raise (InputError if _names_own(values) else TypeError)(
                     f"two parts have the config key {group.start}{name}"
                 )
             rows[f"{group.start}{name}"] = key._replace(needs=key.needs or group.needs)
     return rows
 
 
-def _names_a_path(values: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, str) and is_path(value) for value in values.values())
+def _is_own_optimizer(name: Any) -> bool:
+    return isinstance(name, str) and name not in OPTIMIZERS and OPTIMIZERS.path_of(name) is not None
+
+
+def _names_own(values: Mapping[str, Any]) -> bool:
+    """Whether they name a part that no registry has."""
+    optimizers = (values.get(f"{player}.optimizer.name") for player in Family._fields)
+    return any(map(is_path, values.values())) or any(map(_is_own_optimizer, optimizers))
 
 
 def own_keys(values: Mapping[str, Any]) -> dict[str, Key]:
@@ -223,7 +232,7 @@ def with_own_keys(config, changes: Mapping[str, Any] = MappingProxyType({})) -> 
     `changes`: what will be set, by dotted key: the keys are those of the parts that are named then.
     """
     values = flatten(config.to_dict())
-    if not _names_a_path(values | changes) and not _names_a_path(values):
+    if not _names_own(values | changes) and not _names_own(values):
         return config
     known, now, later = table(), table(values), table(values | changes)
     own = {name: key.default for name, key in later.items() if name not in known}

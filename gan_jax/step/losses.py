@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gan_jax.objectives import with_metrics
 from gan_jax.parallel.devices import Devices
 from gan_jax.step import regularizers
 from gan_jax.step.state import Recipe, TrainState
@@ -134,7 +135,7 @@ def _generated(recipe: Recipe, params, state: TrainState, latents, labels: tuple
 
 def _mean(values):
     """(the mean of a loss [n], those of what it reports): a loss is [n], or ([n], {metric: [n] or a number})."""
-    values, reported = values if isinstance(values, tuple) else (values, {})
+    values, reported = with_metrics(values)
     return jnp.mean(values), {name: jnp.mean(value) for name, value in reported.items()}
 
 

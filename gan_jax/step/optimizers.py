@@ -2,18 +2,27 @@
 
 An entry of OPTIMIZERS is a function of its parameters, which are config keys (see `gan_jax.utils.keys`) and may be
 traced arrays: it returns the direction of descent as an optax transformation, or as several that follow one another.
+One that takes `learning_rate`, a number or a schedule, returns the whole of an optimiser.
+
+Every optimiser of optax is one by its name (`lion`), and so is any function of the same kind by its import path: its
+numeric arguments are config keys with its defaults, but for those that all optimisers here have in common: SHARED.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gan_jax.utils.errors import users_code
 from gan_jax.utils.keys import (
     COMMON,
     COUNT,
+    FLAG,
     FRACTION,
     NON_NEGATIVE,
     POSITIVE,
@@ -21,31 +30,35 @@ from gan_jax.utils.keys import (
     SHARE,
     TRACED,
     Registry,
+    Rule,
     bind,
     function,
+    is_path,
+    keys_of,
+    parameters_of,
 )
 
 Momentum = Annotated[float, FRACTION, "momentum: decay of the averaged gradients", TRACED, COMMON]
 SquareDecay = Annotated[float, FRACTION, "decay of the averaged squared gradients; sgd has none", SCHEDULED, COMMON]
 
+WeightDecay = Annotated[float, NON_NEGATIVE, "of adamw: share of a parameter that an update of rate 1 takes"]
+Epsilon = Annotated[float, NON_NEGATIVE, "added to the root of the averaged squares; 0: optax's, of adam 1e-8"]
+SHARED = {"b1": (Momentum, 0.5), "b2": (SquareDecay, 0.999), "weight_decay": (WeightDecay, 0.0), "eps": (Epsilon, 0.0)}
 
-def adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
+
+def adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
     """Adam (arXiv:1412.6980): b1 and b2 are the decay rates of the first and second moments."""
-    return optax.scale_by_adam(b1, b2)
+    return optax.scale_by_adam(b1, b2, eps or 1e-8)
 
 
-def adamw(
-    b1: Momentum = 0.5,
-    b2: SquareDecay = 0.999,
-    weight_decay: Annotated[float, NON_NEGATIVE, "of adamw: share of a parameter that an update of rate 1 takes"] = 0.0,
-):
+def adamw(b1: Momentum = 0.5, b2: SquareDecay = 0.999, weight_decay: WeightDecay = 0.0, eps: Epsilon = 0.0):
     """Adam with decoupled weight decay of every parameter (arXiv:1711.05101) as optax has it: the rate scales both."""
-    return (adam(b1, b2), optax.add_decayed_weights(weight_decay)) if weight_decay else adam(b1, b2)
+    return (adam(b1, b2, eps), optax.add_decayed_weights(weight_decay)) if weight_decay else adam(b1, b2, eps)
 
 
-def rmsprop(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
+def rmsprop(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
     """RMSProp with momentum b1; b2 is the decay rate of the squared gradients."""
-    return optax.chain(optax.scale_by_rms(decay=b2), optax.trace(decay=b1))
+    return optax.chain(optax.scale_by_rms(decay=b2, eps=eps or 1e-8), optax.trace(decay=b1))
 
 
 def sgd(b1: Momentum = 0.5):
@@ -53,17 +66,80 @@ def sgd(b1: Momentum = 0.5):
     return optax.trace(decay=b1)
 
 
-def optimistic_adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999):
+def optimistic_adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
     """Adam whose step is twice its direction, less the one before (algorithm 1 of arXiv:1711.00141).
 
     The first step is a single direction, where the paper's is double: there is none before it to take off.
     """
-    return optax.chain(adam(b1, b2), optax.scale_by_optimistic_gradient())
+    return optax.chain(adam(b1, b2, eps), optax.scale_by_optimistic_gradient())
 
 
 def optimistic_sgd(b1: Momentum = 0.5):
     """Optimistic gradient descent (arXiv:1711.00141) with heavy-ball momentum b1."""
     return optax.chain(sgd(b1), optax.scale_by_optimistic_gradient())
+
+
+NUMBER = Rule(float, math.isfinite, "a number")
+INTEGER = Rule(int, lambda value: abs(value) < 2**31, "an integer")
+RULES = {bool: FLAG, int: INTEGER, float: NUMBER}  # of arguments, by the type of their defaults
+
+
+def path_of(name: str) -> str | None:
+    """The import path of what a config calls so, of one's own or of optax; None where it is neither."""
+    if is_path(name):
+        return name
+    make = getattr(optax, name, None)
+    whole = callable(make) and not inspect.isclass(make) and not name.startswith(("_", "scale_by_"))
+    return f"optax:{name}" if whole and "learning_rate" in parameters_of(make) else None
+
+
+def _entry(part: Any) -> Callable:
+    """What is imported as an optimiser; one whose arguments say nothing of config keys has them by its signature."""
+    annotated = any(hasattr(kind, "__metadata__") for kind in getattr(function(part), "__annotations__", {}).values())
+    return part if annotated or "learning_rate" not in parameters_of(part) else _keyed(part)
+
+
+@cache
+def _keyed(make: Callable) -> Callable:
+    """An optimiser of optax's kind, (learning_rate, ...) -> transformation, whose numbers are config keys."""
+
+    name, whole = getattr(make, "__name__", "optimiser"), getattr(make, "func", make)
+
+    def optimizer(learning_rate, **values):
+        course = " with a rate that changes, by decay_to or warmup," if callable(learning_rate) else ""
+        with users_code(f"{name}{course}"):
+            return make(learning_rate=learning_rate, **{k: v for k, v in values.items() if k != "eps" or v})
+
+    shown = [inspect.Parameter("learning_rate", inspect.Parameter.KEYWORD_ONLY)]
+    for key, parameter in parameters_of(make).items():
+        rule = RULES.get(type(parameter.default))
+        if rule is not None:
+            of_make = Annotated[rule.type, rule, f"of {name}", *([TRACED] if rule is NUMBER else [])]
+            kind, default = SHARED.get(key, (of_make, parameter.default))
+            shown.append(parameter.replace(kind=parameter.KEYWORD_ONLY, default=default, annotation=kind))
+    optimizer.__signature__ = inspect.Signature(shown)
+    optimizer.__annotations__ = {parameter.name: parameter.annotation for parameter in shown[1:]}
+    optimizer.__doc__, optimizer.__module__, optimizer.__qualname__ = make.__doc__, whole.__module__, name
+    optimizer.published = {key: parameters_of(make)[key].default for key in SHARED if key in parameters_of(make)}
+    with users_code(name):
+        jax.eval_shape(partial(_tried, optimizer))
+    return optimizer
+
+
+def note(prefix: str, values: Mapping[str, Any]) -> str | None:
+    """A line on what an optimiser of optax has of this project, not of optax: the keys that all have in common."""
+    published = getattr(OPTIMIZERS[values["name"]], "published", {})
+    kept = [f"{key} {SHARED[key][1]:g} ({default:g})" for key, default in published.items()
+            if key != "eps" and values[key] == SHARED[key][1] != default]  # fmt: skip
+    return f"{prefix}: {values['name']} has this project's {', '.join(kept)}; in brackets optax's" if kept else None
+
+
+def _tried(optimizer: Callable):
+    """An update of a few numbers, with the arguments that are numbers as arrays."""
+    numbers = {name: jnp.float32(key.default) for name, key in keys_of(optimizer).items() if key.traced}
+    tx = optimizer(learning_rate=1e-3, **{k: v for k, v in numbers.items() if k in parameters_of(optimizer)})
+    params = jnp.zeros((3, 2))
+    return tx.update(params, tx.init(params), params)
 
 
 OPTIMIZERS = Registry(
@@ -75,7 +151,8 @@ OPTIMIZERS = Registry(
         "rmsprop": rmsprop,
         "sgd": sgd,
     },
-    function,
+    _entry,
+    path_of,
 )
 
 
@@ -99,35 +176,39 @@ def make_optimizer(
       updates_per_step: of this player.
       last: what follows the rate.
     """
-    direction = bind(prefix, OPTIMIZERS[values["name"]], values)
+    part = OPTIMIZERS[values["name"]]
+    of_values, whole = bind(prefix, part, values), "learning_rate" in parameters_of(part)
     updates, warmup = steps * updates_per_step, values["warmup"] * updates_per_step
+    decay_to, clip_norm = values["decay_to"], values["clip_norm"]
 
     def of_numbers(numbers):
-        rate = scale_by_decayed_rate(numbers[f"{prefix}.learning_rate"], updates, values["decay_to"], warmup)
-        return optax.chain(*_with_clip(direction(numbers)(), values["clip_norm"]), rate, *last)
+        rate, make = numbers[f"{prefix}.learning_rate"], of_values(numbers)
+        course = decayed(rate, updates, decay_to, warmup)
+        if whole:  # some of optax take a number only
+            optimizer = [make(learning_rate=rate if decay_to == 1 and not warmup else course)]
+        else:
+            optimizer = [*_chained(make()), optax.scale_by_learning_rate(course)]
+        clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+        return optax.chain(*clip, *optimizer, *last)
 
     return of_numbers
 
 
-def _with_clip(direction, clip_norm: float) -> list[optax.GradientTransformation]:
-    """An entry's transformations, after gradients are clipped by their global norm; 0: not clipped."""
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    return [*clip, *([direction] if isinstance(direction, optax.GradientTransformation) else direction)]
+def _chained(direction) -> Sequence[optax.GradientTransformation]:
+    return [direction] if isinstance(direction, optax.GradientTransformation) else direction
 
 
-def scale_by_decayed_rate(
-    learning_rate, updates: int, decay_to: float, warmup: int = 0
-) -> optax.GradientTransformation:
-    """Descent at a rate that falls by half a cosine from `learning_rate` to `decay_to` of it after `updates` updates.
+def decayed(learning_rate, updates: int, decay_to: float, warmup: int = 0) -> Callable:
+    """The rate that falls by half a cosine from `learning_rate` to `decay_to` of it after `updates` updates.
 
     With decay_to = 1 the rate is constant. The first `warmup` updates have 1 / warmup, 2 / warmup, ... of that rate.
+
+    Returns: a function of the number of updates so far.
     """
     factor = optax.cosine_decay_schedule(1.0, updates, alpha=decay_to)
     if not warmup:
-        return optax.scale_by_learning_rate(lambda count: learning_rate * factor(count))
-    return optax.scale_by_learning_rate(
-        lambda count: learning_rate * factor(count) * jnp.minimum((count + 1) / warmup, 1)
-    )
+        return lambda count: learning_rate * factor(count)
+    return lambda count: learning_rate * factor(count) * jnp.minimum((count + 1) / warmup, 1)
 
 
 def clip_weights(bound: float) -> optax.GradientTransformation:

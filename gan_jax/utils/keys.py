@@ -47,16 +47,25 @@ class Registry(dict):
     depend on the configs before it.
     """
 
-    def __init__(self, parts: Mapping[str, Any], entry: Callable[[Any], Any] = lambda part: part):
-        """`entry`: what is imported -> an entry of the registry; TypeError where it can be none."""
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        entry: Callable[[Any], Any] = lambda part: part,
+        path_of: Callable[[str], str | None] = lambda name: name if is_path(name) else None,
+    ):
+        """Args:
+        entry: what is imported -> an entry of the registry; TypeError where it can be none.
+        path_of: a name -> the import path that it stands for, or None.
+        """
         super().__init__(parts)
-        self._entry = entry
+        self._entry, self.path_of = entry, path_of
 
     def __missing__(self, name: str):
         """The entry at an import path. KeyError where the name is none; InputError where nothing can be imported."""
-        if not is_path(name):
+        path = self.path_of(name)
+        if path is None:
             raise KeyError(name)
-        part = imported(name)
+        part = imported(path)
         with users_code(name):
             try:
                 return self._entry(part)
@@ -64,9 +73,9 @@ class Registry(dict):
                 raise InputError(f"{name} is {error}") from error
 
 
-def is_path(name: str) -> bool:
+def is_path(name: Any) -> bool:
     """Whether a part's name is an import path, `module:attribute`."""
-    return re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
+    return isinstance(name, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
 
 
 def imported(path: str) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from gan_jax.step.optimizers import OPTIMIZERS, clip_weights, scale_by_decayed_rate
+from gan_jax.step.optimizers import OPTIMIZERS, clip_weights, decayed
 from gan_jax.utils.keys import arguments
 
 REFERENCES = {
@@ -17,6 +17,10 @@ REFERENCES = {
     "rmsprop": lambda rate, b1, b2: optax.rmsprop(rate, decay=b2, momentum=b1),
     "sgd": lambda rate, b1, b2: optax.sgd(rate, momentum=b1),
 }
+
+
+def descent_by(*course):
+    return optax.scale_by_learning_rate(decayed(*course))
 
 
 def trajectory(tx, params, gradients):
@@ -39,7 +43,7 @@ def test_optimisers_are_optax_s_with_constants_that_may_be_traced(name):
     @jax.jit
     def ours(rate, b1, b2):
         decays = arguments(OPTIMIZERS[name], {"b1": b1, "b2": b2})
-        tx = optax.chain(OPTIMIZERS[name](**decays), scale_by_decayed_rate(rate, 8, 1.0))
+        tx = optax.chain(OPTIMIZERS[name](**decays), descent_by(rate, 8, 1.0))
         return trajectory(tx, params, gradients) - params
 
     for constants in ((0.5, 0.9), (0.0, 0.99), (0.9, 0.999)):
@@ -54,9 +58,7 @@ def test_optimisers_are_optax_s_with_constants_that_may_be_traced(name):
 @pytest.mark.parametrize("decay_to", [0.0, 0.1, 1.0])
 def test_the_rate_falls_by_half_a_cosine_and_stays(updates, decay_to):
     steps = updates + 3
-    rates = jax.jit(
-        lambda rate: -trajectory(scale_by_decayed_rate(rate, updates, decay_to), jnp.zeros(()), jnp.ones(steps))
-    )(2.0)
+    rates = jax.jit(lambda rate: -trajectory(descent_by(rate, updates, decay_to), jnp.zeros(()), jnp.ones(steps)))(2.0)
     progress = np.minimum(np.arange(steps) / updates, 1)
     expected = 2 * (decay_to + (1 - decay_to) * (1 + np.cos(np.pi * progress)) / 2)
     np.testing.assert_allclose(np.diff(rates, prepend=0), expected, atol=5e-6)
@@ -65,7 +67,7 @@ def test_the_rate_falls_by_half_a_cosine_and_stays(updates, decay_to):
 @pytest.mark.parametrize(("name", "bound"), [("rmsprop", 0.01), ("adam", 0.01), ("adam", 0.03), ("rmsprop", 0.1)])
 def test_clipped_parameters_never_leave_their_bounds(name, bound):
     """Exactly, after every update, whether they start far outside or inside."""
-    base = optax.chain(OPTIMIZERS[name](0.5, 0.9), scale_by_decayed_rate(bound / 3, 20, 1.0))
+    base = optax.chain(OPTIMIZERS[name](0.5, 0.9), descent_by(bound / 3, 20, 1.0))
     tx = optax.chain(base, clip_weights(bound))
     rng = np.random.default_rng(0)
     start = np.stack([rng.standard_normal(50_000), bound * rng.uniform(-1, 1, 50_000)]).astype(np.float32)
@@ -78,7 +80,7 @@ def test_clipped_parameters_never_leave_their_bounds(name, bound):
 def test_clipping_is_the_projection_and_leaves_what_is_inside(bound):
     params = bound * jax.random.uniform(jax.random.key(0), (50_000,), minval=-1)
     gradients = jax.random.normal(jax.random.key(1), (1, 50_000))
-    base = optax.chain(OPTIMIZERS["adam"](0.5, 0.9), scale_by_decayed_rate(bound / 3, 1, 1.0))
+    base = optax.chain(OPTIMIZERS["adam"](0.5, 0.9), descent_by(bound / 3, 1, 1.0))
     plain = jax.jit(lambda: trajectory(base, params, gradients))()[0]
     clipped = jax.jit(lambda: trajectory(optax.chain(base, clip_weights(bound)), params, gradients))()[0]
     expected = np.clip(np.asarray(plain, np.float64), -bound, bound)
