@@ -111,10 +111,9 @@ def _train(runs_with: str) -> None:
     setup = agreement.all_or_none(partial(build.build, config))
     of_first = agreement.by_first(lambda: str(_workdir()))
     workdir = Path(_WORKDIR.value or of_first)
-    with workdirs.claimed(workdir, setup.config):
-        _say(f"workdir: {workdir}\nruntime: {runs_with}")
-        if train(setup, workdir):
-            _say(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
+    _say(f"workdir: {workdir}\nruntime: {runs_with}")
+    if train(setup, workdir):
+        _say(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
 
 
 def _require_equal_starts(config: ConfigDict) -> None:

@@ -45,11 +45,11 @@ def finished(config: ConfigDict, workdir: Path) -> Iterator[Run]:
     """
     setup = recipe.build(ConfigDict(config.to_dict()).lock())
     with workdirs.claimed(workdir, setup.config):
-        state = _last_state(setup, workdir)
-        if state is None:
-            _train(setup, workdir)
-            state = _last_state(setup, workdir)
-        yield Run(setup, state, workdir, read_json(workdir / SECONDS, 0.0))
+        trained = _last_state(setup, workdir) is not None
+    if not trained:
+        _train(setup, workdir)
+    with workdirs.claimed(workdir, setup.config):
+        yield Run(setup, _last_state(setup, workdir), workdir, read_json(workdir / SECONDS, 0.0))
 
 
 def _train(setup: Setup, workdir: Path) -> None:

@@ -7,18 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
-from gan_jax.config import checks, schema
+from gan_jax.config import checks, schema, shapes
+from gan_jax.config.by_hand import with_parts
 from gan_jax.data import Source, make_source
+from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
-from gan_jax.objectives import of_names
-from gan_jax.parallel.devices import LAYOUTS, Devices
+from gan_jax.objectives import Objective, of_names
+from gan_jax.parallel.devices import LAYOUTS, Devices, mesh
 from gan_jax.penalties import PENALTIES
 from gan_jax.step import augment, regularizers, schedules, transforms
 from gan_jax.step.optimizers import clip_weights, make_optimizer
-from gan_jax.step.state import Hyperparameters, Recipe, TrainState
+from gan_jax.step.state import Hyperparameters, Move, Recipe, TrainState
 from gan_jax.step.step import MOVES, init_state
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import bind
@@ -55,13 +58,46 @@ def run_keys(seed: int) -> RunKeys:
     return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
 
 
-def build(config, devices: Devices | None = None, source: Source | None = None, runs: bool = True) -> Setup:
+def build(
+    config: ConfigDict,
+    devices: Devices | None = None,
+    source: Source | None = None,
+    runs: bool = True,
+    *,
+    objective: str | Objective | Callable[..., Objective] | None = None,
+    penalty: str | Callable | None = None,
+    generator: Any = None,
+    discriminator: Any = None,
+    generator_optimizer: str | optax.GradientTransformation | Callable | None = None,
+    discriminator_optimizer: str | optax.GradientTransformation | Callable | None = None,
+    move: str | Move | Callable | None = None,
+    prior: str | Callable | None = None,
+    scores: Sequence[str | Callable | Metric] | None = None,
+) -> Setup:
     """Everything that a config names, for training on `devices` (those that it names, by default).
 
-    A `source` of one's own takes the place of the data set that the config names, for research code that calls this.
     What never `runs` on this machine may have more written out in a call than its compiler could bear.
-    Raises InputError, one line, where the config makes no sense.
+
+    Each part that is handed over takes the place of the one that the config names; its annotated parameters are config
+    keys (see `gan_jax.config.by_hand`). One that can be imported is as if the config named its import path.
+
+    Args:
+      source: the data set.
+      objective: an `Objective`, or a function that returns one.
+      penalty: (critic, keys [n], real, fake) -> [n]; `penalty.weight` is its weight.
+      generator, discriminator: a `Network`, or what `gan_jax.networks.as_network` makes one of: a module of Linen or
+        NNX, or a pair of functions. A generator maps latents [n, d] to examples [n, *shape], a discriminator examples
+        to logits [n].
+      generator_optimizer, discriminator_optimizer: a transformation of optax with its rate, or a function that returns
+        a direction, which the config's rate scales.
+      move: a `Move`, or (recipe, devices, numbers, keys, state, batch) -> (state, metrics).
+      prior: keys [n] -> latents [n, d].
+      scores: functions after `gan_jax.evaluation.lower_is_better` or `higher_is_better`; see `evaluation.scores`.
+    Raises InputError, one line, where the config makes no sense or a part is not what it should be.
     """
+    parts = {"objective": objective, "penalty": penalty, "generator": generator, "discriminator": discriminator}
+    parts |= {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
+    config = with_parts(config, parts | {"move": move, "prior": prior, "scores": scores})
     config = schema.with_own_keys(config)
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
@@ -70,6 +106,9 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     source = source if own else make_source(data)
     checks.check(config, source)
     recipe = _make_recipe(config, devices, source)
+    if source.draw and schema.names_a_path(values := schema.flatten(config.to_dict())):
+        alone = mesh(jax.local_devices()[:1])
+        shapes.check(values, _make_recipe(config, alone, source), alone, source, make_hyperparameters(config))
     updates = config.steps_per_call * (config.discriminator.steps + 1)
     gradients = updates * config.accumulate * recipe.move.gradients_per_update
     if runs and recipe.unroll and gradients > MOST_UNROLLED:

@@ -2,6 +2,7 @@
 
 An entry of OPTIMIZERS is a function of its parameters, which are config keys (see `gan_jax.utils.keys`) and may be
 traced arrays: it returns the direction of descent as an optax transformation, or as several that follow one another.
+An optimiser of one's own may be a transformation instead: it is the whole course of a player, its rate included.
 """
 
 from collections.abc import Callable, Mapping
@@ -66,6 +67,11 @@ def optimistic_sgd(b1: Momentum = 0.5):
     return optax.chain(sgd(b1), optax.scale_by_optimistic_gradient())
 
 
+def is_whole(optimizer: Any) -> bool:
+    """Whether an entry is a transformation with a rate of its own."""
+    return isinstance(optimizer, optax.GradientTransformation)
+
+
 OPTIMIZERS = Registry(
     {
         "adam": adam,
@@ -75,7 +81,7 @@ OPTIMIZERS = Registry(
         "rmsprop": rmsprop,
         "sgd": sgd,
     },
-    function,
+    lambda part: part if is_whole(part) else function(part),
 )
 
 
@@ -99,7 +105,10 @@ def make_optimizer(
       updates_per_step: of this player.
       last: what follows the rate.
     """
-    direction = bind(prefix, OPTIMIZERS[values["name"]], values)
+    optimizer = OPTIMIZERS[values["name"]]
+    if is_whole(optimizer):
+        return lambda numbers: optax.chain(optimizer, *last)
+    direction = bind(prefix, optimizer, values)
     updates, warmup = steps * updates_per_step, values["warmup"] * updates_per_step
 
     def of_numbers(numbers):

@@ -1,0 +1,90 @@
+"""Parts that were handed to `gan_jax.build`: the config names them by import path, like any part of one's own.
+
+One that can be imported is named by its own path. Any other (an instance, a lambda, a function of a notebook) becomes
+an attribute of the module `by_hand.ARGUMENT`, which lies in no file and lives as long as this process.
+"""
+
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from gan_jax.config import schema
+from gan_jax.evaluation.metrics.comparison import Metric
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import is_path
+
+KEYS = {  # argument of `build`: the config key that names such a part
+    "objective": "objective.name",
+    "penalty": "penalty.name",
+    "generator": "generator.network",
+    "discriminator": "discriminator.network",
+    "generator_optimizer": "generator.optimizer.name",
+    "discriminator_optimizer": "discriminator.optimizer.name",
+    "move": "moves",
+    "prior": "latent.prior",
+    "scores": "evaluation.scores",
+}
+
+
+class _Parts(ModuleType):
+    """What was handed over as one argument of `build`, by name."""
+
+    def __getattr__(self, name: str):
+        """Of what this process has not, and the config of a run names."""
+        if name.startswith("__"):  # Python asks these of every module
+            raise AttributeError(name)
+        argument = self.__name__.rpartition(".")[2]
+        raise InputError(
+            f"{self.__name__}:{name} was handed over and lies in no file; build this run from Python, with "
+            f"gan_jax.build(config, {argument}=...)"
+        )
+
+
+for _argument in KEYS:
+    sys.modules.setdefault(f"by_hand.{_argument}", _Parts(f"by_hand.{_argument}"))
+
+
+def with_parts(config, parts: Mapping[str, Any]):
+    """The config with the paths of these parts, by argument of `build`; None: as it is. `scores` are several."""
+    lists = {argument: part if argument == "scores" else [part] for argument, part in parts.items() if part is not None}
+    changes = {KEYS[argument]: ",".join(_path(argument, part) for part in some) for argument, some in lists.items()}
+    if not changes:
+        return config
+    values = schema.flatten(schema.with_own_keys(config, changes).to_dict())
+    return schema.nested(values | changes).lock()
+
+
+def _path(argument: str, part: Any) -> str:
+    """An import path of the part; a text is a name already."""
+    if isinstance(part, str):
+        return part
+    module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", "")
+    path = f"{module}:{name}"
+    if is_path(path) and module != "__main__" and getattr(sys.modules.get(module), name, None) is part:
+        return path
+    name = _describe(part)
+    if argument in ("generator", "discriminator") and not (inspect.isclass(part) or inspect.isroutine(part)):
+        part = partial(_same, part)  # what a config names makes a network, and this one is made
+    setattr(sys.modules[f"by_hand.{argument}"], name, part)
+    return f"by_hand.{argument}:{name}"
+
+
+def _same(network: Any) -> Any:
+    return network
+
+
+def _describe(part: Any) -> str:
+    """A name for a part that cannot be imported, the same in every process: its code's, with a hash of its fields."""
+    fields = ""
+    if not isinstance(part, Metric) and (is_dataclass(part) or isinstance(part, tuple | partial)):
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(part))
+        fields = f"_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    code = part.func if isinstance(part, partial) else getattr(part, "measure", part)
+    name = getattr(code, "__qualname__", type(code).__qualname__)
+    return re.sub(r"\W+", "_", name.rpartition("<locals>.")[2]).strip("_") + fields
