@@ -23,7 +23,7 @@ from gan_jax.parallel.exit_status import exit_status
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import BEST, Checkpoints
 from gan_jax.training.evaluator import evaluate_run
-from gan_jax.training.loop import train
+from gan_jax.training.loop import train_claimed
 from gan_jax.utils import runtime
 from gan_jax.utils.errors import InputError
 
@@ -111,9 +111,10 @@ def _train(runs_with: str) -> None:
     setup = agreement.all_or_none(partial(build.build, config))
     of_first = agreement.by_first(lambda: str(_workdir()))
     workdir = Path(_WORKDIR.value or of_first)
-    _say(f"workdir: {workdir}\nruntime: {runs_with}")
-    if train(setup, workdir):
-        _say(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
+    with workdirs.claimed(workdir, setup.config):
+        _say(f"workdir: {workdir}\nruntime: {runs_with}")
+        if train_claimed(setup, workdir):
+            _say(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
 
 
 def _require_equal_starts(config: ConfigDict) -> None:

@@ -19,7 +19,7 @@ from gan_jax.parallel.exit_status import exit_status as status_of
 from gan_jax.step.state import TrainState
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Checkpoints
-from gan_jax.training.loop import train
+from gan_jax.training.loop import train_claimed
 from gan_jax.utils import runtime
 from gan_jax.utils.files import read_json, write_atomically
 
@@ -45,16 +45,16 @@ def finished(config: ConfigDict, workdir: Path) -> Iterator[Run]:
     """
     setup = recipe.build(ConfigDict(config.to_dict()).lock())
     with workdirs.claimed(workdir, setup.config):
-        trained = _last_state(setup, workdir) is not None
-    if not trained:
-        _train(setup, workdir)
-    with workdirs.claimed(workdir, setup.config):
-        yield Run(setup, _last_state(setup, workdir), workdir, read_json(workdir / SECONDS, 0.0))
+        state = _last_state(setup, workdir)
+        if state is None:
+            _train(setup, workdir)
+            state = _last_state(setup, workdir)
+        yield Run(setup, state, workdir, read_json(workdir / SECONDS, 0.0))
 
 
 def _train(setup: Setup, workdir: Path) -> None:
     start = time.perf_counter()
-    complete = train(setup, workdir)
+    complete = train_claimed(setup, workdir)
     seconds = read_json(workdir / SECONDS, 0.0) + time.perf_counter() - start
     write_atomically(workdir / SECONDS, json.dumps(seconds).encode())
     if not complete:

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from gan_jax.config import checks, schema, shapes
-from gan_jax.config.by_hand import with_parts
+from gan_jax.config.by_hand import with_parts, with_source
 from gan_jax.data import Source, make_source
 from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
@@ -97,8 +97,12 @@ def build(
     """
     parts = {"objective": objective, "penalty": penalty, "generator": generator, "discriminator": discriminator}
     parts |= {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
-    config = with_parts(config, parts | {"move": move, "prior": prior, "scores": scores})
-    config = schema.with_own_keys(config)
+    parts |= {"move": move, "prior": prior, "scores": scores}
+    return _setup(schema.with_own_keys(with_parts(config, parts)), devices, source, runs)
+
+
+def _setup(config, devices: Devices | None, source: Source | None, runs: bool) -> Setup:
+    """`build` of a config that names all parts but the source."""
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
     checks.check_batch(config, devices, _minibatch(config).group_size)
@@ -117,6 +121,7 @@ def build(
             f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
             f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
         )
+    config = with_source(config, source) if own else config
     title = f"{config.data.name}, {config.objective.name}"
     numbers, keys = make_hyperparameters(config), run_keys(config.seed)
     return Setup(config, devices, source, partial(_reference, source, own, data), recipe, numbers, keys, title)

@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 from gan_jax.config import schema
-from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import is_path
 
@@ -28,6 +27,7 @@ KEYS = {  # argument of `build`: the config key that names such a part
     "discriminator_optimizer": "discriminator.optimizer.name",
     "move": "moves",
     "prior": "latent.prior",
+    "source": "data.name",
     "scores": "evaluation.scores",
 }
 
@@ -60,6 +60,13 @@ def with_parts(config, parts: Mapping[str, Any]):
     return schema.nested(values | changes).lock()
 
 
+def with_source(config, source: Any):
+    """The config of a run on data that was handed over, whatever the data set that it names."""
+    changed = config.copy_and_resolve_references().unlock()
+    changed.data.name = _kept("source", source, partial(_same, source))
+    return changed.lock()
+
+
 def _path(argument: str, part: Any) -> str:
     """An import path of the part; a text is a name already."""
     if isinstance(part, str):
@@ -68,23 +75,23 @@ def _path(argument: str, part: Any) -> str:
     path = f"{module}:{name}"
     if is_path(path) and module != "__main__" and getattr(sys.modules.get(module), name, None) is part:
         return path
-    name = _describe(part)
-    if argument in ("generator", "discriminator") and not (inspect.isclass(part) or inspect.isroutine(part)):
-        part = partial(_same, part)  # what a config names makes a network, and this one is made
-    setattr(sys.modules[f"by_hand.{argument}"], name, part)
-    return f"by_hand.{argument}:{name}"
+    is_made = argument in ("generator", "discriminator") and not (inspect.isclass(part) or inspect.isroutine(part))
+    return _kept(argument, part, partial(_same, part) if is_made else part)
 
 
-def _same(network: Any) -> Any:
-    return network
-
-
-def _describe(part: Any) -> str:
-    """A name for a part that cannot be imported, the same in every process: its code's, with a hash of its fields."""
+def _kept(argument: str, part: Any, named: Any) -> str:
+    """The path at which `named` is kept: of the part's code, with a hash of its fields, the same in every process."""
     fields = ""
-    if not isinstance(part, Metric) and (is_dataclass(part) or isinstance(part, tuple | partial)):
+    if argument not in ("source", "scores") and (is_dataclass(part) or isinstance(part, tuple | partial)):
         text = re.sub(r" at 0x[0-9a-f]+", "", repr(part))
         fields = f"_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     code = part.func if isinstance(part, partial) else getattr(part, "measure", part)
-    name = getattr(code, "__qualname__", type(code).__qualname__)
-    return re.sub(r"\W+", "_", name.rpartition("<locals>.")[2]).strip("_") + fields
+    name = getattr(code, "__qualname__", type(code).__qualname__).rpartition("<locals>.")[2]
+    name = re.sub(r"\W+", "_", name).strip("_") + fields
+    setattr(sys.modules[f"by_hand.{argument}"], name, named)
+    return f"by_hand.{argument}:{name}"
+
+
+def _same(part: Any) -> Any:
+    """What a registry calls to have a part that is made already."""
+    return part

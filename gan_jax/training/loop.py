@@ -54,12 +54,17 @@ def train(setup: Setup, workdir: str | Path, callbacks: Sequence[Callback | Call
 
     Of several processes all call it with the same setup. They step and save together; the first one does the rest.
     """
-    workdir, callbacks = Path(workdir), as_callbacks(callbacks, {name: setup.config[name] for name in CADENCES})
+    with workdirs.claimed(Path(workdir), setup.config):
+        return train_claimed(setup, Path(workdir), callbacks)
+
+
+def train_claimed(setup: Setup, workdir: Path, callbacks: Sequence[Callback | Callable] = ()) -> bool:
+    """`train` in a folder that the caller has claimed."""
+    callbacks = as_callbacks(callbacks, {name: setup.config[name] for name in CADENCES})
+    agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
+    if agreement.several():
+        agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
     with ExitStack() as stack:
-        stack.enter_context(workdirs.claimed(workdir, setup.config))
-        agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
-        if agreement.several():
-            agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
         return _Loop(setup, workdir, callbacks, stack).run()
 
 

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 
 import gan_jax
 from gan_jax import step
+from gan_jax.config import schema
 from gan_jax.config.build import initial_state
 from gan_jax.objectives import OBJECTIVES, separable, softplus
 from gan_jax.training import workdirs
@@ -119,3 +120,11 @@ def test_an_optimiser_with_its_rate_leaves_none_to_the_config(shrunk):
         InputError, match=r"learning_rate is 0\.01: it is a whole transformation, with a rate of its own"
     ):
         built(shrunk, {"generator.optimizer.learning_rate": 0.01}, generator_optimizer=optax.sgd(0.1))
+
+
+def test_a_source_that_is_handed_over_is_named_as_such(shrunk):
+    source = built(shrunk).source._replace(modes=None)
+    setup = built(shrunk, source=source)
+    assert setup.config.data.name == "by_hand.source:Source"
+    assert setup.source is source
+    assert schema.completed(setup.config.to_dict()).to_dict() == setup.config.to_dict()
