@@ -1,6 +1,6 @@
-"""Gradient penalties on the discriminator, one value an example.
+"""Penalties, one value an example: gradient penalties on the discriminator, and the generator's.
 
-Every penalty is called as `penalty(critic, keys, real, fake) -> [n]`:
+Every penalty is called as `penalty(critic, keys, real, fake) -> [n]`, or ([n], {metric: [n]}) if it reports any:
   critic: x [n, ...] -> logits [n], each logit a function of its own example alone (so no batch normalisation and
     no minibatch layer); where D sees packs of examples, each pack is one here, with one key;
   keys: [n] typed PRNG keys, one an example, so that the shards of a batch draw what the whole batch would;
@@ -8,6 +8,8 @@ Every penalty is called as `penalty(critic, keys, real, fake) -> [n]`:
 The step multiplies by `penalty.weight` and takes the mean. Norms are Euclidean over all axes of an example. Further
 parameters that are annotated are config keys (see `gan_jax.utils.keys`); `scale` is the data's standard deviation.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -93,3 +95,39 @@ PENALTIES = Registry(
     },
     function,
 )
+
+
+def keeps(initial: Callable, update: Callable) -> Callable[[Callable], Callable]:
+    """A decorator of a penalty, of either player, that keeps a state from step to step; it takes `state=` too.
+
+    Args:
+      initial: () -> the state before the first step, a pytree of arrays.
+      update: (state, metrics) -> the next one, after the update of a player that paid the penalty. `metrics` are what
+        the update reports, means over the whole batch: what the penalty reports is among them.
+    """
+
+    def mark(penalty: Callable) -> Callable:
+        penalty.initial, penalty.update = initial, update
+        return penalty
+
+    return mark
+
+
+def mode_seeking(generate, keys, latents, fake, prior):
+    """|z - z'| / |G(z) - G(z')|, means of absolute differences, of each latent and another one (arXiv:1903.05628).
+
+    The published code adds 1e-5 to the inverse, as here; it takes both means over the whole batch, where this is a
+    number for each example, so that the mean of any shards is that of the batch.
+    """
+    others = prior(keys)
+    ratio = _mean_distance(generate(others), fake) / jnp.maximum(_mean_distance(others, latents), 1e-8)
+    return 1 / (ratio + 1e-5)
+
+
+def _mean_distance(x, y):
+    return jnp.mean(jnp.abs(x - y).reshape(len(x), -1), axis=1)
+
+
+# Of the generator, called as penalty(generate, keys [n], latents [n, d], fake [n, ...]) -> [n]: `generate` is G in
+# training, latents -> examples, at the labels of the batch, and fake = generate(latents). `prior` is keys -> latents.
+GENERATOR_PENALTIES = Registry({"none": none, "mode_seeking": mode_seeking}, function)

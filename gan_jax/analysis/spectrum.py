@@ -134,7 +134,7 @@ def vector_field(recipe, devices, state, batches, key):
     """
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(batches["image"])))
     # A lazy penalty is the same on average, and a minibatch here is a micro-batch already.
-    recipe = recipe._replace(penalty_every=1, accumulate=1)
+    recipe = recipe._replace(penalty_every=1, generator_penalty_every=1, accumulate=1)
     numbers = recipe.schedule(state.hyperparameters, state.step)
 
     def field(players):

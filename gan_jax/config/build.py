@@ -1,6 +1,7 @@
 """From a checked config to the functions that it names, and to the setup of a run."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,14 +17,16 @@ from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
+from gan_jax.networks.network import with_known_convolutions
 from gan_jax.objectives import Objective, of_names
 from gan_jax.parallel.devices import LAYOUTS, Devices, mesh
-from gan_jax.penalties import PENALTIES
+from gan_jax.penalties import GENERATOR_PENALTIES, PENALTIES
 from gan_jax.step import augment, regularizers, schedules, transforms
+from gan_jax.step.losses import OF_G
 from gan_jax.step.optimizers import clip_weights, make_optimizer
-from gan_jax.step.state import Hyperparameters, Move, Recipe, TrainState
-from gan_jax.step.step import MOVES, init_state
-from gan_jax.utils.errors import InputError
+from gan_jax.step.state import Hyperparameters, Move, Own, Recipe, TrainState
+from gan_jax.step.step import MOVES, init_state, network_inputs
+from gan_jax.utils.errors import InputError, users_code
 from gan_jax.utils.keys import bind
 
 MOST_UNROLLED = 32  # gradients in one program, of either player
@@ -72,6 +75,7 @@ def build(
     discriminator_optimizer: str | optax.GradientTransformation | Callable | None = None,
     move: str | Move | Callable | None = None,
     prior: str | Callable | None = None,
+    generator_penalty: str | Callable | None = None,
     scores: Sequence[str | Callable | Metric] | None = None,
 ) -> Setup:
     """Everything that a config names, for training on `devices` (those that it names, by default).
@@ -92,12 +96,13 @@ def build(
         a direction, which the config's rate scales.
       move: a `Move`, or (recipe, devices, numbers, keys, state, batch) -> (state, metrics).
       prior: keys [n] -> latents [n, d].
+      generator_penalty: (generate, keys [n], latents, fake) -> [n]; `generator.penalty.weight` is its weight.
       scores: functions after `gan_jax.evaluation.lower_is_better` or `higher_is_better`; see `evaluation.scores`.
     Raises InputError, one line, where the config makes no sense or a part is not what it should be.
     """
     parts = {"objective": objective, "penalty": penalty, "generator": generator, "discriminator": discriminator}
     parts |= {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
-    parts |= {"move": move, "prior": prior, "scores": scores}
+    parts |= {"move": move, "prior": prior, "generator_penalty": generator_penalty, "scores": scores}
     return _setup(schema.with_own_keys(with_parts(config, parts)), devices, source, runs)
 
 
@@ -109,10 +114,10 @@ def _setup(config, devices: Devices | None, source: Source | None, runs: bool) -
     data, own = config.data.to_dict(), source is not None
     source = source if own else make_source(data)
     checks.check(config, source)
-    recipe = _make_recipe(config, devices, source)
     if source.draw and schema.names_a_path(values := schema.flatten(config.to_dict())):
         alone = mesh(jax.local_devices()[:1])
         shapes.check(values, _make_recipe(config, alone, source), alone, source, make_hyperparameters(config))
+    recipe = _with_known_networks(_make_recipe(config, devices, source), source)
     updates = config.steps_per_call * (config.discriminator.steps + 1)
     gradients = updates * config.accumulate * recipe.move.gradients_per_update
     if runs and recipe.unroll and gradients > MOST_UNROLLED:
@@ -187,22 +192,30 @@ def merge_setups(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
 
 
 def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
-    generator = _make_network(config, devices, source, "generator")
-    discriminator = _make_network(config, devices, source, "discriminator")
     move, minibatch, augmentation = MOVES[config.moves], _minibatch(config), config.augment
     burn_in, clip = config.burn_in or config.num_steps, config.discriminator.clip
     policy = transforms.of_policy(augmentation.policy)
     move_keys = schema.move_group(config.moves)
     take = bind(move_keys, move.take, config.to_dict().get(move_keys, {}))({})
-    penalty = None
-    if config.penalty.name != "none":
-        penalty = bind("penalty", PENALTIES[config.penalty.name], config.penalty, scale=source.std)
+    prior = bind("latent", PRIORS[config.latent.prior], config.latent)({})
+    penalties, own = {}, {"moves": Own(move.initial)} if move.initial else {}
+    for name, values, registry, context in (
+        ("penalty", config.penalty, PENALTIES, {"scale": source.std}),
+        (OF_G, config.generator.penalty, GENERATOR_PENALTIES, {"prior": prior}),
+    ):
+        part = registry[values.name]
+        penalties[name] = None if values.name == "none" else bind(name, part, values, **context)
+        if hasattr(part, "initial"):
+            own[name] = Own(part.initial, part.update, values.every)
     return Recipe(
-        generator=generator,
-        discriminator=discriminator,
+        generator=_make_network(config, devices, source, "generator"),
+        discriminator=_make_network(config, devices, source, "discriminator"),
         objective=of_names([config.objective.name], config.objective),
-        penalty=penalty,
+        penalty=penalties["penalty"],
         penalty_every=config.penalty.every,
+        generator_penalty=penalties[OF_G],
+        generator_penalty_every=config.generator.penalty.every,
+        own=own,
         schedule=partial(schedules.at_step, burn_in, config.num_steps, config.batch_size),
         generator_tx=make_optimizer("generator.optimizer", config.generator.optimizer, burn_in, move.updates_per_step),
         discriminator_tx=make_optimizer(
@@ -212,7 +225,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
             move.updates_per_step * config.discriminator.steps,
             clip_weights(clip) if clip else optax.identity(),
         ),
-        prior=bind("latent", PRIORS[config.latent.prior], config.latent)({}),
+        prior=prior,
         augment=partial(augment.augmented, policy),
         transform=partial(augment.transformed, policy=policy, probability=1.0),
         update_regularizers=partial(
@@ -229,25 +242,34 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         move=move._replace(take=take),
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
-        unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
     )
+
+
+def _with_known_networks(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe, once it is known whether its networks convolve."""
+    networks = recipe.generator, recipe.discriminator
+    if any(network.convolves is None for network in networks):
+        inputs = jax.eval_shape(partial(network_inputs, recipe, shape=source.shape), jax.random.key(0))
+        networks = [with_known_convolutions(network, *x) for network, x in zip(networks, inputs, strict=True)]
+    unroll = jax.default_backend() == "cpu" and any(network.convolves for network in networks)
+    return recipe._replace(generator=networks[0], discriminator=networks[1], unroll=unroll)
 
 
 def _make_network(config, devices: Devices, source: Source, player: str):
     """The player's network; its class takes what it has a field for (see `gan_jax.networks`)."""
     values = config[player]
-    return make_network(
-        getattr(FAMILIES[values.network], player),
-        values,
-        config.matmul_precision,
-        shape=source.shape,
-        dtype=jnp.dtype(config.precision),
-        axis_name=devices.axis_name,
-        classes=len(source.classes) if config.conditional else 0,
-        form=config.convolution,
-        minibatch=_minibatch(config),
-        sums=values.spectral_norm,  # where weights are normalised, no weight can make up for a mean over pixels
-    )
+    context = {
+        "shape": source.shape,
+        "dtype": jnp.dtype(config.precision),
+        "axis_name": devices.axis_name,
+        "classes": len(source.classes) if config.conditional else 0,
+        "form": config.convolution,
+        "minibatch": _minibatch(config),
+        "sums": values.spectral_norm,  # where weights are normalised, no weight can make up for a mean over pixels
+    }
+    part, own = getattr(FAMILIES[values.network], player), values.network not in FAMILIES
+    with users_code(values.network) if own else nullcontext():
+        return make_network(part, values, config.matmul_precision, own, **context)
 
 
 def _minibatch(config) -> Minibatch:

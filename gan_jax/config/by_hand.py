@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from functools import partial
 from types import ModuleType
@@ -16,7 +16,7 @@ from typing import Any
 
 from gan_jax.config import schema
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import is_path
+from gan_jax.utils.keys import is_path, parameters_of
 
 KEYS = {  # argument of `build`: the config key that names such a part
     "objective": "objective.name",
@@ -27,6 +27,7 @@ KEYS = {  # argument of `build`: the config key that names such a part
     "discriminator_optimizer": "discriminator.optimizer.name",
     "move": "moves",
     "prior": "latent.prior",
+    "generator_penalty": "generator.penalty.name",
     "source": "data.name",
     "scores": "evaluation.scores",
 }
@@ -76,7 +77,13 @@ def _path(argument: str, part: Any) -> str:
     if is_path(path) and module != "__main__" and getattr(sys.modules.get(module), name, None) is part:
         return path
     is_made = argument in ("generator", "discriminator") and not (inspect.isclass(part) or inspect.isroutine(part))
-    return _kept(argument, part, partial(_same, part) if is_made else part)
+    return _kept(argument, part, _network(part) if is_made else part)
+
+
+def _network(part: Any) -> Callable:
+    """A function that returns this network; with the parameter by which it is known to have a use for labels."""
+    call = part[1] if isinstance(part, tuple) and len(part) > 1 else part
+    return partial(_same_of_classes if callable(call) and "label" in parameters_of(call) else _same, part)
 
 
 def _kept(argument: str, part: Any, named: Any) -> str:
@@ -94,4 +101,8 @@ def _kept(argument: str, part: Any, named: Any) -> str:
 
 def _same(part: Any) -> Any:
     """What a registry calls to have a part that is made already."""
+    return part
+
+
+def _same_of_classes(part: Any, classes: int = 0) -> Any:
     return part

@@ -121,6 +121,8 @@ def _network_faults(player: str, config, source: Source) -> Faults:
 
 def _penalty_faults(config) -> Faults:
     penalty = config.penalty
+    if config.generator.penalty.name != "none" and config.generator.penalty.weight == 0:
+        yield "generator.penalty.name generator.penalty.weight", "the penalty does nothing; give it a weight"
     if penalty.name == "none":
         if penalty.weight_to:
             yield "penalty.weight_to penalty.name", "there is no penalty; set weight_to to 0, or name one"

@@ -22,9 +22,9 @@ from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
 from gan_jax.objectives import NAMED
 from gan_jax.parallel.devices import LAYOUTS
-from gan_jax.penalties import PENALTIES
+from gan_jax.penalties import GENERATOR_PENALTIES, PENALTIES
 from gan_jax.step.augment import AugmentKeys
-from gan_jax.step.losses import ObjectiveKeys, PenaltyKeys
+from gan_jax.step.losses import GeneratorPenaltyKeys, ObjectiveKeys, PenaltyKeys
 from gan_jax.step.optimizers import OPTIMIZERS, OptimizerKeys
 from gan_jax.step.regularizers import AdaKeys, RegularizerKeys
 from gan_jax.step.schedules import AverageKeys
@@ -121,6 +121,7 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
     objective = Choice("name", NAMED, "non_saturating", "losses of both players", lambda entry: entry.make or _no_keys)
     prior = Choice("prior", PRIORS, "normal", "distribution of the latents")
     source = Choice("name", data.SOURCES, "ring8", "data set", holds=data.is_name, entry=data.entry)
+    g_penalty = Choice("name", GENERATOR_PENALTIES, "none", "penalty on G")
     # The keys of a move lie in a group of its own.
     move = Choice("moves", MOVES, "alternating", "how the players move", lambda entry: _no_keys)
     move_groups = [
@@ -139,6 +140,7 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
         Group("penalty.", (PenaltyKeys,), Choice("name", PENALTIES, "none", "gradient penalty on D")),
         Group("augment.", (AugmentKeys, AdaKeys)),
         Group("generator.", (NetworkKeys, AverageKeys), generator),
+        Group("generator.penalty.", (GeneratorPenaltyKeys,), g_penalty),
         Group("generator.optimizer.", (OptimizerKeys,), optimizer),
         Group("discriminator.", (NetworkKeys, DiscriminatorKeys, Minibatch, RegularizerKeys), discriminator),
         Group("discriminator.optimizer.", (OptimizerKeys,), optimizer),

@@ -14,8 +14,8 @@ from gan_jax import step
 from gan_jax.data import Source
 from gan_jax.data.loader import call_shapes
 from gan_jax.parallel.devices import Devices
-from gan_jax.step.losses import labels_of, packed
 from gan_jax.step.state import Hyperparameters, Recipe
+from gan_jax.step.step import network_inputs
 from gan_jax.utils.errors import InputError
 
 METRICS = {"d_loss", "g_loss", "max_logit"}  # that the loop needs of a step
@@ -28,20 +28,19 @@ def check(values: Mapping, recipe: Recipe, devices: Devices, source: Source, num
       values: of the config, by dotted key.
       recipe, devices: of one device; numbers: of a state.
     """
-    shape_of, key, keys = partial(_shape_of, values), jax.random.key(0), jax.random.split(jax.random.key(0), 2)
-    real = packed(recipe, jnp.zeros((2 * recipe.group_size, *source.shape)))
-    n, numbers_now = len(real), recipe.schedule(numbers, jnp.int32(0))
-    labels = labels_of(recipe, {"label": jnp.zeros(n, jnp.int32)})
-    latents = shape_of("latent.prior", (2, None), recipe.prior, keys)
+    shape_of, key = partial(_shape_of, values), jax.random.key(0)
+    shape_of("latent.prior", (2, None), recipe.prior, jax.random.split(key, 2))
+    of_generator, of_discriminator = jax.eval_shape(partial(network_inputs, recipe, shape=source.shape), key)
     generate, judge = (partial(_first_call, network) for network in (recipe.generator, recipe.discriminator))
-    shape_of("generator.network", (2, *source.shape), generate, key, latents, *(label[:2] for label in labels))
+    shape_of("generator.network", (2, *source.shape), generate, key, *of_generator)
+    real, *labels = of_discriminator
+    n, numbers_now = real.shape[0], recipe.schedule(numbers, jnp.int32(0))
     logits = shape_of("discriminator.network", (n,), judge, key, real, *labels)
     for loss in ("discriminator", "generator", "divergence"):
         shape_of("objective.name", (n,), getattr(recipe.objective(numbers_now), loss), logits, logits)
     if recipe.penalty is not None:
-        critic = lambda x: judge(key, x, *labels)  # noqa: E731
-        penalty = partial(recipe.penalty(numbers_now), critic)
-        shape_of("penalty.name", (n,), penalty, jax.random.split(key, n), real, real)
+        penalty = partial(_penalty, recipe.penalty(numbers_now), judge, key)
+        shape_of("penalty.name", (n,), penalty, real, *labels)
     try:
         state = jax.eval_shape(partial(step.init_state, recipe, shape=source.shape), numbers, key)
         data = call_shapes(source, devices, 1, recipe.discriminator_steps, recipe.batch_size)
@@ -55,8 +54,12 @@ def check(values: Mapping, recipe: Recipe, devices: Devices, source: Source, num
 
 def _first_call(network: Any, key, x, *labels):
     """What a network gives in training, before its first update."""
-    params, stats = network.init(key, x, *labels)
-    return network.apply(params, stats, x, True, *labels)[0]
+    noise = network.keyed(lambda: jax.random.split(key, len(x)))
+    return network.apply(*network.init(key, x, *labels), x, True, *labels, **noise)[0]
+
+
+def _penalty(penalty: Callable, judge: Callable, key, x, *labels):
+    return penalty(lambda x: judge(key, x, *labels), jax.random.split(key, len(x)), x, x)
 
 
 def _shape_of(values: Mapping, key: str, shape: tuple, function: Callable, *arguments) -> jax.ShapeDtypeStruct:

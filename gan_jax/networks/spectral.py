@@ -66,9 +66,9 @@ def _init(network, key, *inputs):
     return params, {"network": stats, "vectors": unflatten_dict(vectors)}
 
 
-def _apply(function, params, stats, x, train: bool, *label):
+def _apply(function, params, stats, x, train: bool, *label, **keys):
     weights, vectors = normalised_weights(params, stats["vectors"])
-    y, own = function(weights, stats["network"], x, train, *label)
+    y, own = function(weights, stats["network"], x, train, *label, **keys)
     return y, {"network": own, "vectors": vectors if train else stats["vectors"]}
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from gan_jax.networks.network import keys_of_values
 from gan_jax.step.losses import packed
 from gan_jax.step.state import Average, Player, Recipe
 
@@ -12,9 +13,9 @@ COPIED = 64  # examples whose copies, or whose logits, are in memory at a time
 def sample(recipe: Recipe, average: Average, latents, *labels):
     """The averaged generator at `latents` [n, d], with its running statistics: [n, ...]. Deterministic.
 
-    A conditional one is given `labels`, int32 [n], too.
+    A conditional one is given `labels`, int32 [n], too. Noise of its own follows from the latents.
     """
-    return recipe.generator.apply(average.params, average.stats, latents, False, *labels)[0]
+    return _applied(recipe.generator, average, latents, *labels)
 
 
 def discriminate(recipe: Recipe, player: Player, x):
@@ -23,11 +24,11 @@ def discriminate(recipe: Recipe, player: Player, x):
     A D that needs several examples together is shown copies of a single one.
     """
     if recipe.group_size == 1:
-        return recipe.discriminator.apply(player.params, player.stats, x, False)[0]
+        return _applied(recipe.discriminator, player, x)
 
     def of_copies(example):
         packs = packed(recipe, jnp.broadcast_to(example, (recipe.group_size, *example.shape)))
-        return recipe.discriminator.apply(player.params, player.stats, packs, False)[0][0]
+        return _applied(recipe.discriminator, player, packs)[0]
 
     return jax.lax.map(of_copies, x, batch_size=COPIED)
 
@@ -38,4 +39,9 @@ def judge(recipe: Recipe, player: Player | Average, x, *labels):
     Returns: [n / packing]; n must be whole packs and groups, `group_size` examples each. A conditional one is given
       `labels`, int32 [n], too.
     """
-    return recipe.discriminator.apply(player.params, player.stats, packed(recipe, x), False, *labels)[0]
+    return _applied(recipe.discriminator, player, packed(recipe, x), *labels)
+
+
+def _applied(network, player: Player | Average, x, *labels):
+    noise = network.keyed(lambda: keys_of_values(x))
+    return network.apply(player.params, player.stats, x, False, *labels, **noise)[0]

@@ -5,7 +5,7 @@ The other player is held constant, and so are all running statistics: new ones a
 examples that the code is given: all of them under jit, one device's under pmap. The step averages over the shards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, NamedTuple
 
@@ -15,9 +15,15 @@ import jax.numpy as jnp
 from gan_jax.parallel.devices import Devices
 from gan_jax.step import regularizers
 from gan_jax.step.state import Recipe, TrainState
+from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import NON_NEGATIVE, POSITIVE_INT, SCHEDULED, TRACED, Needs
 
-NEEDS_PENALTY = Needs("penalty.name")
+OF_G = "generator.penalty"  # the group of G's penalty; that of D's is "penalty"
+# What a latent's key is folded with, for everything else of its example. Latents are drawn at smaller numbers.
+FOR_AUGMENTING, FOR_TRANSFORMS, NOISE_OF_G, NOISE_OF_D, FOR_PENALTY, FOR_LATENTS, *FOR_CRITIC = range(
+    2**32 - 1, 2**32 - 9, -1
+)
+LAZY = "lazy: the penalty is paid in every n-th step only, n times over"
 
 
 class ObjectiveKeys(NamedTuple):
@@ -29,12 +35,17 @@ class ObjectiveKeys(NamedTuple):
 
 
 class PenaltyKeys(NamedTuple):
-    """The config keys of every penalty, beside its own."""
+    """The config keys of every penalty on D, beside its own."""
 
     weight: Annotated[float, NON_NEGATIVE, "weight of the penalty in D's loss", SCHEDULED] = 0.0
-    every: Annotated[
-        int, POSITIVE_INT, "lazy: the penalty is paid in every n-th step only, n times over", NEEDS_PENALTY
-    ] = 1
+    every: Annotated[int, POSITIVE_INT, LAZY, Needs("penalty.name")] = 1
+
+
+class GeneratorPenaltyKeys(NamedTuple):
+    """The config keys of every penalty on G, beside its own."""
+
+    weight: Annotated[float, NON_NEGATIVE, "weight of the penalty in G's loss", SCHEDULED, Needs(f"{OF_G}.name")] = 0.0
+    every: Annotated[int, POSITIVE_INT, LAZY, Needs(f"{OF_G}.name")] = 1
 
 
 @jax.named_scope("discriminator_loss")  # a name that traces and profiles show
@@ -50,29 +61,30 @@ def discriminator_loss(recipe: Recipe, numbers: Mapping, state: TrainState, para
       dropped.
     """
     real, labels, old_stats = real["image"], labels_of(recipe, real), state.discriminator.stats
-    fake, _ = recipe.generator.apply(
-        state.generator.params, state.generator.stats, recipe.prior(latent_keys), True, *labels
-    )
+    fake, _ = _generated(recipe, state.generator.params, state, recipe.prior(latent_keys), labels, latent_keys)
 
-    def critic(x):
-        return recipe.discriminator.apply(params, old_stats, x, True, *labels)[0]
+    def critic(x, number=FOR_PENALTY):
+        keys = recipe.discriminator.keyed(lambda: _one_a_pack(recipe, _folded(latent_keys, number)))
+        return recipe.discriminator.apply(params, old_stats, x, True, *labels, **keys)[0]
 
     transformed = [partial(transformed_logits, recipe, critic, latent_keys, i, x) for i, x in enumerate((real, fake))]
     real, fake = augment_and_pack(recipe, numbers, state, latent_keys, real, fake)
-    real_logits, fake_logits, stats = _both(recipe, recipe.discriminator.apply, params, old_stats, real, fake, labels)
+    inputs = params, old_stats, real, fake, labels, latent_keys
+    real_logits, fake_logits, stats = _both(recipe, recipe.discriminator.apply, *inputs)
     objective = recipe.objective(numbers)
-    total = jnp.mean(objective.discriminator(real_logits, fake_logits))
+    total, own_metrics = _mean(objective.discriminator(real_logits, fake_logits))
     metrics = {"d_loss": total, "penalty": jnp.float32(0)} | logit_metrics(objective, real_logits, fake_logits)
     if recipe.penalty is not None:
-        weight, metrics["penalty"] = _penalty(recipe, numbers, state.step, critic, penalty_keys, real, fake)
-        total = total + weight * metrics["penalty"]
+        points = _one_a_pack(recipe, penalty_keys), real, fake
+        weight, metrics["penalty"], of_penalty = _penalty(recipe, "penalty", numbers, state, critic, *points)
+        total, own_metrics = total + weight * metrics["penalty"], _joined(own_metrics, of_penalty)
     if state.regularizers is not None and state.regularizers.adaptive is not None:
         metrics["augment_probability"] = state.regularizers.adaptive.probability
     if regularizers.WEIGHTS & numbers.keys():
         terms = regularizers.terms(numbers, state.regularizers, real_logits, fake_logits, *transformed)
         for name, (weight, value) in terms.items():
             total, metrics[name] = total + weight * value, value
-    return total, (stats, metrics, _largest(real_logits, fake_logits))
+    return total, (stats, _joined(metrics, own_metrics), _largest(real_logits, fake_logits))
 
 
 @jax.named_scope("generator_loss")
@@ -87,20 +99,50 @@ def generator_loss(recipe: Recipe, devices: Devices, numbers: Mapping, state: Tr
       statistics of this pass are dropped.
     """
     real, labels, discriminator = real["image"], labels_of(recipe, real), state.discriminator
-    fake, stats = recipe.generator.apply(params, state.generator.stats, recipe.prior(latent_keys), True, *labels)
-    real, fake = augment_and_pack(recipe, numbers, state, latent_keys, real, fake)
-    inputs = discriminator.params, discriminator.stats, real, fake, labels
+    latents = recipe.prior(latent_keys)
+    images, stats = _generated(recipe, params, state, latents, labels, latent_keys)
+    real, fake = augment_and_pack(recipe, numbers, state, latent_keys, real, images)
+    inputs = discriminator.params, discriminator.stats, real, fake, labels, latent_keys
     objective, weight = recipe.objective(numbers), numbers.get("objective.feature_matching")
     if weight is None:
         real_logits, fake_logits, _ = _both(recipe, recipe.discriminator.apply, *inputs)
-        loss = jnp.mean(objective.generator(fake_logits, real_logits))
-        return loss, (stats, {"g_loss": loss}, _largest(fake_logits))
-    (real_logits, real_features), (fake_logits, fake_features), _ = _both(
-        recipe, recipe.discriminator.features, *inputs
-    )
-    loss = jnp.mean(objective.generator(fake_logits, real_logits))
-    distance = _feature_distance(devices, real_features, fake_features)
-    return loss + weight * distance, (stats, {"g_loss": loss, "feature_matching": distance}, _largest(fake_logits))
+        total, own_metrics = _mean(objective.generator(fake_logits, real_logits))
+        metrics = {"g_loss": total}
+    else:
+        (real_logits, real_features), (fake_logits, fake_features), _ = _both(
+            recipe, recipe.discriminator.features, *inputs
+        )
+        loss, own_metrics = _mean(objective.generator(fake_logits, real_logits))
+        distance = _feature_distance(devices, real_features, fake_features)
+        total, metrics = loss + weight * distance, {"g_loss": loss, "feature_matching": distance}
+    if recipe.generator_penalty is not None:
+
+        def generate(z):
+            return _generated(recipe, params, state, z, labels, _folded(latent_keys, FOR_PENALTY))[0]
+
+        points = _folded(latent_keys, FOR_LATENTS), latents, images
+        weight, metrics["g_penalty"], of_penalty = _penalty(recipe, OF_G, numbers, state, generate, *points)
+        total, own_metrics = total + weight * metrics["g_penalty"], _joined(own_metrics, of_penalty)
+    return total, (stats, _joined(metrics, own_metrics), _largest(fake_logits))
+
+
+def _generated(recipe: Recipe, params, state: TrainState, latents, labels: tuple, keys):
+    """(G's images at latents [n, d], its new running statistics), in training, with noise from keys [n]."""
+    noise = recipe.generator.keyed(lambda: _folded(keys, NOISE_OF_G))
+    return recipe.generator.apply(params, state.generator.stats, latents, True, *labels, **noise)
+
+
+def _mean(values):
+    """(the mean of a loss [n], those of what it reports): a loss is [n], or ([n], {metric: [n] or a number})."""
+    values, reported = values if isinstance(values, tuple) else (values, {})
+    return jnp.mean(values), {name: jnp.mean(value) for name, value in reported.items()}
+
+
+def _joined(metrics: dict, own: dict) -> dict:
+    """Both. Raises InputError where a part reports a metric that there is already."""
+    if taken := metrics.keys() & own.keys():
+        raise InputError(f"a part reports the metric {min(taken)}, which there is already; give it another name")
+    return metrics | own
 
 
 def logit_metrics(objective, real_logits, fake_logits) -> dict:
@@ -125,20 +167,30 @@ def augment_and_pack(recipe: Recipe, numbers: Mapping, state: TrainState, latent
     probability = adaptive.probability if adaptive else numbers.get("augment.probability")
     noise = numbers.get("augment.instance_noise")
     if probability is not None or noise is not None:
-        keys = _keys_of_both(latent_keys, 2**32 - 1)
+        keys = _keys_of_both(latent_keys, FOR_AUGMENTING)
         real, fake = (recipe.augment(keys[:, i], x, probability, noise) for i, x in enumerate((real, fake)))
     return packed(recipe, real), packed(recipe, fake)
 
 
 def transformed_logits(recipe: Recipe, critic, latent_keys, which: int, x):
     """D's logits of the real (0) or the fake (1) examples x, transformed by keys of their own."""
-    keys = _keys_of_both(latent_keys, 2**32 - 2)[:, which]
-    return critic(packed(recipe, recipe.transform(keys, x)))
+    keys = _keys_of_both(latent_keys, FOR_TRANSFORMS)[:, which]
+    return critic(packed(recipe, recipe.transform(keys, x)), FOR_CRITIC[which])
 
 
 def _keys_of_both(latent_keys, number: int):
-    """[n, 2]: for each real and for each fake example a key. Latents are drawn at smaller numbers of theirs."""
+    """[n, 2]: for each real and for each fake example a key."""
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(latent_keys)
+
+
+def _folded(latent_keys, number: int):
+    """[n]: for each example a key."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(latent_keys)
+
+
+def _one_a_pack(recipe: Recipe, keys):
+    """Of the keys [n] of examples, those of the packs that they are."""
+    return keys if recipe.packing == 1 else keys.reshape(-1, recipe.packing)[:, 0]
 
 
 def packed(recipe: Recipe, x):
@@ -149,14 +201,20 @@ def packed(recipe: Recipe, x):
     return packs.reshape(*packs.shape[:-2], -1)
 
 
-def _both(recipe, apply, params, stats, real, fake, labels):
+def _both(recipe, apply, params, stats, real, fake, labels, latent_keys):
     """D's `apply` at real and at fake, and its new statistics: two passes, or one over both."""
+
+    def keys(which: int):
+        return _one_a_pack(recipe, _keys_of_both(latent_keys, NOISE_OF_D)[:, which])
+
+    keyed = recipe.discriminator.keyed
     if recipe.one_pass:
         in_turn = [_in_turn(label, label) for label in labels]
-        outputs, stats = apply(params, stats, _in_turn(real, fake), True, *in_turn)
+        noise = keyed(lambda: _in_turn(keys(0), keys(1)))
+        outputs, stats = apply(params, stats, _in_turn(real, fake), True, *in_turn, **noise)
         return *(jax.tree.map(lambda x: x[first::2], outputs) for first in (0, 1)), stats  # noqa: B023
-    of_real, stats = apply(params, stats, real, True, *labels)
-    of_fake, stats = apply(params, stats, fake, True, *labels)
+    of_real, stats = apply(params, stats, real, True, *labels, **keyed(lambda: keys(0)))
+    of_fake, stats = apply(params, stats, fake, True, *labels, **keyed(lambda: keys(1)))
     return of_real, of_fake, stats
 
 
@@ -175,18 +233,29 @@ def _feature_distance(devices, real, fake):
     return jnp.sum(jnp.square(real - fake))
 
 
-def _penalty(recipe, numbers, step, critic, keys, real, fake):
-    """(its weight, the mean penalty over this shard): a lazy one is 0, and not computed, in most steps."""
-    weight, every, penalty = numbers.get("penalty.weight", 0.0), recipe.penalty_every, recipe.penalty(numbers)
-    keys = keys if recipe.packing == 1 else keys.reshape(-1, recipe.packing)[:, 0]  # one a pack
+def _penalty(recipe: Recipe, name: str, numbers: Mapping, state: TrainState, function: Callable, *points):
+    """(its weight, the mean over this shard, what it reports) of the penalty of D, "penalty", or of G, OF_G.
+
+    It is called as penalty(function, *points). A lazy one is 0, and not computed, in most steps.
+    """
+    make, every = recipe.penalty, recipe.penalty_every
+    if name == OF_G:
+        make, every = recipe.generator_penalty, recipe.generator_penalty_every
+    penalty, weight = make(numbers), numbers.get(f"{name}.weight", 0.0)
+    remembered = {"state": state.own[name]} if name in recipe.own else {}
 
     def mean(*points):
-        return jnp.mean(penalty(critic, *points))
+        return _mean(penalty(function, *points, **remembered))
 
     if every == 1:
-        return weight, mean(keys, real, fake)
-    due = (step + 1) % every == 0
-    return weight * every, jax.lax.cond(due, mean, lambda *_: jnp.float32(0), keys, real, fake)
+        return weight, *mean(*points)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(mean, *points))
+    return weight * every, *jax.lax.cond(is_paid(every, state.step), mean, lambda *_: nothing, *points)
+
+
+def is_paid(every: int, step):
+    """Whether a lazy penalty is paid in the step that `step` steps come before."""
+    return (step + 1) % every == 0
 
 
 def _largest(*logits):

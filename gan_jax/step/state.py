@@ -1,6 +1,7 @@
 """What a step works on: the recipe, which is static, and the state of a run, all that a step changes, as pytrees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,15 @@ class RegularizerState(struct.PyTreeNode):
     averages: LogitAverages | None
 
 
+class Own(NamedTuple):
+    """What a part of one's own keeps from step to step, in `TrainState.own`."""
+
+    initial: Callable  # () -> a pytree of arrays
+    # (its state, metrics of the update of its player: means over the batch) -> its state; None: the part moves it
+    update: Callable | None = None
+    every: int = 1  # steps from one in which it moves to the next
+
+
 class TrainState(struct.PyTreeNode):
     """A run between two steps. The same state, recipe and data give the same next state, bit for bit."""
 
@@ -59,6 +69,7 @@ class TrainState(struct.PyTreeNode):
     discriminator: Player
     ema: Average
     regularizers: RegularizerState | None = None
+    own: dict[str, Any] | None = None  # by the groups of the parts that keep something: see `Own`
 
 
 class Move(NamedTuple):
@@ -67,6 +78,7 @@ class Move(NamedTuple):
     take: Callable  # (recipe, devices, numbers, keys, state, batch, parameters by name) -> (state, metrics)
     updates_per_step: int = 1  # that an optimiser counts for one update of its player
     gradients_per_update: int = 1  # of each loss, in the compiled program
+    initial: Callable | None = None  # () -> a pytree of arrays that it keeps in state.own["moves"], and moves itself
 
 
 class Recipe(NamedTuple):
@@ -83,6 +95,9 @@ class Recipe(NamedTuple):
     batch_size: int  # examples of a minibatch, over all devices
     penalty: Callable | None = None  # numbers -> (critic, keys [n], real, fake) -> [n]; None: there is none
     penalty_every: int = 1  # steps from one in which D pays the penalty, so many times over, to the next
+    generator_penalty: Callable | None = None  # numbers -> (generate, keys [n], latents, fake) -> [n]
+    generator_penalty_every: int = 1
+    own: Mapping[str, Own] = MappingProxyType({})  # by group: "penalty", "generator.penalty", "moves"
     augment: Callable | None = None  # (keys [n], x [n, ...], probability or None, noise or None) -> what D sees of x
     transform: Callable | None = None  # (keys [n], x [n, ...]) -> x transformed: D is to be consistent under it
     update_regularizers: Callable | None = None  # (numbers, RegularizerState, metrics of an update of D) -> the next

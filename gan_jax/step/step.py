@@ -28,7 +28,7 @@ import optax
 from gan_jax.data import shuffle
 from gan_jax.parallel.devices import Devices, example_keys, example_slots
 from gan_jax.step import regularizers
-from gan_jax.step.losses import discriminator_loss, generator_loss, labels_of, packed
+from gan_jax.step.losses import OF_G, discriminator_loss, generator_loss, is_paid, labels_of, packed
 from gan_jax.step.state import Average, Hyperparameters, Move, Player, Recipe, TrainState
 from gan_jax.utils.keys import NON_NEGATIVE, Registry, function
 
@@ -109,7 +109,7 @@ def generator_step(recipe: Recipe, devices: Devices, state: TrainState, real, ke
     numbers = recipe.schedule(state.hyperparameters, state.step) if numbers is None else numbers
     gradient = generator_gradient(recipe, devices, numbers, state, real, key)
     gradients, stats, metrics = mean_over_devices(devices, "g_grad_norm", *gradient)
-    return update_generator(recipe, numbers, state, gradients, stats), metrics
+    return update_generator(recipe, numbers, state, gradients, stats, metrics), metrics
 
 
 def discriminator_gradient(recipe: Recipe, devices: Devices, numbers: Mapping, state: TrainState, real, key):
@@ -152,6 +152,7 @@ def update_discriminator(recipe: Recipe, numbers: Mapping, state: TrainState, gr
     `metrics` of the update, over all devices, move the state of D's regularisers.
     """
     player = _update(recipe.discriminator_tx(numbers), state.discriminator, gradients, stats)
+    state = _own_updated(recipe, "penalty", state, metrics)
     if state.regularizers is None:
         return state.replace(discriminator=player)
     return state.replace(
@@ -159,10 +160,21 @@ def update_discriminator(recipe: Recipe, numbers: Mapping, state: TrainState, gr
     )
 
 
-def update_generator(recipe: Recipe, numbers: Mapping, state: TrainState, gradients, stats) -> TrainState:
+def update_generator(recipe: Recipe, numbers: Mapping, state: TrainState, gradients, stats, metrics) -> TrainState:
     """The same of G, and of its moving average."""
     player = _update(recipe.generator_tx(numbers), state.generator, gradients, stats)
+    state = _own_updated(recipe, OF_G, state, metrics)
     return state.replace(generator=player, ema=_averaged(state.ema, player, numbers["generator.ema_decay"]))
+
+
+def _own_updated(recipe: Recipe, name: str, state: TrainState, metrics) -> TrainState:
+    """The state after the part of that group, if there is one that keeps something, has seen its player's metrics."""
+    if name not in recipe.own:
+        return state
+    own, old = recipe.own[name], state.own[name]
+    due = is_paid(own.every, state.step)
+    new = jax.tree.map(lambda new, old: jnp.where(due, new, old), own.update(old, metrics), old)
+    return state.replace(own=state.own | {name: new})
 
 
 @jax.named_scope("update")
@@ -307,10 +319,9 @@ def _field(recipe: Recipe, devices: Devices, numbers: Mapping, keys: StepKeys, s
 
 def _both_updated(recipe: Recipe, numbers: Mapping, state: TrainState, of_generator, of_discriminator):
     """(the state after both have moved by these, metrics)."""
-    *generator, generator_metrics = of_generator
-    *discriminator, metrics = of_discriminator
-    state = update_discriminator(recipe, numbers, state, *discriminator, metrics)
-    state = update_generator(recipe, numbers, state, *generator)
+    state = update_discriminator(recipe, numbers, state, *of_discriminator)
+    state = update_generator(recipe, numbers, state, *of_generator)
+    metrics, generator_metrics = of_discriminator[-1], of_generator[-1]
     largest = jnp.fmax(metrics["max_logit"], generator_metrics["max_logit"])
     return state, metrics | generator_metrics | {"max_logit": largest}
 
@@ -354,16 +365,25 @@ def order_words(key) -> jax.Array:
 def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tuple[int, ...]) -> TrainState:
     """The state before the first step; `shape` is that of one example. Each network has a key of its own."""
     generator_key, discriminator_key, latent_key, step_key = jax.random.split(key, 4)
-    inputs = recipe.prior(jax.random.split(latent_key, 2)), *labels_of(recipe, {"label": jnp.zeros(2, jnp.int32)})
-    generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, *inputs)
-    packs = packed(recipe, jnp.zeros((2 * recipe.group_size, *shape)))
-    inputs = packs, *labels_of(recipe, {"label": jnp.zeros(len(packs), jnp.int32)})
+    of_generator, of_discriminator = network_inputs(recipe, latent_key, shape)
+    generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, *of_generator)
     tx = recipe.discriminator_tx(hyperparameters)
-    discriminator = _init_player(recipe.discriminator, tx, discriminator_key, *inputs)
+    discriminator = _init_player(recipe.discriminator, tx, discriminator_key, *of_discriminator)
     # Copies, not aliases: the whole state is donated to the next step, and a buffer can be donated only once.
     ema = jax.tree.map(jnp.copy, Average(generator.params, generator.stats))
     regularizer_state = regularizers.initial(hyperparameters)
-    return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema, regularizer_state)
+    own = {name: jax.tree.map(jnp.array, part.initial()) for name, part in recipe.own.items()} or None
+    return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema, regularizer_state, own)
+
+
+def network_inputs(recipe: Recipe, key, shape: tuple[int, ...]):
+    """What two examples of this shape are to the networks: ((latents, *labels) of G, (packs, *labels) of D)."""
+
+    def labels(n: int) -> tuple:
+        return labels_of(recipe, {"label": jnp.zeros(n, jnp.int32)})
+
+    packs = packed(recipe, jnp.zeros((2 * recipe.group_size, *shape)))
+    return (recipe.prior(jax.random.split(key, 2)), *labels(2)), (packs, *labels(len(packs)))
 
 
 def _init_player(network, tx, key, *inputs) -> Player:

@@ -1,5 +1,7 @@
 """The ways in which a run may end that are nobody's bug."""
 
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A mistake of the user. The message is one line, what is wrong and what would be right; the exit status is 2."""
@@ -19,3 +21,14 @@ class NotFiniteError(InputError):
 
 class DivergedError(ArithmeticError):
     """A number of training is not finite. The message is one line that names the step; the exit status is 1."""
+
+
+@contextmanager
+def users_code(name: str):
+    """Within it, whatever the user's part of that name raises becomes an InputError, one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name} fails: {type(error).__name__}: {' '.join(str(error).split())}") from error

@@ -19,7 +19,7 @@ from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_type_hints
 
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, users_code
 
 
 class Rule(NamedTuple):
@@ -58,12 +58,11 @@ class Registry(dict):
         if not is_path(name):
             raise KeyError(name)
         part = imported(name)
-        try:
-            return self._entry(part)
-        except TypeError as error:
-            raise InputError(f"{name} is {error}") from error
-        except Exception as error:  # whatever a function of the user's raises
-            raise InputError(f"{name} fails: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        with users_code(name):
+            try:
+                return self._entry(part)
+            except TypeError as error:
+                raise InputError(f"{name} is {error}") from error
 
 
 def is_path(name: str) -> bool:
@@ -148,6 +147,17 @@ class Key(NamedTuple):
         return self.traced and self.default == 0
 
 
+def parameters_of(part: Callable) -> Mapping[str, inspect.Parameter]:
+    """A part's parameters by name; of a class whose metaclass hides them, as NNX's does, those of its __init__."""
+    shown, whole = inspect.signature(part).parameters, getattr(part, "func", part)
+    if isinstance(whole, type) and shown and all(parameter.kind in _ANY for parameter in shown.values()):
+        return dict(list(inspect.signature(whole.__init__).parameters.items())[1:])
+    return shown
+
+
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def keys_of(part: Any) -> Mapping[str, Key]:
     """The config keys of a part, by the names of its parameters, in their order; {} of one that is made already.
 
@@ -159,9 +169,12 @@ def keys_of(part: Any) -> Mapping[str, Key]:
 
 @cache
 def _keys_of(part: Callable) -> Mapping[str, Key]:
-    hints = get_type_hints(getattr(part, "func", part), include_extras=True)  # of a partial, its function's
+    whole = getattr(part, "func", part)  # of a partial, its function
+    hints = get_type_hints(whole, include_extras=True)
+    if isinstance(whole, type):  # whose keys are its fields, or the parameters of its __init__
+        hints |= get_type_hints(whole.__init__, include_extras=True)
     keys = {}
-    for name, parameter in inspect.signature(part).parameters.items():
+    for name, parameter in parameters_of(part).items():
         marks = getattr(hints.get(name), "__metadata__", ())
         rule = next((mark for mark in marks if isinstance(mark, Rule)), None)
         if rule is None:
@@ -178,7 +191,7 @@ def _keys_of(part: Callable) -> Mapping[str, Key]:
 
 def arguments(part: Callable, values: Mapping[str, Any], context: Mapping[str, Any] = MappingProxyType({})) -> dict:
     """What a part is called with: its config keys from `values`, its other parameters from `context`."""
-    parameters = inspect.signature(part).parameters
+    parameters = parameters_of(part)
     own = {name: values[name] for name in keys_of(part) if name in parameters and name in values}
     return own | {name: context[name] for name in parameters if name in context}
 
@@ -191,7 +204,7 @@ def bind(prefix: str, part: Callable, values: Mapping[str, Any], **context) -> C
       values: of these, by name; the part takes its traced ones from the numbers, or its default where they lack it.
       context: what the program hands over; a part takes what it has a parameter for.
     """
-    parameters = inspect.signature(part).parameters  # without the ends, KEY_to, of scheduled numbers
+    parameters = parameters_of(part)  # without the ends, KEY_to, of scheduled numbers
     traced = {name: f"{prefix}.{name}" for name, key in keys_of(part).items() if key.traced and name in parameters}
     static = {name: value for name, value in arguments(part, values, context).items() if name not in traced}
 

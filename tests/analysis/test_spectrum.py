@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.toys import Fake, numbers, toy_recipe, toy_state
+from helpers.toys import numbers, toy_recipe, toy_state
 from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose
 from PIL import Image
@@ -18,6 +18,7 @@ from gan_jax import penalties, recipe, step
 from gan_jax.analysis import spectrum
 from gan_jax.analysis.spectrum import spectrum_of_run, summary
 from gan_jax.data import independent
+from gan_jax.networks import Network
 from gan_jax.parallel.devices import example_keys, mesh
 from gan_jax.step.state import TrainState
 from gan_jax.theory.dirac import Game as DiracGame
@@ -171,11 +172,13 @@ def dirac(objective, penalty, weight, theta=0.3, psi=-0.2):
     made = toy_recipe(
         objective,
         penalties.PENALTIES[penalty],
-        generator=Fake(
+        generator=Network(
+            convolves=False,
             init=lambda key, z: ({"theta": jnp.float32(theta)}, {}),
             apply=lambda params, stats, z, train: (0 * z + params["theta"], stats),
         ),
-        discriminator=Fake(
+        discriminator=Network(
+            convolves=False,
             init=lambda key, x: ({"psi": jnp.float32(psi)}, {}),
             apply=lambda params, stats, x, train: (params["psi"] * x[:, 0], stats),
         ),

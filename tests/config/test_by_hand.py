@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 from conftest import ROOT  # noqa: F401  sets up the devices before JAX starts
-from helpers.toys import assert_close, one_device
+from flax import linen as nn
+from flax import nnx
+from helpers.toys import assert_all_moved, assert_close, one_device
 from numpy.testing import assert_allclose
 
 import gan_jax
@@ -89,6 +91,60 @@ def test_a_run_with_a_part_that_lies_in_no_file_says_how_it_is_used(shrunk, tmp_
         workdirs.read_config(tmp_path)
 
 
+class Shift(nn.Module):
+    """Latents, moved."""
+
+    size: int = 2
+
+    @nn.compact
+    def __call__(self, z):
+        return z[:, : self.size] + self.param("shift", nn.initializers.ones, (self.size,))
+
+
+class Line(nnx.Module):
+    def __init__(self, rngs):
+        self.out = nnx.Linear(2, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(x)[:, 0]
+
+
+def zeros(key, x):
+    return {"w": jnp.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"generator": Shift(), "discriminator": Line},
+        {"generator": Shift(2), "discriminator": Line(nnx.Rngs(0))},
+        {"discriminator": (zeros, lambda params, x: x @ params["w"])},
+    ],
+    ids=["linen_and_class_of_nnx", "module_of_nnx", "pair"],
+)
+def test_networks_by_hand_learn(shrunk, parts):
+    setup = built(shrunk, {"objective.name": "hinge"}, **parts)
+    start, end = initial_state(setup), after(setup)
+    for player in parts:
+        assert_all_moved(getattr(end, player).params, getattr(start, player).params)
+    names = [setup.config[player].network for player in parts]
+    again = built(shrunk, {"objective.name": "hinge"}, **parts)
+    assert [again.config[player].network for player in parts] == names
+
+
+def test_a_network_by_hand_that_takes_labels_may_be_conditional(shrunk):
+    by_label = (
+        lambda key, x, label: {"w": jnp.ones(10)},
+        lambda params, x, label: params["w"][label] * x.sum((1, 2, 3)),
+    )
+    config = shrunk("digits", None, {"conditional": True, "discriminator.normalization": "none"})
+    parts = {"discriminator": by_label, "generator": "dcgan"}
+    assert gan_jax.build(config, one_device(), **parts).recipe.conditional
+    unlabelled = (zeros, lambda params, x: x.sum((1, 2, 3)))
+    with pytest.raises(InputError, match=r"conditional is True .* one which has no use for labels"):
+        gan_jax.build(config, one_device(), **parts | {"discriminator": unlabelled})
+
+
 def failing_penalty(critic, keys, real, fake):
     return jnp.ones(3) + jnp.ones(4)
 
@@ -103,6 +159,15 @@ def failing_penalty(critic, keys, real, fake):
         ),
         ({"prior": lambda keys: jnp.zeros(len(keys))}, r"latent.prior is .*: it gives \[2\], and must give \[2, d\]"),
         ({"penalty": failing_penalty}, r"penalty.name is .*: it fails: TypeError: .*\(test_by_hand.py, line \d+\)"),
+        (
+            {"generator": Shift(1)},
+            r"generator.network is by_hand.generator:Shift_\w+: it gives \[2, 1\], and must give \[2, 2\]",
+        ),
+        (
+            {"discriminator": (zeros, lambda params, x: x @ params["v"])},
+            r"discriminator.network is .*:tuple_\w+: it fails: KeyError: 'v' \(test_by_hand.py, line",
+        ),
+        ({"generator": 3}, "by_hand.generator:int fails: TypeError: a int, neither a Linen"),
         ({"penalty": 3}, "is a int, not a function or a class"),
         ({"move": lambda r, d, n, k, state, batch: (state, {"d_loss": jnp.zeros(())})}, "metrics lack g_loss, max_lo"),
         ({"generator_optimizer": lambda: 3}, "a step of this config fails: "),

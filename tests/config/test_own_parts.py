@@ -226,7 +226,7 @@ def test_one_of_each_other_part(shrunk, lab):
         ({"objective__name": "lacking_lab:x"}, "lacking_lab imports nothing_of_that_name, which is not installed"),
         ({"objective__name": "my_lab:triangle"}, "my_lab:triangle is a function that returns a Source, not an Obj"),
         ({"penalty__name": "my_lab:number"}, "my_lab:number is a int, not a function or a class"),
-        ({"generator__network": "my_lab:slope"}, "my_lab:slope is neither a Linen module class nor a Family"),
+        ({"generator__network": "my_lab:slope"}, "my_lab:slope fails: TypeError"),
         ({"objective__name": "my_lab:soft_hinge", "objective__margin": -1.0}, "objective.margin is -1.0; it must be"),
         ({"objective__name": "my_lab:soft_hinge", "objective__margins": 1.0}, "did you mean objective.margin?"),
         (
@@ -241,7 +241,7 @@ def test_one_of_each_other_part(shrunk, lab):
 )
 def test_a_mistake_is_one_line(shrunk, lab, changes, words):
     with pytest.raises(InputError, match=words) as raised:
-        config_with(shrunk, **changes)
+        recipe.build(config_with(shrunk, **changes))
     assert "\n" not in str(raised.value)
 
 

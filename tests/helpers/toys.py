@@ -1,7 +1,6 @@
 """Networks of a few numbers, and recipes of them, that tests can follow by hand."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import objectives
 from gan_jax.data import Source
+from gan_jax.networks import Network
 from gan_jax.parallel.devices import mesh
 from gan_jax.step import losses, schedules, step
 from gan_jax.step.state import Recipe
@@ -33,17 +33,10 @@ KEYS = {
 }
 
 
-class Fake(NamedTuple):
-    """A network of two functions, small enough to differentiate by hand."""
-
-    init: object
-    apply: object
-    convolves: bool = False
-
-
 def linear_discriminator(w=(1.0,), b=0.0):
     """D(x) = w x + b."""
-    return Fake(
+    return Network(
+        convolves=False,
         init=lambda key, x: ({"w": jnp.array(w), "b": jnp.float32(b)}, {}),
         apply=lambda params, stats, x, train: (x @ params["w"] + params["b"], stats),
     )
@@ -51,7 +44,8 @@ def linear_discriminator(w=(1.0,), b=0.0):
 
 def shifting_generator(c=(0.0,)):
     """G(z) = z + c, with the mean of z as its statistics."""
-    return Fake(
+    return Network(
+        convolves=False,
         init=lambda key, z: ({"c": jnp.array(c)}, {"mean": jnp.zeros(len(c))}),
         apply=lambda params, stats, z, train: (z + params["c"], {"mean": jnp.mean(z, axis=0)} if train else stats),
     )

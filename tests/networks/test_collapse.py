@@ -1,7 +1,6 @@
 """What is there against mode collapse: packing, minibatch layers, feature matching, instance noise."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import objectives, recipe, step
 from gan_jax.analysis.profiling import flops, hlo
-from gan_jax.networks import FAMILIES, from_linen
+from gan_jax.networks import FAMILIES, Network, from_linen
 from gan_jax.networks.minibatch import ALONE, DIMENSIONS, FLOOR, Minibatch, closeness, standard_deviation
 from gan_jax.parallel.devices import mesh, pmapped
 from gan_jax.penalties import r1
@@ -123,17 +122,9 @@ def test_the_last_affine_map_of_any_discriminator_sees_them_beside_the_features(
 # --- packing ----------------------------------------------------------------------------------------------------
 
 
-class Fake(NamedTuple):
-    """A network of functions, small enough to differentiate by hand."""
-
-    init: object
-    apply: object
-    features: object = None
-
-
 def linear(features=2):
     """D(x) = x w, with w = 1, 10, ...; its features are tanh(x) (and their like)."""
-    return Fake(
+    return Network(
         init=lambda key, x: ({"w": 10.0 ** jnp.arange(x.shape[-1])}, {}),
         apply=lambda params, stats, x, train: (x @ params["w"], stats),
         features=lambda params, stats, x, train: ((x @ params["w"], jnp.tanh(x * params["w"])), stats),
@@ -142,7 +133,7 @@ def linear(features=2):
 
 def shifting():
     """G(z) = z + c."""
-    return Fake(
+    return Network(
         init=lambda key, z: ({"c": jnp.array([0.25, -0.5])}, {}),
         apply=lambda params, stats, z, train: (z + params["c"], stats),
     )
@@ -177,7 +168,7 @@ def test_discriminator_sees_neighbours_as_one_input(shrunk):
 
 def test_packs_of_images_are_joined_along_the_channels(shrunk):
     weights, images = numbers(3, 3, 4), numbers(4, 3, 3, 2)
-    judge = Fake(
+    judge = Network(
         init=lambda key, x: ({"like": jnp.zeros(x.shape[1:])}, {}),
         apply=lambda params, stats, x, train: (jnp.sum(x * weights, axis=(1, 2, 3)), stats),
     )

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.toys import Fake, descent, numbers, one_device, toy_recipe, toy_state
+from helpers.toys import descent, numbers, one_device, toy_recipe, toy_state
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import penalties, recipe
+from gan_jax.networks import Network
 from gan_jax.parallel.devices import Devices, mesh, pmapped
 from gan_jax.step import optimizers, step
 from gan_jax.step.state import Recipe
@@ -47,11 +48,11 @@ def adam(numbers):
 
 def dirac_recipe(move, objective="wgan", tx=at_rate, **changes):
     """The Dirac-GAN as a Recipe: G is the point theta, D's logit psi x, the data 0; with `wgan` it is bilinear."""
-    generator = Fake(
+    generator = Network(
         init=lambda key, z: ({"theta": jnp.float32(START[0])}, {}),
         apply=lambda params, stats, z, train: (jnp.zeros((len(z), 1)) + params["theta"], stats),
     )
-    discriminator = Fake(
+    discriminator = Network(
         init=lambda key, x: ({"psi": jnp.float32(START[1])}, {}),
         apply=lambda params, stats, x, train: (params["psi"] * x[:, 0], stats),
     )

@@ -11,7 +11,6 @@ import optax
 import pytest
 from helpers.toys import (
     NOISE,
-    Fake,
     assert_all_moved,
     assert_close,
     assert_same_bits,
@@ -30,6 +29,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import penalties, recipe, step
 from gan_jax.data import Source
+from gan_jax.networks import Network
 from gan_jax.parallel.devices import mesh, pmapped
 from gan_jax.step.state import TrainState
 
@@ -250,11 +250,11 @@ def test_a_relativistic_generator_sees_the_real_logits():
 # D(x, y) = w_y x and G(z, y) = z + c_y.
 LABELLED = {
     "conditional": True,
-    "discriminator": Fake(
+    "discriminator": Network(
         init=lambda key, x, label: ({"w": jnp.array([1.0, -2.0, 5.0])}, {}),
         apply=lambda params, stats, x, train, label: (x[:, 0] * params["w"][label], stats),
     ),
-    "generator": Fake(
+    "generator": Network(
         init=lambda key, z, label: ({"c": jnp.array([0.5, 1.5, 9.0])}, {}),
         apply=lambda params, stats, z, train, label: (z + params["c"][label][:, None], stats),
     ),

@@ -22,7 +22,7 @@ from gan_jax.evaluation.metrics.bootstrap import frechet_interval, mean_interval
 from gan_jax.evaluation.metrics.classes import class_labels, inception_score, label_scores, mode_scores
 from gan_jax.evaluation.metrics.distances import frechet_distance, gaussian, kernel_distance, sliced_wasserstein
 from gan_jax.evaluation.metrics.neighbours import Memorisation, NeighbourScores, neighbour_scores
-from gan_jax.utils.errors import InputError, NotFiniteError
+from gan_jax.utils.errors import InputError, NotFiniteError, users_code
 from gan_jax.utils.keys import arguments, imported, keys_of, paths
 
 LEVEL, NORMAL = 0.95, 1.96  # of the intervals, and the standard errors on either side for that level
@@ -216,13 +216,9 @@ def _as_metric(score: Callable, values: Mapping[str, Any]) -> Metric:
 
 def _measured(name: str, measure: Callable, x: Examples):
     """What a score of one's own measures. Raises InputError, one line, where it fails or gives no finite number."""
-    try:
+    with users_code(f"the score {name}"):
         value = measure(x)
         mean = float(np.mean(value))
-    except InputError:
-        raise
-    except Exception as error:  # whatever the user's function raises
-        raise InputError(f"the score {name} fails: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not np.isfinite(mean):
         raise NotFiniteError(f"the score {name} is {mean}; it must be a finite number")
     return value
