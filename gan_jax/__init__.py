@@ -5,6 +5,8 @@ import importlib
 _PUBLIC = {  # name: its module, or module:attribute
     "build": "gan_jax.config.build:build",
     "train": "gan_jax.training.loop:train",
+    "Callback": "gan_jax.training.callbacks:Callback",
+    "Report": "gan_jax.training.callbacks:Report",
     "recipe": "gan_jax.config.build",
     "step": "gan_jax.step",
     "main": "gan_jax.main",

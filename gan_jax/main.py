@@ -25,7 +25,7 @@ from gan_jax.step.optimizers import note
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import BEST, Checkpoints
 from gan_jax.training.evaluator import evaluate_run
-from gan_jax.training.loop import train
+from gan_jax.training.loop import train_claimed
 from gan_jax.utils import runtime
 from gan_jax.utils.errors import InputError
 
@@ -118,7 +118,7 @@ def _train(runs_with: str) -> None:
         for prefix in (f"{player}.optimizer" for player in Family._fields):
             if agreement.is_first() and (line := note(prefix, setup.config[prefix])):
                 print(line, file=sys.stderr)
-        if train(setup, workdir):
+        if train_claimed(setup, workdir):
             _say(f"trained {setup.config.num_steps:,} steps; samples, metrics and checkpoints are in {workdir}")
 
 

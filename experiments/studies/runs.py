@@ -19,7 +19,7 @@ from gan_jax.parallel.exit_status import exit_status as status_of
 from gan_jax.step.state import TrainState
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Checkpoints
-from gan_jax.training.loop import train
+from gan_jax.training.loop import train_claimed
 from gan_jax.utils import runtime
 from gan_jax.utils.files import read_json, write_atomically
 
@@ -54,7 +54,7 @@ def finished(config: ConfigDict, workdir: Path) -> Iterator[Run]:
 
 def _train(setup: Setup, workdir: Path) -> None:
     start = time.perf_counter()
-    complete = train(setup, workdir)
+    complete = train_claimed(setup, workdir)
     seconds = read_json(workdir / SECONDS, 0.0) + time.perf_counter() - start
     write_atomically(workdir / SECONDS, json.dumps(seconds).encode())
     if not complete:

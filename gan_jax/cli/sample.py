@@ -48,11 +48,11 @@ def sample(setup: Setup, state: TrainState, workdir: Path, num_samples: int, int
 def interpolate(ends, prior: str, columns: int = COLUMNS):
     """Latents [r * columns, d] that lead from ends[2 i] to ends[2 i + 1] of [2 r, d], row by row.
 
-    Normal latents go along great circles (arXiv:1609.04468), since a normal prior has its mass near a sphere; uniform
-    ones along straight lines, which stay in the cube.
+    Normal latents go along great circles (arXiv:1609.04468), since a normal prior has its mass near a sphere; others
+    along straight lines, which in a uniform one stay in the cube.
     """
     start, end = ends[0::2, None], ends[1::2, None]  # [r, 1, d]
-    path = {"normal": _great_circle, "uniform": _straight}[prior]
+    path = _great_circle if prior == "normal" else _straight
     return path(start, end, jnp.linspace(0, 1, columns)[None, :, None]).reshape(-1, ends.shape[1])
 
 

@@ -8,20 +8,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
-from gan_jax.config import checks, schema
+from gan_jax.config import checks, schema, shapes
+from gan_jax.config.by_hand import with_parts, with_source
 from gan_jax.data import Source, make_source
+from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
-from gan_jax.networks.network import with_known_convolutions
-from gan_jax.objectives import of_names
-from gan_jax.parallel.devices import LAYOUTS, Devices
+from gan_jax.networks.network import convolves
+from gan_jax.objectives import Objective, of_names
+from gan_jax.parallel.devices import LAYOUTS, Devices, mesh
 from gan_jax.penalties import GENERATOR_PENALTIES, PENALTIES
 from gan_jax.step import augment, regularizers, schedules, transforms
 from gan_jax.step.losses import OF_G
 from gan_jax.step.optimizers import clip_weights, make_optimizer
-from gan_jax.step.state import Hyperparameters, Own, Recipe, TrainState
+from gan_jax.step.state import Hyperparameters, Move, Own, Recipe, TrainState
 from gan_jax.step.step import MOVES, init_state, network_inputs
 from gan_jax.utils.errors import InputError, users_code
 from gan_jax.utils.keys import bind
@@ -58,14 +61,53 @@ def run_keys(seed: int) -> RunKeys:
     return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
 
 
-def build(config, devices: Devices | None = None, source: Source | None = None, runs: bool = True) -> Setup:
+def build(
+    config: ConfigDict,
+    devices: Devices | None = None,
+    source: Source | None = None,
+    runs: bool = True,
+    *,
+    objective: str | Objective | Callable[..., Objective] | None = None,
+    penalty: str | Callable | None = None,
+    generator: Any = None,
+    discriminator: Any = None,
+    generator_optimizer: str | optax.GradientTransformation | Callable | None = None,
+    discriminator_optimizer: str | optax.GradientTransformation | Callable | None = None,
+    move: str | Move | Callable | None = None,
+    prior: str | Callable | None = None,
+    generator_penalty: str | Callable | None = None,
+    scores: Sequence[str | Callable | Metric] | None = None,
+) -> Setup:
     """Everything that a config names, for training on `devices` (those that it names, by default).
 
-    A `source` of one's own takes the place of the data set that the config names, for research code that calls this.
     What never `runs` on this machine may have more written out in a call than its compiler could bear.
-    Raises InputError, one line, where the config makes no sense.
+
+    Each part that is handed over takes the place of the one that the config names; its annotated parameters are config
+    keys (see `gan_jax.config.by_hand`). One that can be imported is as if the config named its import path.
+
+    Args:
+      source: the data set.
+      objective: an `Objective`, or a function that returns one.
+      penalty: (critic, keys [n], real, fake) -> [n]; `penalty.weight` is its weight.
+      generator, discriminator: a `Network`, or what `gan_jax.networks.as_network` makes one of: a module of Linen or
+        NNX, or a pair of functions. A generator maps latents [n, d] to examples [n, *shape], a discriminator examples
+        to logits [n].
+      generator_optimizer, discriminator_optimizer: a transformation of optax with its rate, or a function that returns
+        a direction, which the config's rate scales.
+      move: a `Move`, or (recipe, devices, numbers, keys, state, batch) -> (state, metrics).
+      prior: keys [n] -> latents [n, d].
+      generator_penalty: (generate, keys [n], latents, fake) -> [n]; `generator.penalty.weight` is its weight.
+      scores: functions after `gan_jax.evaluation.lower_is_better` or `higher_is_better`; see `evaluation.scores`.
+    Raises InputError, one line, where the config makes no sense or a part is not what it should be.
     """
-    config = schema.with_own_keys(config)
+    parts = {"objective": objective, "penalty": penalty, "generator": generator, "discriminator": discriminator}
+    parts |= {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
+    parts |= {"move": move, "prior": prior, "generator_penalty": generator_penalty, "scores": scores}
+    return _setup(schema.with_own_keys(with_parts(config, parts)), devices, source, runs)
+
+
+def _setup(config, devices: Devices | None, source: Source | None, runs: bool) -> Setup:
+    """`build` of a config that names all parts but the source."""
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
     checks.check_batch(config, devices, _minibatch(config).group_size)
@@ -73,6 +115,14 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     source = source if own else make_source(data)
     checks.check(config, source)
     recipe = _make_recipe(config, devices, source)
+    if schema.own_parts(values := schema.flatten(config.to_dict())) - {"data.name"}:
+        one = mesh(jax.local_devices()[:1])
+        alone = _make_recipe(config, one, source)  # without the mapped axis of the others
+        if source.draw:
+            shapes.check(values, alone, one, source, make_hyperparameters(config))
+        recipe = _with_known_networks(recipe, alone, source.shape)
+    unroll = jax.default_backend() == "cpu" and (recipe.generator.convolves or recipe.discriminator.convolves)
+    recipe = recipe._replace(unroll=unroll)
     updates = config.steps_per_call * (config.discriminator.steps + 1)
     gradients = updates * config.accumulate * recipe.move.gradients_per_update
     if runs and recipe.unroll and gradients > MOST_UNROLLED:
@@ -81,6 +131,7 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
             f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
             f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
         )
+    config = with_source(config, source) if own else config
     title = f"{config.data.name}, {config.objective.name}"
     numbers, keys = make_hyperparameters(config), run_keys(config.seed)
     return Setup(config, devices, source, partial(_reference, source, own, data), recipe, numbers, keys, title)
@@ -161,7 +212,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         penalties[name] = None if values.name == "none" else bind(name, part, values, **context)
         if hasattr(part, "initial"):
             own[name] = Own(part.initial, part.update, values.every)
-    recipe = Recipe(
+    return Recipe(
         generator=_make_network(config, devices, source, "generator"),
         discriminator=_make_network(config, devices, source, "discriminator"),
         objective=of_names([config.objective.name], config.objective),
@@ -197,17 +248,17 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
     )
-    return _with_known_networks(recipe, source)
 
 
-def _with_known_networks(recipe: Recipe, source: Source) -> Recipe:
-    """The recipe, once it is known whether its networks convolve."""
-    networks = recipe.generator, recipe.discriminator
-    if any(network.convolves is None for network in networks):
-        inputs = jax.eval_shape(partial(network_inputs, recipe, shape=source.shape), jax.random.key(0))
-        networks = [with_known_convolutions(network, *x) for network, x in zip(networks, inputs, strict=True)]
-    unroll = jax.default_backend() == "cpu" and any(network.convolves for network in networks)
-    return recipe._replace(generator=networks[0], discriminator=networks[1], unroll=unroll)
+def _with_known_networks(recipe: Recipe, alone: Recipe, shape: tuple[int, ...]) -> Recipe:
+    """The recipe, once it is known whether its networks convolve; `alone`: that of one device."""
+    inputs = jax.eval_shape(partial(network_inputs, alone, shape=shape), jax.random.key(0))
+    networks = zip((alone.generator, alone.discriminator), inputs, strict=True)
+    known = [convolves(network, *inputs) for network, inputs in networks]
+    return recipe._replace(
+        generator=recipe.generator._replace(convolves=known[0]),
+        discriminator=recipe.discriminator._replace(convolves=known[1]),
+    )
 
 
 def _make_network(config, devices: Devices, source: Source, player: str):

@@ -7,12 +7,14 @@ from gan_jax import networks
 from gan_jax.config.schema import flatten
 from gan_jax.data import Source
 from gan_jax.evaluation.features.extractors import NONE
-from gan_jax.evaluation.metrics.comparison import LEAST, better
+from gan_jax.evaluation.metrics.comparison import LEAST, SCORES, better, needs_met, scores_of
 from gan_jax.networks.attention import inner_sizes
 from gan_jax.objectives import NAMED
 from gan_jax.parallel.devices import Devices
 from gan_jax.step import transforms
+from gan_jax.step.optimizers import OPTIMIZERS, OptimizerKeys, is_whole
 from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import keys_of
 
 PLAYERS = ("generator", "discriminator")
 Faults = Iterator[tuple[str, str]]  # (the keys at fault, with blanks between them; why, and what would be right)
@@ -40,7 +42,7 @@ def check(config, source: Source) -> None:
     faults = [_evaluation_faults(config, source), _label_faults(config, source)]
     faults += [_network_faults(player, config, source) for player in PLAYERS]
     faults += [_penalty_faults(config), _batch_faults(config), _augment_faults(config, source)]
-    faults += [_move_faults(config), _weight_faults(config)]
+    faults += [_move_faults(config), _weight_faults(config), _stop_faults(config, source)]
     values = flatten(config.to_dict())
     for keys, why in chain(*faults):
         raise InputError(f"{' and '.join(f'{key} is {values[key]}' for key in keys.split())}: {why}")
@@ -59,8 +61,14 @@ def _evaluation_faults(config, source: Source) -> Faults:
             yield "evaluation.num_real", f"it must be 0 (all) or at least {LEAST}"
     if evaluation.best and not config.evaluate_every:
         yield "evaluation.best evaluate_every", "no step is scored; set evaluate_every, or leave best empty"
-    if evaluation.best and evaluation.best not in (known := better(evaluation.extractor, source)):
+    known = better(evaluation.extractor, source, metrics := scores_of(evaluation))
+    if evaluation.best and evaluation.best not in known:
         yield "evaluation.best", f"the scores of this config are {', '.join(known)}"
+    met = needs_met(evaluation.extractor, source)
+    for name in metrics.keys() - SCORES.keys():
+        if metrics[name].needs not in met:
+            why = f"{name.removesuffix('_{}')} needs {metrics[name].needs.value}; name an extractor that gives them"
+            yield "evaluation.scores evaluation.extractor", why
 
 
 def _label_faults(config, source: Source) -> Faults:
@@ -102,6 +110,11 @@ def _network_faults(player: str, config, source: Source) -> Faults:
             inner = f"images inside this {network} of depth {depth} whose sides are even"
             listed = ", ".join(map(str, sizes)) or "none"
             yield f"{player}.attention", f"it must be 0, or the height of {inner}: {listed}"
+    if is_whole(OPTIMIZERS[values.optimizer.name]):
+        for key, default in ((name, key.default) for name, key in keys_of(OptimizerKeys).items()):
+            if values.optimizer[key] != default:
+                why = f"it is a whole transformation, with a rate of its own; set {key} to {default}"
+                yield f"{player}.optimizer.name {player}.optimizer.{key}", why
     if values.optimizer.warmup > config.num_steps:
         yield f"{player}.optimizer.warmup num_steps", "the warm-up must be at most as long as the run"
 
@@ -183,3 +196,19 @@ def _weight_faults(config) -> Faults:
     if config.objective.name == "feature_matching" and not config.objective.feature_matching:
         why = "the generator has nothing to descend"
         yield "objective.name objective.feature_matching", f"{why}; give it a weight"
+
+
+def _stop_faults(config, source: Source) -> Faults:
+    stop, evaluation = config.stop, config.evaluation
+    if stop.undecided_band and not NAMED[config.objective.name].centred:
+        why = f"D's accuracy says nothing, since the logits of {config.objective.name} have no zero"
+        yield "stop.undecided_band", f"{why}; set it to 0, or objective.name to another"
+    if not stop.patience:
+        return
+    known, score = better(evaluation.extractor, source, scores_of(evaluation)), stop.score or evaluation.best
+    if not config.evaluate_every:
+        yield "stop.patience evaluate_every", "no step is scored; set evaluate_every, or patience to 0"
+    if not score:
+        yield "stop.patience stop.score", f"name the score that must improve: one of {', '.join(known)}"
+    if score and score not in known:
+        yield "stop.score", f"the scores of this config are {', '.join(known)}"

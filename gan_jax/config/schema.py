@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from gan_jax import data, evaluation
 from gan_jax.evaluation.features.extractors import EXTRACTORS, NONE, Kind
+from gan_jax.evaluation.metrics.comparison import own_scores
+from gan_jax.evaluation.stopping import StopKeys
 from gan_jax.networks import FAMILIES, MATMUL_PRECISIONS, Family, NetworkKeys
 from gan_jax.networks.cpu.forms import FORMS
 from gan_jax.networks.latents import PRIORS
@@ -32,6 +34,7 @@ from gan_jax.utils.keys import (
     COUNT,
     FLAG,
     NON_NEGATIVE,
+    PATHS,
     POSITIVE_INT,
     Key,
     Needs,
@@ -128,6 +131,8 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
         Group(f"{move_group(name)}.", (MOVES[name].take,), needs=Needs("moves", (name,)))
         for name in _resolved(move, "", values).parts
     ]
+    scores = values.get("evaluation.scores", "")
+    own = own_scores(scores) if isinstance(scores, str) and PATHS.holds(scores) else {}
     all_groups = [
         Group("", (GeneralKeys,)),
         Group("", (), move),
@@ -143,7 +148,9 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
         Group("discriminator.", (NetworkKeys, DiscriminatorKeys, Minibatch, RegularizerKeys), discriminator),
         Group("discriminator.optimizer.", (OptimizerKeys,), optimizer),
         Group("evaluation.", (evaluation.Evaluation,), extractor),
+        *(Group(f"evaluation.{name}.", (score,)) for name, score in own.items()),
         Group("", (CadenceKeys,)),
+        Group("stop.", (StopKeys,)),
     ]
     return [
         group._replace(choice=_resolved(group.choice, group.start, values)) if group.choice else group
@@ -188,7 +195,7 @@ def table(values: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Key]:
             keys = [[(choice.key, Key(choice.default, rule, choice.text))], union(choice.parts).items(), *keys]
         for name, key in chain.from_iterable(keys):
             if f"{group.start}{name}" in rows:
-                raise (InputError if _names_own(values) else TypeError)(
+                raise (InputError if names_a_path(values) else TypeError)(
                     f"two parts have the config key {group.start}{name}"
                 )
             rows[f"{group.start}{name}"] = key._replace(needs=key.needs or group.needs)
@@ -199,10 +206,19 @@ def _is_own_optimizer(name: Any) -> bool:
     return isinstance(name, str) and name not in OPTIMIZERS and OPTIMIZERS.path_of(name) is not None
 
 
-def _names_own(values: Mapping[str, Any]) -> bool:
-    """Whether they name a part that no registry has."""
+def names_a_path(values: Mapping[str, Any]) -> bool:
+    """Whether any of these values is an import path, has one among commas, or stands for one."""
+    names = (name for value in values.values() if isinstance(value, str) for name in value.split(","))
     optimizers = (values.get(f"{player}.optimizer.name") for player in Family._fields)
-    return any(map(is_path, values.values())) or any(map(_is_own_optimizer, optimizers))
+    return any(map(is_path, names)) or any(map(_is_own_optimizer, optimizers))
+
+
+def own_parts(values: Mapping[str, Any]) -> set[str]:
+    """The keys that name parts which no registry has."""
+    chosen = ((f"{group.start}{group.choice.key}", group.choice) for group in groups() if group.choice)
+    return {
+        key for key, choice in chosen if choice.is_own(values[key]) and choice.entry(values[key]) not in choice.registry
+    }
 
 
 def own_keys(values: Mapping[str, Any]) -> dict[str, Key]:
@@ -232,7 +248,7 @@ def with_own_keys(config, changes: Mapping[str, Any] = MappingProxyType({})) -> 
     `changes`: what will be set, by dotted key: the keys are those of the parts that are named then.
     """
     values = flatten(config.to_dict())
-    if not _names_own(values | changes) and not _names_own(values):
+    if not names_a_path(values | changes) and not names_a_path(values):
         return config
     known, now, later = table(), table(values), table(values | changes)
     own = {name: key.default for name, key in later.items() if name not in known}

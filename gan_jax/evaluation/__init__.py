@@ -3,11 +3,26 @@
 from typing import Annotated, NamedTuple
 
 from gan_jax.evaluation.metrics.classes import mode_scores
-from gan_jax.evaluation.metrics.comparison import better, compare, data_scores
+from gan_jax.evaluation.metrics.comparison import (
+    better,
+    compare,
+    data_scores,
+    higher_is_better,
+    lower_is_better,
+)
 from gan_jax.evaluation.metrics.distances import sliced_wasserstein
-from gan_jax.utils.keys import COUNT, POSITIVE_INT, TEXT
+from gan_jax.utils.keys import COUNT, PATHS, POSITIVE_INT, TEXT
 
-__all__ = ["Evaluation", "better", "compare", "data_scores", "mode_scores", "sliced_wasserstein"]
+__all__ = [
+    "Evaluation",
+    "better",
+    "compare",
+    "data_scores",
+    "higher_is_better",
+    "lower_is_better",
+    "mode_scores",
+    "sliced_wasserstein",
+]
 
 
 class Evaluation(NamedTuple):
@@ -17,4 +32,5 @@ class Evaluation(NamedTuple):
     num_real: Annotated[int, COUNT, "real images whose features they are compared with; 0: all of the split"] = 10_000
     split: Annotated[str, TEXT, "the split of the data in which these images are"] = "train"
     resamples: Annotated[int, COUNT, "of the bootstrap behind each interval"] = 200
+    scores: Annotated[str, PATHS, "scores of one's own, beside those of the package; empty: none"] = ""
     best: Annotated[str, TEXT, "the score whose best checkpoint is kept beside the newest; empty: none is"] = ""

@@ -65,16 +65,16 @@ def as_network(part: Any, matmul_precision: str = "default") -> Network:
     raise TypeError(f"a {type(part).__name__}, neither a Linen or NNX module nor a pair of functions (init, apply)")
 
 
-def with_known_convolutions(network: Network, *inputs) -> Network:
-    """The network with `convolves` known, by its trace at inputs of these shapes."""
+def convolves(network: Network, *inputs) -> bool:
+    """Whether a network has convolutions: as it says, or by its trace at inputs of these shapes."""
     if network.convolves is not None:
-        return network
+        return network.convolves
 
     def call(x, *label):
         noise = network.keyed(lambda: jax.random.split(jax.random.key(0), len(x)))
         return network.apply(*network.init(jax.random.key(0), x, *label), x, True, *label, **noise)
 
-    return network._replace(convolves="conv_general_dilated" in str(jax.make_jaxpr(call)(*inputs)))
+    return "conv_general_dilated" in str(jax.make_jaxpr(call)(*inputs))
 
 
 def products(matmul_precision: str):

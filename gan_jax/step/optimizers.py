@@ -6,6 +6,7 @@ One that takes `learning_rate`, a number or a schedule, returns the whole of an 
 
 Every optimiser of optax is one by its name (`lion`), and so is any function of the same kind by its import path: its
 numeric arguments are config keys with its defaults, but for those that all optimisers here have in common: SHARED.
+An optimiser of one's own may be a transformation instead: it is the whole course of a player, its rate included.
 """
 
 import inspect
@@ -95,6 +96,8 @@ def path_of(name: str) -> str | None:
 
 def _entry(part: Any) -> Callable:
     """What is imported as an optimiser; one whose arguments say nothing of config keys has them by its signature."""
+    if is_whole(part):
+        return part
     annotated = any(hasattr(kind, "__metadata__") for kind in getattr(function(part), "__annotations__", {}).values())
     return part if annotated or "learning_rate" not in parameters_of(part) else _keyed(part)
 
@@ -142,6 +145,11 @@ def _tried(optimizer: Callable):
     return tx.update(params, tx.init(params), params)
 
 
+def is_whole(optimizer: Any) -> bool:
+    """Whether an entry is a transformation with a rate of its own."""
+    return isinstance(optimizer, optax.GradientTransformation)
+
+
 OPTIMIZERS = Registry(
     {
         "adam": adam,
@@ -177,14 +185,16 @@ def make_optimizer(
       last: what follows the rate.
     """
     part = OPTIMIZERS[values["name"]]
-    of_values, whole = bind(prefix, part, values), "learning_rate" in parameters_of(part)
+    if is_whole(part):
+        return lambda numbers: optax.chain(part, *last)
+    of_values, takes_rate = bind(prefix, part, values), "learning_rate" in parameters_of(part)
     updates, warmup = steps * updates_per_step, values["warmup"] * updates_per_step
     decay_to, clip_norm = values["decay_to"], values["clip_norm"]
 
     def of_numbers(numbers):
         rate, make = numbers[f"{prefix}.learning_rate"], of_values(numbers)
         course = decayed(rate, updates, decay_to, warmup)
-        if whole:  # some of optax take a number only
+        if takes_rate:  # some of optax take a number only
             optimizer = [make(learning_rate=rate if decay_to == 1 and not warmup else course)]
         else:
             optimizer = [*_chained(make()), optax.scale_by_learning_rate(course)]

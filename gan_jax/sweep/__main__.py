@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from gan_jax.cli import command_line
 from gan_jax.data import make_source
-from gan_jax.evaluation.metrics.comparison import better
+from gan_jax.evaluation.metrics.comparison import better, scores_of
 from gan_jax.parallel.exit_status import exit_status
 from gan_jax.sweep.folders import end_of, require_same
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
@@ -124,7 +124,8 @@ def _locked(workdir: Path, index: int, count: int):
 def _report(planned: list[Member], workdir: Path) -> None:
     results, config = [result_of(member, workdir) for member in planned], planned[0].config
     source = make_source(config.data.to_dict())
-    write_table(results, better(config.evaluation.extractor, source), workdir / TABLE)
+    of_scores = better(config.evaluation.extractor, source, scores_of(config.evaluation))
+    write_table(results, of_scores, workdir / TABLE)
     title = f"{Path(_SWEEP.value).stem}, {command_line.config_name(sys.argv)}"
     command = shlex.join(["python", "-m", "gan_jax.sweep", *sys.argv[1:]])
     write_summary(results, workdir, title, re.sub(r" --?(process_id|num_processes|only)[= ]\S+", "", command))

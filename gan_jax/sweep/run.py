@@ -52,6 +52,8 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
         try:
             if member.config.evaluation.best:
                 raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
+            if member.config.stop.undecided_band or member.config.stop.patience:
+                raise InputError("stop.* is for runs by themselves; leave undecided_band and patience 0 in a sweep")
             setups.append(recipe.build(member.config, devices, source))
             source = setups[0].source
             if source.streamed:

@@ -10,7 +10,7 @@ from gan_jax.config.build import Setup
 from gan_jax.data.source import pick
 from gan_jax.evaluation.features.extractors import NONE, Features, extract, make_extractor
 from gan_jax.evaluation.features.reference import Reference, load_reference
-from gan_jax.evaluation.metrics.comparison import LEAST, Examples, Need, Score, compare, needs_met
+from gan_jax.evaluation.metrics.comparison import LEAST, Examples, Need, Score, compare, needs_met, scores_of
 from gan_jax.evaluation.metrics.neighbours import memorisation
 from gan_jax.parallel.devices import mesh
 from gan_jax.step.state import Average, TrainState
@@ -47,7 +47,8 @@ class Scoring:
         examples = Examples(self._setup.source, samples, self._setup.keys.reference)
         if self._extractor is not None:
             examples.real, examples.fake = self._reference.features, self._features(samples)
-        return compare(examples, needs_met(self._name, self._setup.source), resamples, self._name)
+        met, metrics = needs_met(self._name, self._setup.source), scores_of(self._setup.config.evaluation)
+        return compare(examples, met, resamples, self._name, metrics)
 
     def values(self, samples: np.ndarray) -> dict[str, float]:
         """The scores without intervals."""

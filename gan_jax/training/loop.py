@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,13 @@ from gan_jax.config.schema import flatten
 from gan_jax.data import loader
 from gan_jax.data.loader import Loader
 from gan_jax.data.source import content
-from gan_jax.evaluation.metrics.comparison import better
+from gan_jax.evaluation.metrics.comparison import better, scores_of
+from gan_jax.evaluation.stopping import StopKeys, Stopping
 from gan_jax.parallel import agreement
 from gan_jax.parallel.devices import Program
 from gan_jax.step.state import TrainState
 from gan_jax.training import workdirs
+from gan_jax.training.callbacks import Callback, as_callbacks, checked
 from gan_jax.training.checkpoints import Best, Checkpoints
 from gan_jax.training.evaluator import Scoring
 from gan_jax.training.health.advice import DIVERGING, advice
@@ -36,19 +38,34 @@ from gan_jax.utils.errors import AgreedError, DivergedError, InputError, Unsaved
 CADENCES = ("log_every", "sample_every", "evaluate_every", "health_every", "checkpoint_every")
 
 
-def train(setup: Setup, workdir: Path) -> bool:
-    """Trains to config.num_steps in `workdir`, from the newest checkpoint there; False if a signal ended it early.
+def train(setup: Setup, workdir: str | Path, callbacks: Sequence[Callback | Callable] = ()) -> bool:
+    """Trains to config.num_steps in `workdir`, from the newest checkpoint there; False where it ended before.
+
+    What ends it early: a signal, a rule of `config.stop`, a callback. The state is then saved.
 
     The state, the metrics and the pictures at each step are functions of the config alone, however often the run was
-    interrupted. Raises DivergedError when a metric is not finite, once the state before that call is saved.
+    interrupted. Raises InputError where the folder holds another run or is in use, and DivergedError when a metric is
+    not finite, once the state before that call is saved.
+
+    Args:
+      setup: from `gan_jax.build`.
+      workdir: the folder of the run, made where there is none: the command line can go on with it, sample and score.
+      callbacks: functions (step, state, metrics) -> Report or None, called at log_every, or `Callback`s.
 
     Of several processes all call it with the same setup. They step and save together; the first one does the rest.
     """
+    with workdirs.claimed(Path(workdir), setup.config):
+        return train_claimed(setup, Path(workdir), callbacks)
+
+
+def train_claimed(setup: Setup, workdir: Path, callbacks: Sequence[Callback | Callable] = ()) -> bool:
+    """`train` in a folder that the caller has claimed."""
+    callbacks = as_callbacks(callbacks, {name: setup.config[name] for name in CADENCES})
     agreement.by_first(partial(workdirs.settle_data, workdir, setup.source))
     if agreement.several():
         agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
     with ExitStack() as stack:
-        return _Loop(setup, workdir, stack).run()
+        return _Loop(setup, workdir, callbacks, stack).run()
 
 
 def _on_first(function: Callable):
@@ -94,10 +111,11 @@ def _train_steps(setup: Setup, steps: int, state: TrainState, data):
 
 
 class _Loop:
-    def __init__(self, setup: Setup, workdir: Path, stack: ExitStack):
+    def __init__(self, setup: Setup, workdir: Path, callbacks: list[Callback], stack: ExitStack):
         """Opens everything onto the stack. A field is None where the config or this process has none of it."""
         config, evaluation = setup.config, setup.config.evaluation
         self.setup, self.config, self.generate, self.best = setup, config, Generate(setup), None
+        self.callbacks, self.known = callbacks, {}  # all metrics of the newest boundary
         self.scoring = _on_first(lambda: Scoring(setup, self.generate) if config.evaluate_every else None)
         self.stop_requested = agreement.in_any_process(stack.enter_context(stop_signals()))
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints_kept)
@@ -106,13 +124,18 @@ class _Loop:
         writers = _on_first(lambda: Writers(workdir, int(self.start.step), config.num_steps)) or Silent()
         self.writers = stack.enter_context(closing(writers))
         self.data = stack.enter_context(closing(open_loader(setup, self.start, partial(next_boundary, config))))
+        signs = better(evaluation.extractor, setup.source, scores_of(evaluation))
         if evaluation.best:
             protocol = agreement.by_first(lambda: {"num_samples": evaluation.num_samples} | self.scoring.protocol)
-            sign = better(evaluation.extractor, setup.source)[evaluation.best]
-            self.best = stack.enter_context(closing(Best(workdir, evaluation.best, sign, protocol)))
+            self.best = stack.enter_context(closing(Best(workdir, evaluation.best, signs[evaluation.best], protocol)))
         of_run = flatten(config.to_dict()), read_metrics(workdir / METRICS), setup.devices.count
         self.vitals = _on_first(lambda: Vitals(setup) if config.health_every else None)
         self.watch = _on_first(lambda: Watch(*of_run) if config.health_every else None)
+        stop = StopKeys(**config.stop)._replace(score=config.stop.score or evaluation.best)
+        past = _on_first(lambda: list(read_metrics(workdir / METRICS)) if stop.on else ())
+        self.stopping = Stopping(stop, signs.get(stop.score, 0), past or ()) if stop.on else None
+        self.why = ""  # why the run ends before its last step; empty: it goes on
+        self._agree_to_stop()
         self.compiled: dict[int, Program] = {}  # by the steps of a call
         self.unseen: list[tuple[int, Metrics]] = []  # first step and metrics of calls not looked at yet
 
@@ -128,12 +151,11 @@ class _Loop:
     def run(self) -> bool:
         # A streamed set may have an example that cannot be read; samples may be such that they cannot be scored.
         functions = map(self._saved_before_a_mistake, (self._advance, self._do_what_is_due))
-        state, now = advance_to_end(self.config, self.start, self.stop_requested, *functions)
+        state, now = advance_to_end(self.config, self.start, lambda: self.why or self.stop_requested(), *functions)
         if now < self.config.num_steps:
             self._save(state, now)
-            self.writers.say(
-                f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there"
-            )
+            by_signal = f"stopped by a signal at step {now:,}, which is saved; the same command goes on from there"
+            self.writers.say(f"stopped at step {now:,}, which is saved: {self.why}" if self.why else by_signal)
         self.checkpoints.wait()
         return now == self.config.num_steps
 
@@ -165,6 +187,7 @@ class _Loop:
     def _do_what_is_due(self, state: TrainState, now: int) -> None:
         due = [cadence for cadence in CADENCES if is_due(self.config, cadence, now)]
         newest = self._newest_metrics() if due else {}
+        self.known = {} if "log_every" in due else dict(newest)
         if "log_every" in due:
             self._report(now, newest)
             self.writers.progress(now, self.data.waited)
@@ -174,17 +197,51 @@ class _Loop:
             count = self.config.evaluation.num_samples
             samples = self.generate.for_scores(state.ema, self.setup.keys.evaluation, count)
             scores = agreement.by_first(lambda: self.scoring.values(samples))
-            self.writers.metrics(now, scores)
+            self._report(now, scores)
             if self.best is not None:
                 self.best.see(state, scores[self.config.evaluation.best])
         if "health_every" in due and self.vitals is not None:
             self._report(now, self.vitals.measure(state))
+        for callback in self.callbacks:
+            if callback.every in due:
+                self._call(callback, state, now)
+        if due:
+            self._agree_to_stop()
         if "checkpoint_every" in due:
             self.writers.flush()
             self.checkpoints.save(state)
 
+    def _call(self, callback: Callback, state: TrainState, now: int) -> None:
+        """Calls it, and writes what it reports. Whatever it raises, the state is saved before the run ends."""
+        try:
+            report = agreement.all_or_none(
+                lambda: checked(callback.function(now, state, dict(self.known)), callback.function)
+            )
+        except InputError:
+            raise  # which saves it
+        except Exception:
+            if not agreement.several():
+                self._save(state, now)
+            raise
+        if report.metrics:
+            self._report(now, dict(report.metrics))
+        for name, picture in report.pictures.items():
+            self.writers.picture(now, lambda picture=picture: picture, name)
+        self.why = self.why or report.stop
+
+    def _agree_to_stop(self) -> None:
+        """Sets `why` to what the first process says: a callback's word, or that of a rule."""
+        if self.callbacks or self.stopping is not None:
+            self.why = agreement.from_first(self.why or (self.stopping.why if self.stopping is not None else ""))
+
     def _report(self, now: int, values: dict[str, float]) -> None:
+        """Writes metrics of this step. Raises InputError where one has the name of another."""
+        if twice := values.keys() & {"step", *self.known}:
+            raise InputError(f"step {now:,} has a metric {min(twice)} already; give yours another name")
+        self.known |= values
         self.writers.metrics(now, values)
+        if self.stopping is not None:
+            self.stopping.see(now, values)
         for line in self.watch.see(now, values) if self.watch else ():
             self.writers.say(line)
 

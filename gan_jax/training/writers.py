@@ -95,11 +95,11 @@ class Writers:
             if rate := self._bar.format_dict["rate"]:
                 self._tensorboard.add_scalar("steps_per_second", rate, step)
 
-    def picture(self, step: int, drawing: Callable[[], np.ndarray]) -> None:
-        """What is drawn, uint8 [h, w, c], to `samples/STEP.png` and to TensorBoard."""
+    def picture(self, step: int, drawing: Callable[[], np.ndarray], name: str = "") -> None:
+        """What is drawn, uint8 [h, w, c], to `samples/STEP.png` or `samples/NAME-STEP.png`, and to TensorBoard."""
         picture = drawing()
-        plots.write_png(self._samples / f"{step:08d}.png", picture)
-        self._tensorboard.add_image("samples", picture, step, dataformats="HWC")
+        plots.write_png(self._samples / f"{name}{'-' if name else ''}{step:08d}.png", picture)
+        self._tensorboard.add_image(name or "samples", picture, step, dataformats="HWC")
 
     def flush(self) -> None:
         """Everything so far is out of this process when this returns."""

@@ -38,6 +38,7 @@ FRACTION = Rule(float, lambda value: 0 <= value < 1, "a number from 0 to 1, 1 ex
 SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 FLAG = Rule(bool, lambda value: True, "True or False")
 TEXT = Rule(str, lambda value: True, "a string")
+PATHS = Rule(str, lambda value: all(map(is_path, paths(value))), "import paths MODULE:NAME with commas between")
 
 
 class Registry(dict):
@@ -76,6 +77,11 @@ class Registry(dict):
 def is_path(name: Any) -> bool:
     """Whether a part's name is an import path, `module:attribute`."""
     return isinstance(name, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
+
+
+def paths(names: str) -> list[str]:
+    """The import paths that a text has with commas between."""
+    return names.split(",") if names else []
 
 
 def imported(path: str) -> Any:
@@ -161,12 +167,17 @@ def parameters_of(part: Callable) -> Mapping[str, inspect.Parameter]:
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-@cache
-def keys_of(part: Callable) -> Mapping[str, Key]:
-    """The config keys of a part, by the names of its parameters, in their order.
+def keys_of(part: Any) -> Mapping[str, Key]:
+    """The config keys of a part, by the names of its parameters, in their order; {} of one that is made already.
 
     Raises TypeError where one has no default: a config is complete without it.
     """
+    to_be_made = inspect.isclass(part) or inspect.isroutine(part) or isinstance(part, partial)
+    return _keys_of(part) if to_be_made else {}
+
+
+@cache
+def _keys_of(part: Callable) -> Mapping[str, Key]:
     whole = getattr(part, "func", part)  # of a partial, its function
     hints = get_type_hints(whole, include_extras=True)
     if isinstance(whole, type):  # whose keys are its fields, or the parameters of its __init__

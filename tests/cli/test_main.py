@@ -51,8 +51,7 @@ def runs(shrunk, tmp_path_factory):
     def finished(*args):
         setup = recipe.build(shrunk(*args))
         workdir = tmp_path_factory.mktemp(setup.config.data.name)
-        with workdirs.claimed(workdir, setup.config):
-            assert train(setup, workdir)
+        assert train(setup, workdir)
         return Run(setup, Checkpoints(workdir / "checkpoints").restore(recipe.initial_state(setup)), workdir)
 
     return {"digits": finished("digits"), "ring8": finished("mixture", "ring8")}

@@ -35,7 +35,7 @@ def finished(shrunk, tmp_path_factory):
 def test_a_run_is_trained_once(finished, monkeypatch):
     config, folder, seconds, _ = finished
     assert seconds > 0
-    monkeypatch.setattr(runs, "train", None)
+    monkeypatch.setattr(runs, "train_claimed", None)
     with runs.finished(config, folder) as again:
         assert again.seconds == seconds
 
@@ -158,7 +158,7 @@ def test_the_comparison_on_mnist_from_end_to_end(shrunk, tfds_data, tmp_path, mo
     monkeypatch.setattr(runs, "FOLDER", tmp_path / "runs")
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     monkeypatch.setattr("sys.argv", ["mnist_objectives", str(tfds_data)])
-    train, trained = runs.train, []
+    train, trained = runs.train_claimed, []
 
     def diverging(setup, workdir):
         trained.append(setup.config.objective.name)
@@ -166,7 +166,7 @@ def test_the_comparison_on_mnist_from_end_to_end(shrunk, tfds_data, tmp_path, mo
             raise DivergedError("step 7: d_loss not finite; the largest |logit| was 9")
         return train(setup, workdir)
 
-    monkeypatch.setattr(runs, "train", diverging)
+    monkeypatch.setattr(runs, "train_claimed", diverging)
     monkeypatch.setattr(mnist_objectives, "ROUNDS", 1)
     mnist_objectives.main()
     monkeypatch.setattr(mnist_objectives, "step_seconds", lambda setups: dict.fromkeys(setups, 1.0))

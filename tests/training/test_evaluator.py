@@ -17,7 +17,6 @@ from gan_jax.evaluation.features.reference import load_reference
 from gan_jax.evaluation.metrics.comparison import HIGHER, LOWER, SCORES, Examples, Need, better, compare, needs_met
 from gan_jax.evaluation.metrics.neighbours import memorisation
 from gan_jax.parallel.devices import mesh
-from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Best, Checkpoints
 from gan_jax.training.evaluator import Scoring, evaluate_run
 from gan_jax.training.loop import train
@@ -177,8 +176,7 @@ def test_a_new_score_is_one_entry(monkeypatch):
 def test_scores_while_training_are_those_of_the_checkpoint(shrunk, tmp_path):
     config = shrunk("dcgan", None, {"evaluate_every": 2, "evaluation.best": "fid_digits"})
     setup, workdir = recipe.build(config), tmp_path / "run"
-    with workdirs.claimed(workdir, config):
-        train(setup, workdir)
+    train(setup, workdir)
     logged = [line for line in _lines(workdir) if "fid_digits" in line]
     assert [line["step"] for line in logged] == [2, 4]
     state = Checkpoints(workdir / "checkpoints").restore(recipe.abstract_state(setup))

@@ -15,7 +15,6 @@ from gan_jax import recipe
 from gan_jax.config.schema import flatten
 from gan_jax.data import make_source
 from gan_jax.parallel.devices import mesh
-from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Checkpoints
 from gan_jax.training.health.advice import COLLAPSED, DIVERGING, REMEDIES, SATURATED, in_words, remedies
 from gan_jax.training.health.detectors import (
@@ -341,8 +340,7 @@ def test_what_is_not_finite_is_left_out(measured):
 def start_run(config, workdir, capsys):
     """The lines that a run said of its health, without the bar."""
     setup = recipe.build(config, mesh(jax.devices()[:1]))
-    with workdirs.claimed(workdir, config):
-        assert train(setup, workdir)
+    assert train(setup, workdir)
     said = capsys.readouterr().out.replace("\r", "\n").splitlines()
     return [line for line in said if line.startswith("step ")]
 

@@ -23,7 +23,7 @@ from gan_jax import recipe, step
 from gan_jax.config import schema
 from gan_jax.parallel.devices import mesh
 from gan_jax.parallel.exit_status import exit_status
-from gan_jax.training import loop, workdirs, writers
+from gan_jax.training import loop, writers
 from gan_jax.training.checkpoints import Checkpoints
 from gan_jax.training.loop import next_boundary, train
 from gan_jax.training.sampler import Generate
@@ -82,8 +82,7 @@ def shared_setup(config):
 def start_run(config, workdir, setup=None):
     """What the command line does to train, in this process."""
     setup = setup or shared_setup(config)
-    with workdirs.claimed(workdir, config):
-        return train(setup, workdir)
+    return train(setup, workdir)
 
 
 def lines(workdir):

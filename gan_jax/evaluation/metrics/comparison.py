@@ -1,9 +1,15 @@
-"""The registry of scores: a score is one entry of SCORES; what several share is computed once, by `Examples`."""
+"""The registry of scores: a score is one entry of SCORES; what several share is computed once, by `Examples`.
 
-from collections.abc import Callable
+A score of one's own is named in `evaluation.scores`. It is a function after `lower_is_better` or `higher_is_better`
+that returns a number, or a `Metric`. The function is called with those of HANDED that it has a parameter for; its
+annotated parameters are config keys, `evaluation.NAME.*` (see `gan_jax.utils.keys`).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +22,8 @@ from gan_jax.evaluation.metrics.bootstrap import frechet_interval, mean_interval
 from gan_jax.evaluation.metrics.classes import class_labels, inception_score, label_scores, mode_scores
 from gan_jax.evaluation.metrics.distances import frechet_distance, gaussian, kernel_distance, sliced_wasserstein
 from gan_jax.evaluation.metrics.neighbours import Memorisation, NeighbourScores, neighbour_scores
+from gan_jax.utils.errors import InputError, NotFiniteError, users_code
+from gan_jax.utils.keys import arguments, imported, keys_of, paths
 
 LEVEL, NORMAL = 0.95, 1.96  # of the intervals, and the standard errors on either side for that level
 SPLITS = 10  # of the Inception score
@@ -147,17 +155,88 @@ def needs_met(extractor: str, source: Source) -> set[Need]:
     return met | {Need.FEATURES}
 
 
-def better(extractor: str, source: Source) -> dict[str, int]:
+HANDED = {  # parameter of a score of one's own: what it needs, and what it is given
+    "samples": (Need.SAMPLES, lambda x: x.samples),  # [n, *shape] float32
+    "real": (Need.SAMPLES, lambda x: x.draws[0]),  # [n, *shape] float32, draws from the data
+    "features": (Need.FEATURES, lambda x: x.fake.values),  # [n, d] float32, of the samples
+    "real_features": (Need.FEATURES, lambda x: x.real.values),  # [m, d] float32, of the reference
+}
+_TAKEN = {"step", "num_samples", "intervals", "protocol"}  # in evaluation.json, by what are no scores
+
+
+def lower_is_better(score: Callable) -> Callable:
+    """The function as a score of one's own, of which smaller values are better."""
+    score.better = LOWER
+    return score
+
+
+def higher_is_better(score: Callable) -> Callable:
+    """The function as a score of one's own, of which larger values are better."""
+    score.better = HIGHER
+    return score
+
+
+def own_scores(names: str) -> dict[str, Any]:
+    """What these import paths, with commas between, lead to, by the name of the score: that of the attribute.
+
+    Raises InputError where one is no score, or has the name of another.
+    """
+    taken, scores = _TAKEN | {name.removesuffix("_{}") for name in SCORES}, {}
+    for path in paths(names):
+        name, score = path.rpartition(":")[2], imported(path)
+        if name in taken | scores.keys():
+            raise InputError(f"{path}: there is a score {name} already; give it another name")
+        if not isinstance(score, Metric):
+            if not callable(score) or not hasattr(score, "better"):
+                first = "gan_jax.evaluation.lower_is_better or higher_is_better"
+                raise InputError(f"{path} is no score: it must be a function after {first}, or a Metric")
+            parameters = inspect.signature(score).parameters.keys() - keys_of(score).keys() - HANDED.keys()
+            if parameters:
+                raise InputError(f"{path} takes {', '.join(sorted(parameters))}; a score takes {', '.join(HANDED)}")
+        scores[name] = score
+    return scores
+
+
+def scores_of(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
+    """SCORES and those of one's own that a run has; `evaluation`: the config values of that group, by name."""
+    own = {}
+    for name, score in own_scores(evaluation["scores"]).items():
+        metric = score if isinstance(score, Metric) else _as_metric(score, evaluation.get(name, {}))
+        by_features = metric.needs not in (Need.SAMPLES, Need.MIXTURE)
+        own[f"{name}_{{}}" if by_features else name] = metric._replace(measure=partial(_measured, name, metric.measure))
+    return SCORES | own
+
+
+def _as_metric(score: Callable, values: Mapping[str, Any]) -> Metric:
+    taken = {name: handed for name, handed in HANDED.items() if name in inspect.signature(score).parameters}
+    needs = Need.FEATURES if Need.FEATURES in (need for need, _ in taken.values()) else Need.SAMPLES
+    keys = arguments(score, values)
+    return Metric(needs, score.better, lambda x: score(**{name: of(x) for name, (_, of) in taken.items()}, **keys))
+
+
+def _measured(name: str, measure: Callable, x: Examples):
+    """What a score of one's own measures. Raises InputError, one line, where it fails or gives no finite number."""
+    with users_code(f"the score {name}"):
+        value = measure(x)
+        mean = float(np.mean(value))
+    if not np.isfinite(mean):
+        raise NotFiniteError(f"the score {name} is {mean}; it must be a finite number")
+    return value
+
+
+def better(extractor: str, source: Source, metrics: Mapping[str, Metric] = SCORES) -> dict[str, int]:
     """The scores by which a run's steps can be ranked, and whether LOWER or HIGHER is better."""
     met = needs_met(extractor, source)
-    metrics = ((name.format(extractor), metric) for name, metric in SCORES.items() if metric.needs in met)
-    return {name: metric.better for name, metric in metrics if metric.better}
+    named = ((name.format(extractor), metric) for name, metric in metrics.items() if metric.needs in met)
+    return {name: metric.better for name, metric in named if metric.better}
 
 
-def compare(examples: Examples, met: set[Need], resamples: int, extractor: str = NONE) -> dict[str, Score]:
+def compare(
+    examples: Examples, met: set[Need], resamples: int, extractor: str = NONE, metrics: Mapping[str, Metric] = SCORES
+) -> dict[str, Score]:
     """The scores whose needs are met, by name; `resamples` of the bootstrap, 0: no intervals by it."""
     scores = {}
-    for name, metric in SCORES.items():
+    for name, metric in metrics.items():
         if metric.needs in met:
             value = metric.measure(examples)
             spread = metric.interval(examples, value, resamples) if metric.interval else None
