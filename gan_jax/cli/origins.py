@@ -32,13 +32,16 @@ def describe(config: ConfigDict, argument: str, flags: Mapping[str, object]) -> 
 
 @contextmanager
 def _assignments() -> Iterator[dict]:
-    """Within it, notes who sets a field of a ConfigDict: {(its id, field): (it, "FILE, line N")}."""
+    """Within it, notes who sets a field of a ConfigDict: {(its id, field): (it, path of the file, line)}."""
     plain, lines = ConfigDict.__setitem__, {}
 
     def noted(config, field, value):
         plain(config, field, value)
         frame = sys._getframe(1)
-        while frame.f_globals.get("__name__", "").startswith("ml_collections"):  # of an update, or of an attribute
+        # The line that says so: not those by which an update, an attribute or a whole dict comes here.
+        while (
+            frame.f_globals.get("__name__", "").startswith("ml_collections") or frame.f_code is schema.nested.__code__
+        ):
             frame = frame.f_back
         # With the ConfigDict itself, which must live, or another one could have its id.
         lines[id(config), field] = config, Path(frame.f_code.co_filename).resolve(), frame.f_lineno
