@@ -1,1 +1,1 @@
-"""Configs: `base` holds every key with its default, each other file states its differences."""
+"""Configs: each file states its differences from the defaults. `gan_jax/configs` is a link to this folder."""

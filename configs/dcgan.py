@@ -11,7 +11,7 @@ ten digits (docs/pictures/mnist.png). The others want an accelerator, and were n
 where their data comes from; on an accelerator add --config.steps_per_call=100: only on a CPU is 1 the right number.
 """
 
-from configs import base
+from gan_jax.config import default_config
 
 VARIANTS = ("digits", "mnist", "cifar10", "celeba64", "folder")
 
@@ -20,7 +20,7 @@ def get_config(variant="digits"):
     """The non-saturating GAN of convolutional networks with batch normalisation, on the images `variant`."""
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid variants: {', '.join(VARIANTS)}")
-    config = base.get_config()
+    config = default_config()
     config.data.name = variant
     config.num_steps = 4_000
     config.batch_size = 64

@@ -14,7 +14,7 @@ width and groups of D. digits and stacked_mnist have rates of their own, for sho
 accelerator add --config.steps_per_call=100: only on a CPU is 1 the right number.
 """
 
-from configs import base
+from gan_jax.config import default_config
 
 VARIANTS = ("digits", "stacked_mnist", "cifar10")
 
@@ -23,7 +23,7 @@ def get_config(variant="digits"):
     """The relativistic loss with R1 and R2, whose weight falls over the burn-in as b2 and the average's memory grow."""
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid variants: {', '.join(VARIANTS)}")
-    config = base.get_config()
+    config = default_config()
     config.data.name = "digits"
     config.objective.name = "rpgan"
     config.penalty.update(name="r1_r2", weight=0.5, weight_to=0.05)

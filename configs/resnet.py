@@ -6,7 +6,7 @@ Seen on 2 CPU cores: 221 s, sliced Wasserstein 0.051 (two draws of real digits: 
 For 32x32 the paper has width 128 and depth 3 in G, 2 in D.
 """
 
-from configs import wgan_gp
+from gan_jax.configs import wgan_gp
 
 
 def get_config():

@@ -10,7 +10,7 @@ gan_jax/networks/resnet.py says and for the decay, which is half a cosine here a
 G has a scale and a shift for each class in its normalisations and D a projection. That one was not run to its end.
 """
 
-from configs import base
+from gan_jax.config import default_config
 
 VARIANTS = ("digits", "cifar10")
 
@@ -19,7 +19,7 @@ def get_config(variant="digits"):
     """The hinge loss, spectral normalisation in D and batch normalisation in G, five updates of D for each of G."""
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid variants: {', '.join(VARIANTS)}")
-    config = base.get_config()
+    config = default_config()
     config.data.name = "digits"
     config.objective.name = "hinge"
     config.num_steps = 1_500

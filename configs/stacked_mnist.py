@@ -9,7 +9,7 @@ Seen on one CPU core, three seeds (experiments/results/stacked_mnist.md): 15 to 
 --config.steps_per_call=100: only on a CPU is 1 the right number.
 """
 
-from configs import dcgan
+from gan_jax.configs import dcgan
 
 
 def get_config():

@@ -15,6 +15,7 @@ from gan_jax.analysis.plan import plan
 from gan_jax.analysis.profiling import profile
 from gan_jax.analysis.spectrum import spectrum_of_run
 from gan_jax.cli import command_line
+from gan_jax.cli.origins import describe
 from gan_jax.cli.sample import sample
 from gan_jax.config import build, schema
 from gan_jax.networks import Family
@@ -33,6 +34,7 @@ NEWEST = "checkpoints"  # the folder of the newest ones
 _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the config, and where each value is from, and stop.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES, "profile", "plan"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default for train and profile: a new one in runs/.")
 _NUM_SAMPLES = flags.DEFINE_integer(
@@ -69,6 +71,10 @@ def main(argv: list[str]) -> None:
 def _run(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+    if _PRINT_CONFIG.value:
+        schema.check(_config())
+        changes = config_flags.get_override_values(flags.FLAGS["config"])
+        return command_line.show(describe(_config(), command_line.config_argument(sys.argv), changes))
     _check_flags()
     if _MODE.value == "plan":
         runtime.stand_in(_HOSTS.value * _DEVICES_PER_HOST.value)

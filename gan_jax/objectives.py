@@ -12,6 +12,7 @@ An objective of one's own is one entry of OBJECTIVES. If it has parameters, it i
 `Objective`, and `parametrised` makes the entry: the annotated parameters are config keys (see `gan_jax.utils.keys`).
 """
 
+import inspect
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -40,11 +41,16 @@ class Objective(NamedTuple):
     centred: bool = True  # the sign of a logit says something; False: logits are free up to a constant
     overflows: bool = False  # a loss is an exponential of a logit
     make: Callable | None = None  # (parameters, by name) -> the objective with these; None: it has no parameters
+    text: str = ""  # what it is, in a line
 
 
 def parametrised(make: Callable[..., Objective]) -> Objective:
-    """The objective that `make` returns for the defaults of its parameters, which are config keys."""
-    return make()._replace(make=make)
+    """The objective that `make` returns for the defaults of its parameters, which are config keys.
+
+    Its text is the first line of `make`'s docstring, where it has none.
+    """
+    plain = make()
+    return plain._replace(make=make, text=plain.text or (inspect.getdoc(make) or "").partition("\n")[0])
 
 
 def separable(real: Callable, fake: Callable, generator: Callable, divergence: Callable, **facts) -> Objective:
@@ -108,23 +114,38 @@ RPGAN = Objective(
     generator=lambda fake_logits, real_logits: softplus(real_logits - fake_logits),
     divergence=lambda real_logits, fake_logits: LOG_2 - _relativistic_discriminator(real_logits, fake_logits),
     centred=False,
+    text="relativistic pairing: D tells a real example from a fake one beside it (arXiv:1807.00734, R3GAN)",
 )
 
-# Hinge (arXiv:1705.02894): 1 - loss / 2 is a lower bound on the total variation distance, in [0, 1].
-HINGE = separable(lambda a: jax.nn.relu(1 - a), lambda b: jax.nn.relu(1 + b), lambda b: -b, lambda loss: 1 - loss / 2)
+# 1 - loss / 2 is a lower bound on the total variation distance, in [0, 1].
+HINGE = separable(
+    lambda a: jax.nn.relu(1 - a),
+    lambda b: jax.nn.relu(1 + b),
+    lambda b: -b,
+    lambda loss: 1 - loss / 2,
+    text="hinge: D's margin is 1 on either side, G descends -D (arXiv:1705.02894)",
+)
 
-# Least squares (arXiv:1611.04076, with the labels 0, 1, 1): 2 - 8 loss is a lower bound on the triangular
-# discrimination, the integral of (p_data - p_g)^2 / (p_data + p_g), in [0, 2].
+# With the labels 0, 1, 1. 2 - 8 loss is a lower bound on the triangular discrimination, the integral of
+# (p_data - p_g)^2 / (p_data + p_g), in [0, 2].
 LSGAN = separable(
     lambda a: jnp.square(a - 1) / 2,
     lambda b: jnp.square(b) / 2,
     lambda b: jnp.square(b - 1) / 2,
     lambda loss: 2 - 8 * loss,
     undecided=0.5,
+    text="least squares, with the labels 0, 1, 1 (arXiv:1611.04076)",
 )
 
-# Wasserstein (arXiv:1701.07875): E[a] - E[b] is a lower bound on W1 where D is 1-Lipschitz, in units of the data.
-WGAN = separable(lambda a: -a, lambda b: b, lambda b: -b, lambda loss: -loss, centred=False)
+# E[a] - E[b] is a lower bound on W1 where D is 1-Lipschitz, in units of the data.
+WGAN = separable(
+    lambda a: -a,
+    lambda b: b,
+    lambda b: -b,
+    lambda loss: -loss,
+    centred=False,
+    text="Wasserstein: the difference of a critic's means, which must be 1-Lipschitz (arXiv:1701.07875)",
+)
 
 
 def _entry(part: Any) -> Objective:
@@ -138,30 +159,62 @@ def _entry(part: Any) -> Objective:
 
 OBJECTIVES = Registry(
     {
-        # G descends the value function itself: log(1 - sigma(b)) = -softplus(b). It saturates where D rejects fakes.
-        "minimax": logistic(lambda b: -softplus(b)),
-        # G ascends log sigma(b) (section 3 of arXiv:1406.2661): same fixed point, strong gradient where D rejects.
-        "non_saturating": logistic(lambda b: softplus(-b)),
-        # f = -exp(b) = -D/(1 - D), whose gradient at the optimal D is that of KL(p_data || p_g) (arXiv:1412.6515).
-        "mle": logistic(lambda b: -jnp.exp(b), overflows=True),
+        # log(1 - sigma(b)) = -softplus(b)
+        "minimax": logistic(
+            lambda b: -softplus(b),
+            text="G descends the value function itself, which saturates where D rejects fakes (arXiv:1406.2661)",
+        ),
+        "non_saturating": logistic(
+            lambda b: softplus(-b),
+            text="G ascends log sigma(D): minimax's fixed point, strong gradients (arXiv:1406.2661, section 3)",
+        ),
+        # f = -exp(b) = -D/(1 - D)
+        "mle": logistic(
+            lambda b: -jnp.exp(b),
+            overflows=True,
+            text="G's gradient is that of maximum likelihood where D is optimal (arXiv:1412.6515)",
+        ),
         "wgan": WGAN,
         "hinge": HINGE,
         "lsgan": LSGAN,
         "rpgan": RPGAN,
         # g and f*(g) from table 2 and table 6 of arXiv:1606.00709; the optimal logit is g^-1(f'(p_data / p_g)).
-        "fgan_kl": variational(lambda a: a, lambda b: jnp.exp(b - 1), undecided=1.0, overflows=True),
-        "fgan_reverse_kl": variational(lambda a: -jnp.exp(-a), lambda b: b - 1, overflows=True),
-        "fgan_pearson": variational(lambda a: a, lambda b: jnp.square(b) / 4 + b),
+        "fgan_kl": variational(
+            lambda a: a,
+            lambda b: jnp.exp(b - 1),
+            undecided=1.0,
+            overflows=True,
+            text="f-GAN, a bound on KL(p_data, p_g) (arXiv:1606.00709)",
+        ),
+        "fgan_reverse_kl": variational(
+            lambda a: -jnp.exp(-a),
+            lambda b: b - 1,
+            overflows=True,
+            text="f-GAN, a bound on KL(p_g, p_data)",
+        ),
+        "fgan_pearson": variational(
+            lambda a: a, lambda b: jnp.square(b) / 4 + b, text="f-GAN, a bound on Pearson's chi^2"
+        ),
         # exp and not expm1: jax differentiates expm1 as its value + 1, which rounds small slopes to 0.
-        "fgan_hellinger": variational(lambda a: 1 - jnp.exp(-a), lambda b: jnp.exp(b) - 1, overflows=True),
-        # The paper's Jensen-Shannon is twice the usual one: the bound is on 2 JS.
-        "fgan_jensen_shannon": variational(lambda a: LOG_2 - softplus(-a), lambda b: softplus(b) - LOG_2),
+        "fgan_hellinger": variational(
+            lambda a: 1 - jnp.exp(-a),
+            lambda b: jnp.exp(b) - 1,
+            overflows=True,
+            text="f-GAN, a bound on the squared Hellinger distance",
+        ),
+        # The paper's Jensen-Shannon is twice the usual one.
+        "fgan_jensen_shannon": variational(
+            lambda a: LOG_2 - softplus(-a),
+            lambda b: softplus(b) - LOG_2,
+            text="f-GAN, a bound on twice the Jensen-Shannon divergence",
+        ),
     },
     _entry,
 )
 
 # What a config may name: these, and one whose generator descends only what is added to its loss, feature matching.
-NAMED = ChainMap({"feature_matching": logistic(jnp.zeros_like)}, OBJECTIVES)
+_FEATURES = "G matches D's mean features alone, with the weight objective.feature_matching (arXiv:1606.03498)"
+NAMED = ChainMap({"feature_matching": logistic(jnp.zeros_like, text=_FEATURES)}, OBJECTIVES)
 
 
 def smooth_labels(objective: Objective, epsilon) -> Objective:

@@ -27,6 +27,7 @@ ORDER = (  # from the bottom; a room may import from itself and from those befor
     ("analysis",),
     ("sweep",),
     ("main",),
+    ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

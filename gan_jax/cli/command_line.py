@@ -2,22 +2,27 @@
 
 import importlib.util
 import re
+import signal
 import sys
 import traceback
+from difflib import get_close_matches
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from gan_jax import configs
 from gan_jax.config import schema
 from gan_jax.utils.errors import InputError
+
+CONFIGS = Path(configs.__file__).resolve().parent  # of the shipped ones: the clone's folder, or the package's
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags, for `absl.app.run`: the arguments left over, or exit status 2 after one line."""
     values = {}
     try:
-        if (argument := _config_argument(argv)) is not None:
+        if (argument := config_argument(argv)) is not None:
             overrides = _overrides(argv)
             config = schema.with_own_keys(load_config(argument), overrides).lock()
             flags.FLAGS["config"].parser = _Loaded(config)
@@ -48,13 +53,19 @@ def _overrides(argv: list[str]) -> dict[str, str]:
     return {match[1]: match[3] if match[2] else after for match, after in matches if match}
 
 
+def show(text: str) -> None:
+    """Prints a long text: a reader who has seen enough of it, such as `head`, ends the command."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    print(text)
+
+
 def config_name(argv: list[str]) -> str:
     """What a run of this config is called: `configs/mixture.py:ring8` is `mixture-ring8`."""
-    path, _, variant = (_config_argument(argv) or "").partition(":")
+    path, _, variant = (config_argument(argv) or "").partition(":")
     return "-".join(filter(None, (Path(path).stem, re.sub(r"\W+", "-", variant))))
 
 
-def _config_argument(argv: list[str]) -> str | None:
+def config_argument(argv: list[str]) -> str | None:
     """The value of the last --config, as absl would read it; None without any."""
     value = None
     for i, argument in enumerate(argv):
@@ -67,13 +78,10 @@ def _config_argument(argv: list[str]) -> str | None:
 def load_config(argument: str) -> ConfigDict:
     """The config of `configs/NAME.py` or `configs/NAME.py:VARIANT`. Raises InputError that names the line at fault."""
     name, colon, variant = argument.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise InputError(f"there is no config file {name or '(empty)'}{_neighbours(path)}")
-    # A config imports its base from the folder's package (`from configs import base`), wherever one starts from.
-    # Parts by import path lie beside it, or where one starts from.
-    folder = path.resolve().parent
-    sys.path += [str(place) for place in (folder.parent, folder, Path.cwd()) if str(place) not in sys.path]
+    path = _config_file(name)
+    # Parts by import path, and what a config imports, lie beside it or in the folder above, or where one starts from.
+    beside = [path.resolve().parents[1], path.resolve().parent] if path == Path(name) else []
+    sys.path += [place for place in map(str, (*beside, Path.cwd())) if place not in sys.path]
     try:
         spec = importlib.util.spec_from_file_location("config", path)
         module = importlib.util.module_from_spec(spec)
@@ -86,13 +94,21 @@ def load_config(argument: str) -> ConfigDict:
     return config
 
 
-def _neighbours(path: Path) -> str:
-    configs = sorted(str(file) for file in path.parent.glob("*.py") if file.stem not in ("__init__", "base"))
-    if path.name and configs:
-        return f"; that folder has {', '.join(configs)}"
-    if not path.is_absolute() and not Path("configs").is_dir():  # started elsewhere than in the clone
-        return " here; the shipped ones are in the clone's folder configs: start there, or give the whole path"
-    return "; give one such as configs/dcgan.py"
+def _config_file(name: str) -> Path:
+    """The file of that path; of `configs/NAME.py`, where there is none, the shipped one."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = CONFIGS / path.name if path.parent == Path("configs") else None
+    if shipped and shipped.is_file():
+        return shipped
+    folders = [path.parent, CONFIGS] if shipped else [path.parent]
+    names = {file.stem for folder in folders for file in folder.glob("*.py")} - {"__init__", "base"}
+    listed = ", ".join(str(path.parent / f"{stem}.py") for stem in sorted(names))
+    if not path.name or not listed:
+        raise InputError(f"there is no config file {name or '(empty)'}; give one such as configs/dcgan.py")
+    close = [f"did you mean {path.parent / stem}.py?" for stem in get_close_matches(path.stem, names, n=1)]
+    raise InputError(f"there is no config file {name}; {' '.join([*close, f'there are {listed}'])}")
 
 
 def _fault(path: Path, variant: str, error: BaseException) -> str:

@@ -1,8 +1,9 @@
 """All config keys: gathered from the parts that own them; `python -m gan_jax.config` prints the table."""
 
+import re
 from collections import ChainMap
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
+from difflib import SequenceMatcher, get_close_matches
 from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
@@ -119,7 +120,7 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
         Choice("network", FAMILIES, "mlp", "family of networks", attrgetter(player)) for player in Family._fields
     )
     optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser", others=OF_OPTAX, is_own=_is_own_optimizer)
-    extractors = ChainMap(EXTRACTORS, {NONE: Kind(_no_keys)})
+    extractors = ChainMap(EXTRACTORS, {NONE: Kind(_no_features)})
     extractor = Choice("extractor", extractors, NONE, "of the features that scores compare", attrgetter("make"))
     objective = Choice("name", NAMED, "non_saturating", "losses of both players", lambda entry: entry.make or _no_keys)
     prior = Choice("prior", PRIORS, "normal", "distribution of the latents")
@@ -179,6 +180,10 @@ def move_group(name: str) -> str:
 
 def _no_keys() -> None:
     """A part without parameters."""
+
+
+def _no_features() -> None:
+    """No scores by features."""
 
 
 def table(values: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Key]:
@@ -309,7 +314,9 @@ def _check_need(name: str, key: Key, values: Mapping[str, Any], keys: Mapping[st
 
 def wrong_value(key: str, value, rule: Rule) -> str:
     """The line on a key's value that is wrong."""
-    return f"config key {key} is {value!r}; it must be {rule.words}"
+    close = get_close_matches(str(value), rule.options, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"config key {key} is {value!r}; it must be {rule.words}{hint}"
 
 
 def unknown_key(key: str, values: Mapping[str, Any] = MappingProxyType({})) -> str:
@@ -317,12 +324,38 @@ def unknown_key(key: str, values: Mapping[str, Any] = MappingProxyType({})) -> s
     if key in RENAMED:
         return f"config key {key} is now {RENAMED[key]}"
     keys = list(table(values))
-    group = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
-    close = get_close_matches(key, keys, n=1)
-    hint = [f"did you mean {close[0]}?"] if close else []
-    valid = group or ([] if close else keys)  # all of them fill a screen
-    listed = [f"valid keys: {', '.join(valid)}"] if valid else []
-    return f"unknown config key {key}; {' '.join(hint + listed)}"
+    group, _, name = key.rpartition(".")
+    of_group = [known for known in keys if known.rpartition(".")[0] == group]
+    # Of the keys of both players that which is spelled more like it.
+    elsewhere = sorted(keys, key=lambda known: SequenceMatcher(None, known, key).ratio(), reverse=True)
+    meant = _named_like(name, of_group, 0.6) or _named_like(name, elsewhere, 0.8)
+    hints = [f"did you mean {meant}?"] if meant else []
+    if not meant or meant in of_group:
+        hints.append(f"valid keys: {', '.join(of_group or keys)}")
+    return f"unknown config key {key}; {' '.join(hints)}"
+
+
+def _named_like(name: str, keys: Sequence[str], cutoff: float) -> str | None:
+    """The first key of this name, or else of its initials (lr: learning_rate), or with this word, or spelled alike.
+
+    The whole key is a name too, with underscores; and a key such as optimizer.name has that of its group.
+    """
+    last = {known: known.rpartition(".")[2] for known in keys}
+    names = [*last.items(), *((known, known.split(".")[-2]) for known in keys if known.endswith(".name"))]
+    for alike in (
+        lambda other: other == name,
+        lambda other: name == _initials(other) or other == _initials(name),
+        lambda other: name in other.split("_"),
+    ):
+        if meant := [known for known, other in names if alike(other)]:
+            return meant[0]
+    spelled = {other: known for known, other in reversed([*names, *((key, key.replace(".", "_")) for key in keys)])}
+    return next((spelled[other] for other in get_close_matches(name, spelled, 1, cutoff)), None)
+
+
+def _initials(name: str) -> str:
+    """The first letter of each word, and each digit."""
+    return "".join(re.findall(r"(?<![^\W_])[^\W\d_]|\d", name))
 
 
 # Keys that had another name in configs of before.

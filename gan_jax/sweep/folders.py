@@ -63,7 +63,7 @@ def begin(workdir: Path, member: Member, program: str, anew: bool) -> None:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     write_atomically(folder / PROGRAM, json.dumps(program).encode())
-    write_atomically(folder / workdirs.CONFIG, (json.dumps(member.config.to_dict(), indent=2) + "\n").encode())
+    workdirs.write_config(folder, member.config)
 
 
 def end_of(workdir: Path, member: Member) -> dict | None:

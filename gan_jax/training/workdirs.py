@@ -14,13 +14,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gan_jax.config.schema import completed, flatten
+from gan_jax.config.schema import completed, flatten, names_a_path
 from gan_jax.data import Source
 from gan_jax.parallel import agreement
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import read_json, write_atomically
+from gan_jax.utils.keys import import_folders
 
 CONFIG, DATA = "config.json", "data.json"
+IMPORTS = "imports.json"  # the folders in which the modules lay that a config names; of a config that names none: not
 # What may differ between two starts of a run: where data lies, how it gets to the device, how the run is scored.
 MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
 MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
@@ -61,7 +63,7 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
         require_same(workdir, read_config(workdir), config)
     elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
-    write_atomically(workdir / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+    write_config(workdir, config)
     token = secrets.token_hex(8)
     lock.truncate(0)
     lock.write(token)
@@ -104,9 +106,17 @@ def locked(workdir: Path, shared: bool = False, wait: bool = False):
         yield lock
 
 
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes the config of a run, and where the parts that it names by import path were found."""
+    write_atomically(workdir / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+    if names_a_path(flatten(config.to_dict())):
+        write_atomically(workdir / IMPORTS, (json.dumps(import_folders(), indent=2) + "\n").encode())
+
+
 def read_config(workdir: Path) -> ConfigDict:
     """The config of the run in this folder, complete, also if the run was made before some keys existed.
 
+    The parts that it names by import path are sought where they were when it began, too.
     Raises InputError where there is none, it is not JSON, or it has a key that there never was.
     """
     path, right = workdir / CONFIG, "put back the config that the run was made with"
@@ -116,6 +126,10 @@ def read_config(workdir: Path) -> ConfigDict:
         raise InputError(f"cannot read {path}: {error.strerror}; --workdir must be the folder of a run") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); {right}") from error
+    folders = read_json(workdir / IMPORTS, [])
+    if not (isinstance(folders, list) and all(isinstance(folder, str) for folder in folders)):
+        raise InputError(f"{workdir / IMPORTS} does not list folders; remove it, and start where the modules lie")
+    sys.path += [folder for folder in folders if folder not in sys.path]
     try:
         if isinstance(values, dict):
             return completed(ConfigDict(values).to_dict())

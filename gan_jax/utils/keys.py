@@ -11,6 +11,7 @@ Parameters without a Rule are what the program itself hands over: shapes, keys, 
 
 import importlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ class Rule(NamedTuple):
     type: type
     holds: Callable[[Any], bool]
     words: str
+    options: tuple[str, ...] = ()  # the values that are right, where they are few
 
 
 POSITIVE_INT = Rule(int, lambda value: 0 < value < 2**31, "a positive integer")
@@ -92,8 +94,8 @@ def imported(path: str) -> Any:
     except ModuleNotFoundError as error:
         if not f"{name}.".startswith(f"{error.name}."):
             raise InputError(f"{path}: {name} imports {error.name}, which is not installed") from error
-        folders = ", ".join(dict.fromkeys(folder or "." for folder in sys.path if "lib/python" not in folder))
         right = "start where it lies, or give the --config beside which it lies"
+        folders = ", ".join(import_folders())
         raise InputError(f"{path}: there is no module {name} in {folders}, nor is it installed; {right}") from error
     except (Exception, SystemExit) as error:  # whatever is wrong in the user's file
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -103,6 +105,12 @@ def imported(path: str) -> Any:
         file = getattr(module, "__file__", "built in")
         raise InputError(f"{path}: {name} ({file}) has no {attribute}; it has {public}")
     return getattr(module, attribute)
+
+
+def import_folders() -> list[str]:
+    """The folders in which modules are sought, beside Python's own."""
+    folders = (folder for folder in sys.path if "lib/python" not in folder and "__editable__" not in folder)
+    return list(dict.fromkeys(map(os.path.abspath, folders)))
 
 
 def function(part: Any) -> Callable:
@@ -115,7 +123,7 @@ def function(part: Any) -> Callable:
 def one_of(names: Iterable[str]) -> Rule:
     """The rule that a key is one of `names`."""
     names = tuple(names)
-    return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
+    return Rule(str, lambda value: value in names, "one of " + ", ".join(names), names)
 
 
 class Mark(Enum):

@@ -108,7 +108,7 @@ def test_a_mistake_is_one_line_and_status_2():
     mistakes = {
         "--config=configs/digits.py --config.batch_size=abc": r"batch_size is 'abc'; it must be a positive integer$",
         "--config=configs/digits.py --config.batch_size=0": r"batch_size is 0; it must be a positive integer$",
-        "--config=configs/nope.py": r"no config file configs/nope\.py; that folder has .*configs/digits\.py",
+        "--config=configs/nope.py": r"no config file configs/nope\.py; there are .*configs/digits\.py",
         "stray": r"unexpected argument 'stray'; flags are written --name=value$",
         "--mode=nonsense": r"--mode=nonsense: value .* <train\|sample\|evaluate\|spectrum\|profile\|plan>$",
         "--runtime=nonsense": r"--runtime=nonsense: value should be one of <fast\|plain>$",
@@ -127,7 +127,8 @@ def test_a_mistake_is_one_line_and_status_2():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("configs/nope.py", r"^there is no config file configs/nope\.py; that folder has .*configs/mixture\.py"),
+        ("configs/nope.py", r"^there is no config file configs/nope\.py; there are .*configs/mixture\.py"),
+        ("configs/dcgn.py", r"^there is no config file configs/dcgn\.py; did you mean configs/dcgan\.py\? there are "),
         ("nowhere/at_all.py", r"^there is no config file nowhere/at_all\.py; give one such as configs/dcgan\.py$"),
         ("configs", r"^there is no config file configs"),
         ("configs/mixture.py:ring9", r"unknown variant 'ring9'; valid variants: ring8, grid25, swiss_roll, gaussian"),
@@ -140,10 +141,19 @@ def test_config_that_is_not_there(argument, message, monkeypatch):
         command_line.load_config(argument)
 
 
-def test_config_asked_for_outside_of_the_clone(monkeypatch, tmp_path):
+def test_shipped_configs_are_found_anywhere_after_ones_own(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"no config file configs/dcgan\.py here; .*in the clone.*whole path$"):
-        command_line.load_config("configs/dcgan.py")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert command_line.load_config("configs/wgan.py").objective.name == "wgan"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "base.py").write_text("1 / 0")
+    (tmp_path / "configs" / "dcgan.py").write_text(
+        "from gan_jax.config import default_config as get_config\n"  # of points, where the shipped one is of digits
+    )
+    assert command_line.load_config("configs/wgan.py").generator.network == "dcgan"
+    assert command_line.load_config("configs/dcgan.py").data.name == "ring8"
+    with pytest.raises(InputError, match=r"configs/wgn\.py; did you mean configs/wgan\.py\? there are .*configs/dcgan"):
+        command_line.load_config("configs/wgn.py")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +214,17 @@ def parse(monkeypatch, *argv):
         ("generater.width=8", r"^unknown config key generater\.width; did you mean generator\.width\?$"),
         ("zzz=8", r"^unknown config key zzz; valid keys: seed, "),
         (
+            "generator.optimizer.lr=1",
+            r"lr; did you mean generator\.optimizer\.learning_rate\? valid keys: generator\.opt",
+        ),
+        ("generator.optimizer.beta_1=0", r"did you mean generator\.optimizer\.b1\?"),
+        ("discriminator.lr=1", r"lr; did you mean discriminator\.optimizer\.learning_rate\?$"),
+        ("lr=1", r"lr; did you mean generator\.optimizer\.learning_rate\?$"),
+        ("latent_dim=8", r"did you mean latent\.dim\?$"),
+        ("optimiser=sgd", r"did you mean generator\.optimizer\.name\?$"),
+        ("generator.ema=0", r"did you mean generator\.ema_decay\?"),
+        ("data.path=photos", r"^unknown config key data\.path; valid keys: data\.name, "),
+        (
             "data=ring8",
             r"^config key data is a group; set one of data\.name, data\.split, ",
         ),
@@ -239,6 +260,31 @@ def test_name_of_a_run(argv, name, tmp_path, monkeypatch):
     assert re.fullmatch(rf"runs/{name}-\d{{8}}-\d{{6}}", str(first))
 
 
+def test_print_config_says_where_values_come_from(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from gan_jax.configs import wgan\n\n\ndef get_config():\n    config = wgan.get_config()\n"
+        "    config.burn_in = 0\n    config.objective.update(name='hinge')\n    return config\n"
+    )
+    flags = ["--config.seed=0", "--noconfig.conditional", f"--workdir={tmp_path / 'run'}"]
+    printed = run("gan_jax.main", f"--config={own}", "--print_config", *flags)
+    assert printed.returncode == 0, printed.stderr
+    lines = dict(re.split(" +# ", line) for line in printed.stdout.splitlines())
+    assert [line.split(" = ")[0] for line in lines] == list(schema.table())
+    assert lines["seed = 0"] == "--config.seed"  # which is the default, as is the next one
+    assert lines["burn_in = 0"] == f"{own}, line 6"
+    assert lines["objective.name = 'hinge'"] == f"{own}, line 7"
+    assert lines["conditional = False"] == "--config.conditional"
+    assert re.fullmatch(r"configs/wgan\.py, line \d+", lines["discriminator.clip = 0.03"])
+    assert re.fullmatch(r"configs/dcgan\.py, line \d+", lines["latent.dim = 64"])
+    assert lines["accumulate = 1"] == "default"
+    assert lines["generator.activation = 'relu'"] == "default of dcgan"
+    assert not (tmp_path / "run").exists()
+    refused = run("gan_jax.main", f"--config={own}", "--print_config", "--config.objective.name=wagn")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert error_line(refused.stderr).endswith("did you mean wgan?")
+
+
 # --- What a config may say
 
 
@@ -251,6 +297,8 @@ def players(**changes):
     ("changes", "message"),
     [
         ({"objective.name": "gan"}, r"objective\.name is 'gan'; it must be one of minimax, non_saturating, mle, wgan"),
+        ({"objective.name": "non_saturatin"}, r"must be one of .*, MODULE:NAME; did you mean non_saturating\?$"),
+        ({"precision": "bfloat"}, r"it must be one of float32, bfloat16; did you mean bfloat16\?$"),
         ({"penalty.name": "r3"}, r"penalty\.name is 'r3'; it must be one of none, wgan_gp, "),
         ({"generator.network": "unet"}, r"generator\.network is 'unet'; it must be one of mlp, dcgan, resnet"),
         ({"data.name": "mnist"}, r"data\.name is 'mnist'; it must be one of digits, ring8, grid25, "),

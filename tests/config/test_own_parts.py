@@ -1,6 +1,7 @@
 """Parts of one's own, named in a config by import path, without a line of the package changed."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +16,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import recipe, step
 from gan_jax.config import schema
-from gan_jax.sweep import plan
+from gan_jax.sweep import folders, plan
+from gan_jax.training import workdirs
 from gan_jax.utils.errors import InputError
 
 LAB = """
@@ -245,19 +247,39 @@ def test_a_mistake_is_one_line(shrunk, lab, changes, words):
     assert "\n" not in str(raised.value)
 
 
-def test_the_command_line_finds_parts_beside_the_config_and_where_it_is_started(lab):
+def test_the_command_line_finds_parts_beside_the_config_and_so_does_its_run(lab, tmp_path_factory):
     (lab / "own.py").write_text(CONFIG)
-    main = [sys.executable, "-m", "gan_jax.main", "--runtime=plain"]
+    main, elsewhere = [sys.executable, "-m", "gan_jax.main", "--runtime=plain"], tmp_path_factory.mktemp("elsewhere")
 
     def run(*arguments, status=0):
         environment = with_devices(1) | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run([*main, *arguments], cwd=lab, capture_output=True, text=True, env=environment)
+        done = subprocess.run([*main, *arguments], cwd=elsewhere, capture_output=True, text=True, env=environment)
         assert done.returncode == status, done.stderr
         return done.stderr
 
-    run("--config=own.py", "--config.objective.margin=0.5", "--workdir=run")
-    assert json.loads((lab / "run" / "config.json").read_text())["objective"]["margin"] == 0.5
+    config = f"--config={lab / 'own.py'}"
+    run(config, "--config.objective.margin=0.5", "--workdir=run")
+    assert json.loads((elsewhere / "run" / "config.json").read_text())["objective"]["margin"] == 0.5
     run("--mode=sample", "--workdir=run", "--num_samples=3")
-    assert np.load(lab / "run" / "samples.npz")["samples"].shape == (3, 2)
-    said = run("--config=own.py", "--config.objective.name=wgan", "--config.objective.margin=0.5", status=2)
+    assert np.load(elsewhere / "run" / "samples.npz")["samples"].shape == (3, 2)
+    said = run(config, "--config.objective.name=wgan", "--config.objective.margin=0.5", status=2)
     assert said.startswith("error: unknown config key objective.margin")
+
+
+def test_the_folder_of_a_sweeps_member_says_where_its_parts_lie(shrunk, lab, tmp_path_factory, monkeypatch):
+    workdir = tmp_path_factory.mktemp("sweep")
+    member = plan.members(shrunk("mixture", "ring8"), [{"objective.name": "my_lab:soft_hinge"}])[0]
+    folders.begin(workdir, member, "program", anew=True)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(lab)])
+    sys.modules.pop("my_lab")
+    folder = folders.member_folder(workdir, member)
+    assert workdirs.read_config(folder).objective.margin == 1.0
+    sys.modules.pop("my_lab")
+    (lab / "my_lab.py").unlink()
+    with pytest.raises(
+        InputError, match=rf"there is no module my_lab in .*{re.escape(str(lab))}.*, nor is it installed"
+    ):
+        workdirs.read_config(folder)
+    (folder / workdirs.IMPORTS).write_text("3")
+    with pytest.raises(InputError, match="does not list folders; remove it"):
+        workdirs.read_config(folder)

@@ -23,7 +23,7 @@ DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, Overf
 
 
 class ImageArrays(Images):
-    """The data set `arrays`."""
+    """The data set `arrays`: images, and labels, of a `.npy` or `.npz` file."""
 
     def records(self) -> Records:
         return Arrays(self.required_dir("the .npz or .npy file"))

@@ -15,7 +15,7 @@ LAYOUTS = f"a folder holds images ({', '.join(ACCEPTED)}), or subfolders of them
 
 
 class ImageFolder(Images):
-    """The data set `folder`."""
+    """The data set `folder`: images below a folder; where they lie in subfolders, these are classes."""
 
     def reader(self) -> Reader:
         """Raises InputError where other files lie among the images, unless what is corrupt is skipped."""

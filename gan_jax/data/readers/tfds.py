@@ -22,7 +22,7 @@ MOST_BYTES = 10**9  # of a split that is read for its labels: beside each of the
 
 @dataclass(frozen=True, kw_only=True)
 class TfdsImages(Images):
-    """The data sets `tfds:NAME`."""
+    """The data sets `tfds:NAME`: images of TensorFlow Datasets, such as tfds:mnist."""
 
     split: Split = "train"
 

@@ -95,10 +95,12 @@ def _classified(shape: tuple[int, int, int], params, images):
 
 
 def _make_pixels(name: str) -> Extractor:
+    """The pixels themselves."""
     return Extractor(name, "", "none", _pixels, ())
 
 
 def _make_classifier(name: str, weights: Weights = "") -> Extractor:
+    """The last hidden layer of a small classifier of this data set, whose weights the package has."""
     params, digest = classifier.load(name, Path(weights) if weights else None)
     shape = classifier.CLASSIFIERS[name].shape
     resize = f"linear, antialiased, to {shape[0]}x{shape[1]}"
@@ -106,6 +108,7 @@ def _make_classifier(name: str, weights: Weights = "") -> Extractor:
 
 
 def _make_inception(name: str, weights: Weights = "") -> Extractor:
+    """FID's Inception-v3, with a file of weights that is not shipped."""
     if not weights:
         raise InputError(
             f"config key evaluation.weights is missing: the file of Inception's weights, which {inception.COMMAND} "

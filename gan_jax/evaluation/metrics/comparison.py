@@ -92,6 +92,7 @@ class Metric(NamedTuple):
     better: int  # LOWER or HIGHER; 0: a number to compare a score with
     measure: Callable  # (Examples) -> a number, or an array whose mean it is
     interval: Callable | None = None  # (Examples, what `measure` gave, resamples or 0) -> (low, high) or None
+    text: str = ""  # what it is, in a line
 
 
 def _frechet(x: Examples) -> float:
@@ -117,27 +118,107 @@ def _inception_score(x: Examples) -> float:
 
 # By the name in files and in evaluation.best; {} is the extractor: with another one it is another score.
 SCORES = {
-    "sliced_wasserstein": Metric(Need.SAMPLES, LOWER, lambda x: sliced_wasserstein(x.samples, x.draws[0])),
-    "sliced_wasserstein_floor": Metric(Need.SAMPLES, 0, lambda x: sliced_wasserstein(x.draws[1], x.draws[0])),
-    "high_quality": Metric(Need.MIXTURE, HIGHER, lambda x: x.mixture["high_quality"]),
-    "high_quality_ceiling": Metric(Need.MIXTURE, 0, lambda x: x.mixture["high_quality_ceiling"]),
-    "modes": Metric(Need.MIXTURE, HIGHER, lambda x: x.mixture["modes"]),
-    "modes_total": Metric(Need.MIXTURE, 0, lambda x: x.mixture["modes_total"]),
-    "reverse_kl": Metric(Need.MIXTURE, LOWER, lambda x: x.mixture["reverse_kl"]),
-    "reverse_kl_floor": Metric(Need.MIXTURE, 0, lambda x: x.mixture["reverse_kl_floor"]),
-    "fid_{}": Metric(Need.FEATURES, LOWER, _frechet, _frechet_interval),
-    "kid_{}": Metric(Need.FEATURES, LOWER, lambda x: x.kernel[0], _kernel_interval),
-    "precision_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.precision, _mean_interval),
-    "recall_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.recall, _mean_interval),
-    "density_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.density, _mean_interval),
-    "coverage_{}": Metric(Need.FEATURES, HIGHER, lambda x: x.neighbours.coverage, _mean_interval),
-    "inception_score_{}": Metric(Need.LABELS, HIGHER, _inception_score),
-    "modes_{}": Metric(Need.MODES, HIGHER, lambda x: x.labels["modes"]),
-    "modes_total_{}": Metric(Need.MODES, 0, lambda x: x.labels["modes_total"]),
-    "reverse_kl_{}": Metric(Need.MODES, LOWER, lambda x: x.labels["reverse_kl"]),
-    "reverse_kl_floor_{}": Metric(Need.MODES, 0, lambda x: x.labels["reverse_kl_floor"]),
-    "reverse_kl_real_{}": Metric(Need.MODES, 0, lambda x: label_scores(*class_labels(x.real.logits))["reverse_kl"]),
-    "authenticity_{}": Metric(Need.COPIES, HIGHER, lambda x: x.copies.authentic, _mean_interval),
+    "sliced_wasserstein": Metric(
+        Need.SAMPLES,
+        LOWER,
+        lambda x: sliced_wasserstein(x.samples, x.draws[0]),
+        text="sliced Wasserstein distance of samples from as many real examples",
+    ),
+    "sliced_wasserstein_floor": Metric(
+        Need.SAMPLES,
+        0,
+        lambda x: sliced_wasserstein(x.draws[1], x.draws[0]),
+        text="the same between two draws of real examples",
+    ),
+    "high_quality": Metric(
+        Need.MIXTURE,
+        HIGHER,
+        lambda x: x.mixture["high_quality"],
+        text="share of samples within 3 sigma of a mode (arXiv:1705.07761)",
+    ),
+    "high_quality_ceiling": Metric(
+        Need.MIXTURE, 0, lambda x: x.mixture["high_quality_ceiling"], text="the same of perfect samples"
+    ),
+    "modes": Metric(Need.MIXTURE, HIGHER, lambda x: x.mixture["modes"], text="modes with a sample within 3 sigma"),
+    "modes_total": Metric(Need.MIXTURE, 0, lambda x: x.mixture["modes_total"], text="modes of the mixture"),
+    "reverse_kl": Metric(
+        Need.MIXTURE,
+        LOWER,
+        lambda x: x.mixture["reverse_kl"],
+        text="KL in nats of the modes' shares to uniform (arXiv:1712.04086)",
+    ),
+    "reverse_kl_floor": Metric(
+        Need.MIXTURE, 0, lambda x: x.mixture["reverse_kl_floor"], text="the same of perfect samples"
+    ),
+    "fid_{}": Metric(
+        Need.FEATURES,
+        LOWER,
+        _frechet,
+        _frechet_interval,
+        text="Fréchet distance of Gaussians fitted to features (arXiv:1706.08500)",
+    ),
+    "kid_{}": Metric(
+        Need.FEATURES,
+        LOWER,
+        lambda x: x.kernel[0],
+        _kernel_interval,
+        text="squared maximum mean discrepancy of features, cubic kernel, unbiased (arXiv:1801.01401)",
+    ),
+    "precision_{}": Metric(
+        Need.FEATURES,
+        HIGHER,
+        lambda x: x.neighbours.precision,
+        _mean_interval,
+        text="share of samples in the balls of real images, 3 neighbours (arXiv:1904.06991)",
+    ),
+    "recall_{}": Metric(
+        Need.FEATURES,
+        HIGHER,
+        lambda x: x.neighbours.recall,
+        _mean_interval,
+        text="share of real images in the balls of samples (arXiv:1904.06991)",
+    ),
+    "density_{}": Metric(
+        Need.FEATURES,
+        HIGHER,
+        lambda x: x.neighbours.density,
+        _mean_interval,
+        text="balls of real images around a sample, divided by 5, the neighbours (arXiv:2002.09797)",
+    ),
+    "coverage_{}": Metric(
+        Need.FEATURES,
+        HIGHER,
+        lambda x: x.neighbours.coverage,
+        _mean_interval,
+        text="share of real images with a sample in their ball (arXiv:2002.09797)",
+    ),
+    "inception_score_{}": Metric(
+        Need.LABELS,
+        HIGHER,
+        _inception_score,
+        text="exp of the mutual information of class and image (arXiv:1606.03498)",
+    ),
+    "modes_{}": Metric(Need.MODES, HIGHER, lambda x: x.labels["modes"], text="classes found among the samples"),
+    "modes_total_{}": Metric(Need.MODES, 0, lambda x: x.labels["modes_total"], text="classes of the data"),
+    "reverse_kl_{}": Metric(
+        Need.MODES, LOWER, lambda x: x.labels["reverse_kl"], text="KL in nats of the classes' shares to uniform"
+    ),
+    "reverse_kl_floor_{}": Metric(
+        Need.MODES, 0, lambda x: x.labels["reverse_kl_floor"], text="the same of perfect samples"
+    ),
+    "reverse_kl_real_{}": Metric(
+        Need.MODES,
+        0,
+        lambda x: label_scores(*class_labels(x.real.logits))["reverse_kl"],
+        text="the same of the real images",
+    ),
+    "authenticity_{}": Metric(
+        Need.COPIES,
+        HIGHER,
+        lambda x: x.copies.authentic,
+        _mean_interval,
+        text="share of samples that are no copies of training examples (arXiv:2102.08921)",
+    ),
 }
 
 
