@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gan_jax.config import checks, schema
-from gan_jax.data import Source, make_source
+from gan_jax.data import Source, Stored, as_source, make_source
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
@@ -55,10 +55,11 @@ def run_keys(seed: int) -> RunKeys:
     return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
 
 
-def build(config, devices: Devices | None = None, source: Source | None = None, runs: bool = True) -> Setup:
+def build(config, devices: Devices | None = None, source: Any = None, runs: bool = True) -> Setup:
     """Everything that a config names, for training on `devices` (those that it names, by default).
 
-    A `source` of one's own takes the place of the data set that the config names, for research code that calls this.
+    A `source` of one's own takes the place of the data set that the config names, for research code that calls this:
+    whatever `gan_jax.data.as_source` takes.
     What never `runs` on this machine may have more written out in a call than its compiler could bear.
     Raises InputError, one line, where the config makes no sense.
     """
@@ -66,8 +67,8 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
     checks.check_batch(config, devices, _minibatch(config).group_size)
-    data, own = config.data.to_dict(), source is not None
-    source = source if own else make_source(data)
+    data, own = config.data.to_dict(), source
+    source = make_source(data) if own is None else as_source(own, data)
     checks.check(config, source)
     recipe = _make_recipe(config, devices, source)
     updates = config.steps_per_call * (config.discriminator.steps + 1)
@@ -83,14 +84,16 @@ def build(config, devices: Devices | None = None, source: Source | None = None, 
     return Setup(config, devices, source, partial(_reference, source, own, data), recipe, numbers, keys, title)
 
 
-def _reference(source: Source, own: bool, data: dict, split: str) -> Source:
-    """The images of a split as they were taken, not mirrored; of a source of one's `own` there is one split."""
-    if split == data["split"] and (own or not data["flip"]):
+def _reference(source: Source, own: Any, data: dict, split: str) -> Source:
+    """The images of a split as they were taken, not mirrored; of a Source or Stored of one's `own` there is one."""
+    is_made = isinstance(own, Source | Stored)
+    if split == data["split"] and (is_made or not data["flip"]):
         return source
-    if own:
+    if is_made:
         raise InputError(f"evaluation.split is {split}, of data that was handed over as {data['split']}; name that one")
     try:
-        return make_source(data | {"split": split, "flip": False})
+        values = data | {"split": split, "flip": False}
+        return make_source(values) if own is None else as_source(own, values)
     except InputError as error:
         raise InputError(str(error).replace("data.split", "evaluation.split")) from error
 
@@ -185,6 +188,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         move=move._replace(take=take),
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
+        label_size=len(source.attributes),
         unroll=jax.default_backend() == "cpu" and (generator.convolves or discriminator.convolves),
     )
 
@@ -199,7 +203,7 @@ def _make_network(config, devices: Devices, source: Source, player: str):
         shape=source.shape,
         dtype=jnp.dtype(config.precision),
         axis_name=devices.axis_name,
-        classes=len(source.classes) if config.conditional else 0,
+        classes=len(source.classes or source.attributes) if config.conditional else 0,
         form=config.convolution,
         minibatch=_minibatch(config),
         sums=values.spectral_norm,  # where weights are normalised, no weight can make up for a mean over pixels

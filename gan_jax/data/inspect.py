@@ -41,7 +41,9 @@ def inspect(values: Mapping[str, Any], out: Path) -> Iterator[str]:
         return _endless(values["name"], opened)
     inspection = _Inspection(values, opened)
     # The picture would be an image of the set from then on.
-    if isinstance(inspection.records, Folder) and out.resolve().is_relative_to(inspection.records.folder.resolve()):
+    if isinstance(inspection.records.whole, Folder) and out.resolve().is_relative_to(
+        inspection.records.folder.resolve()
+    ):
         raise InputError(f"--out={out} would lie in the folder of images {one_line(values['dir'])}; name another place")
     return inspection.lines(out)
 
@@ -89,7 +91,8 @@ class _Inspection:
 
     def __init__(self, values: Mapping[str, Any], opened: Source | Stored):
         self._values, self._opened = values, opened
-        self._image_size, self._flips = values.get("image_size", 0), values.get("flip", False)
+        self._image_size, self._image_width = values.get("image_size", 0), values.get("image_width", 0)
+        self._flips = values.get("flip", False)
         if isinstance(opened, Source):
             if not {"image", "label"} <= set(opened.data):
                 raise InputError(f"{values['name']} holds no images with labels on the device: only such are shown")
@@ -98,7 +101,7 @@ class _Inspection:
             self._reader = replace(opened, corrupt="skip").reader()  # what cannot be read is counted
             self._draw = partial(draw_stored, top=255, flip=self._flips)
         self.records, self._count = self._reader.records, len(self._reader)
-        self._stacks, self._is_folder = isinstance(opened, StackedMnist), isinstance(self.records, Folder)
+        self._stacks, self._is_folder = isinstance(opened, StackedMnist), isinstance(self.records.whole, Folder)
 
     def lines(self, out: Path) -> Iterator[str]:
         """See `inspect`."""
@@ -125,7 +128,7 @@ class _Inspection:
             yield from self._classes(labels, "of all examples")
         if len({example.trained for example in sample.values()}) > 1:
             yield _line("decoded", f"unknown until data.image_size is set; the picture has them cut to {CUT}x{CUT}")
-            self._image_size = CUT
+            self._image_size = self._image_width = CUT
         else:
             yield self._decoded()
         if self._stacks:
@@ -142,10 +145,11 @@ class _Inspection:
             return error
         image = self._fit(example["image"])
         pixels = int(image.min()), int(image.max()), float(image.mean())
-        return _Example(example["image"].shape, image.shape, *pixels, example.get("label", -1))
+        label = example["label"] if self.records.classes else -1
+        return _Example(example["image"].shape, image.shape, *pixels, label)
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
-        return fit(image, self._image_size, self._reader.shape[2])
+        return fit(image, self._image_size, self._reader.shape[2], self._image_width)
 
     def _shapes(self, sample, of: str) -> Iterator[str]:
         """Lines: sizes, and the range of the scaled pixels."""
@@ -179,6 +183,10 @@ class _Inspection:
 
     def _classes(self, labels: np.ndarray, of: str) -> Iterator[str]:
         names = [one_line(name, 60) for name in self.records.classes]
+        if attributes := self.records.attributes:
+            listed = one_line(", ".join(attributes[:MOST_CLASSES])) + (", ..." if attributes[MOST_CLASSES:] else "")
+            yield _line("labels", f"vectors of {len(attributes):,} numbers: {listed}")
+            return
         if not names:
             why = "all images lie in the folder itself" if self._is_folder else "the set has no labels"
             yield _line("classes", f"none: {why}")
@@ -186,7 +194,7 @@ class _Inspection:
         of_stacks = f"{10**STACKED:,} of stacks, 000 to 999; {len(names)} of digits"
         yield _line("classes", f"{of_stacks if self._stacks else f'{len(names):,}'}; counts {of}")
         yield from _counts(names, labels)
-        if self._is_folder and (hint := _level_hint(self.records)):
+        if self._is_folder and not self.records.whole.has_labels_file and (hint := _level_hint(self.records.whole)):
             yield _line("hint", hint)
 
     def _decoded(self) -> str:

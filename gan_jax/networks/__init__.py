@@ -6,7 +6,7 @@ A family is two Linen module classes and one entry of FAMILIES. Their annotated 
     shape        of an example, for a generator
     dtype        that it computes in
     axis_name    the mapped axis over which batch statistics are shared, or None
-    classes      how many it is conditioned on; 0: unconditional
+    classes      how many, or how many numbers of a vector, it is conditioned on; 0: unconditional
     form         how convolutions are written
     minibatch    what a discriminator is told of an example's neighbours
     sums         whether it takes the sum over pixels at its end, or their mean
@@ -34,7 +34,8 @@ MATMUL_PRECISIONS = ("default", "high", "highest")
 class Network(NamedTuple):
     """A network as the step knows it. `params` and `stats` are pytrees of float32 arrays."""
 
-    # label: int32 [n], the class of each example, where the network was built with classes; None where it was not.
+    # label: int32 [n], the class of each example, or float32 [n, classes], a vector, where the network was built with
+    # classes; None where it was not.
     init: Callable  # (key, x [n, ...], label=None) -> (params, stats)
     apply: Callable  # (params, stats, x [n, ...], train, label=None) -> (y, new stats): what a call in training moves
     convolves: bool  # whether it has convolutions, which XLA runs slowly inside a loop on a CPU

@@ -354,16 +354,20 @@ def order_words(key) -> jax.Array:
 def init_state(recipe: Recipe, hyperparameters: Hyperparameters, key, shape: tuple[int, ...]) -> TrainState:
     """The state before the first step; `shape` is that of one example. Each network has a key of its own."""
     generator_key, discriminator_key, latent_key, step_key = jax.random.split(key, 4)
-    inputs = recipe.prior(jax.random.split(latent_key, 2)), *labels_of(recipe, {"label": jnp.zeros(2, jnp.int32)})
+    inputs = recipe.prior(jax.random.split(latent_key, 2)), *labels_of(recipe, {"label": _no_label(recipe, 2)})
     generator = _init_player(recipe.generator, recipe.generator_tx(hyperparameters), generator_key, *inputs)
     packs = packed(recipe, jnp.zeros((2 * recipe.group_size, *shape)))
-    inputs = packs, *labels_of(recipe, {"label": jnp.zeros(len(packs), jnp.int32)})
+    inputs = packs, *labels_of(recipe, {"label": _no_label(recipe, len(packs))})
     tx = recipe.discriminator_tx(hyperparameters)
     discriminator = _init_player(recipe.discriminator, tx, discriminator_key, *inputs)
     # Copies, not aliases: the whole state is donated to the next step, and a buffer can be donated only once.
     ema = jax.tree.map(jnp.copy, Average(generator.params, generator.stats))
     regularizer_state = regularizers.initial(hyperparameters)
     return TrainState(jnp.int32(0), step_key, hyperparameters, generator, discriminator, ema, regularizer_state)
+
+
+def _no_label(recipe: Recipe, n: int) -> jax.Array:
+    return jnp.zeros((n, recipe.label_size)) if recipe.label_size else jnp.zeros(n, jnp.int32)
 
 
 def _init_player(network, tx, key, *inputs) -> Player:
