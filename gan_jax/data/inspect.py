@@ -14,6 +14,7 @@ import numpy as np
 
 from gan_jax.data import Source, Stored, independent, open_set
 from gan_jax.data.digits import STACKED, StackedMnist, stacked
+from gan_jax.data.own import OwnStream
 from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.folder import Folder
 from gan_jax.data.readers.records import BadExampleError, Reader, fit, one_line, size_text
@@ -37,8 +38,8 @@ def inspect(values: Mapping[str, Any], out: Path) -> Iterator[str]:
     it can be read.
     """
     opened = open_set(values)
-    if isinstance(opened, Source) and not opened.size:
-        return _endless(values["name"], opened)
+    if isinstance(opened, Source) and not (opened.size and len(opened.shape) == 3):
+        return _drawn(values["name"], opened, out)
     inspection = _Inspection(values, opened)
     # The picture would be an image of the set from then on.
     if isinstance(inspection.records.whole, Folder) and out.resolve().is_relative_to(
@@ -52,16 +53,20 @@ def _line(name: str, text: str) -> str:
     return f"{name:10} {text}"
 
 
-def _endless(name: str, source: Source) -> Iterator[str]:
-    points = np.asarray(independent(source, _keys(SAMPLE))["image"])
+def _drawn(name: str, source: Source, out: Path) -> Iterator[str]:
+    """The lines of points, and of what is drawn without end."""
+    drawn = np.asarray(independent(source, _keys(SAMPLE))["image"])
+    are_images = len(source.shape) == 3
     yield _line("data", f"{name}, split train")
-    yield _line("examples", "endless: each is a fresh draw")
-    yield _line("trained", f"points of {source.shape[0]} numbers")
-    values = f"{points.min():.3g} to {points.max():.3g}, mean {points.mean():.3g}"
+    yield _line("examples", f"{source.size:,}" if source.size else "endless: each is a fresh draw")
+    yield _line("trained", size_text(source.shape) if are_images else f"points of {source.shape[0]} numbers")
+    values = f"{drawn.min():.3g} to {drawn.max():.3g}, mean {drawn.mean():.3g}"
     yield _line("values", f"{values}, unscaled, of {SAMPLE} draws")
     if source.modes is not None:
         yield _line("modes", f"{len(source.modes.centers)} Gaussians, sigma {source.modes.sigma:g}")
-    yield _line("picture", "none: it is of images, and these are points")
+    if are_images:
+        write_png(out, grid(drawn[: ROWS * COLUMNS], COLUMNS))
+    yield _line("picture", f"{one_line(out)}: draws" if are_images else "none: it is of images, and these are points")
 
 
 def _keys(count: int) -> jax.Array:
@@ -108,7 +113,8 @@ class _Inspection:
         place = [one_line(self.records.folder)] if self.records.folder else []
         yield _line("data", ", ".join([self._values["name"], f"split {self._values.get('split', 'train')}", *place]))
         of_stacks = f"endless: each a stack of {STACKED} of {self._count:,} digits"
-        yield _line("examples", of_stacks if self._stacks else f"{self._count:,}")
+        first = ", the first items of an iterable" if isinstance(self._opened, OwnStream) else ""
+        yield _line("examples", of_stacks if self._stacks else f"{self._count:,}{first}")
         indices = evenly_spaced(self._count, SAMPLE)
         with ThreadPoolExecutor() as pool:
             outcomes = dict(zip(indices.tolist(), pool.map(self._example, indices), strict=True))
@@ -122,7 +128,8 @@ class _Inspection:
         labels = self.records.labels() if self.records.classes else np.full(self._count, -1)
         if labels is None:
             labelled, labels = np.array(list(sample)), np.array([example.label for example in sample.values()])
-            yield from self._classes(labels, f"{of}: the set is too large to read every label for this")
+            larger = ": the set is too large to read every label for this" if len(indices) < self._count else ""
+            yield from self._classes(labels, f"{of}{larger}")
         else:
             labelled = np.arange(self._count)
             yield from self._classes(labels, "of all examples")

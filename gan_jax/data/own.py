@@ -1,6 +1,7 @@
 """Data of one's own, by import path or handed to `gan_jax.build`: whatever it is becomes a `Source` or a `Stored`."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 from gan_jax.data.readers.arrays import IMAGES, LABELS, Held, check_range, label_names
 from gan_jax.data.readers.items import Items
 from gan_jax.data.readers.records import SAMPLED, BadExampleError, Reader, Records, one_line, reason
-from gan_jax.data.source import Source, content, draw_stored
+from gan_jax.data.source import Source, draw_stored
 from gan_jax.data.splits import chosen, split_name
 from gan_jax.data.stored import Images, Stored
 from gan_jax.utils.errors import InputError
@@ -51,7 +52,7 @@ class OwnStream(Images):
     def records(self) -> Records:
         """The first HELD examples."""
         iterable = self.again()
-        return Items(list(islice(_once(iterable, self.name), HELD)), f"{self.name}, its first items", iterable)
+        return Items(list(islice(_once(iterable, self.name), HELD)), f"the first items of {self.name}", iterable)
 
     def source(self) -> Source:
         if self.placement == "device" or self.split != "train":
@@ -60,7 +61,7 @@ class OwnStream(Images):
             raise InputError(f"config key data.{key} is {getattr(self, key)!r}, {fault}; set it to {right}")
         reader = self.reader()
         held = reader.stacked([x for x in map(reader.example, range(len(reader))) if x is not None])
-        source = Source(
+        return Source(
             reader.shape,
             partial(draw_stored, top=255, flip=self.flip),
             reader.std,
@@ -70,9 +71,10 @@ class OwnStream(Images):
             rows=lambda indices: jax.tree.map(lambda x: x[indices], held),
             items=partial(self._items, reader),
         )
-        return source._replace(identity=content(source)["hash"])
 
     def _items(self, reader: Reader, place: int) -> Iterator[dict]:
+        if place:
+            print(f"passing {place:,} items of {self.name}, up to where the run stands", file=sys.stderr)
         return islice(self._good(reader), place, None)
 
     def _good(self, reader: Reader) -> Iterator[dict]:

@@ -38,8 +38,8 @@ def _place(end: str | None, default: int, count: int) -> int | None:
     """Where an end of a range lies; None where that is outside."""
     if end is None:
         return default
-    size = abs(int(end.rstrip("%")))
-    size = size * count // 100 if "%" in end else size
-    if size > count:
+    size, whole = abs(int(end.rstrip("%"))), 100 if "%" in end else count
+    if size > whole:
         return None
+    size = size * count // whole
     return count - size if end.startswith("-") else size

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from gan_jax.config.schema import completed, flatten
 from gan_jax.data import Source
-from gan_jax.data.source import example_labels
+from gan_jax.data.source import content, example_labels
 from gan_jax.parallel import agreement
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import read_json, write_atomically
@@ -149,6 +149,7 @@ def settle_data(workdir: Path, source: Source) -> None:
     Raises InputError where the data has another shape, size or labels than it had; of other changes a line is printed.
     """
     fields = {name: getattr(source, name) for name in _DATA_TYPES}
+    fields["identity"] = source.identity or content(source).get("hash", "")
     new = json.loads(json.dumps(fields | ({"attributes": source.attributes} if source.attributes else {})))
     old = _known_data(workdir) or new
     for name in ("shape", "size", "classes", "attributes"):
@@ -159,10 +160,10 @@ def settle_data(workdir: Path, source: Source) -> None:
                 f"the data is not what the run in {workdir} began with: its {name} was {was} and is {now}; "
                 "put it back, or choose another --workdir"
             )
-    if old["identity"] != new["identity"]:
+    if old["identity"] != new["identity"] and old["identity"]:
         files = "the files of the data, or their times, have changed since the run began"
-        items = "the data yields other items first than when the run began, which does not go on to the same bits"
-        print(items if source.items else files, file=sys.stderr)
+        examples = "the data gives other examples than when the run began, which does not go on to the same bits"
+        print(files if source.identity else examples, file=sys.stderr)
     write_atomically(workdir / DATA, (json.dumps(new) + "\n").encode())
     if source.attributes and not (workdir / LABELS).exists():
         buffer = io.BytesIO()

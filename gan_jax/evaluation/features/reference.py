@@ -43,7 +43,7 @@ def load_reference(source: Source, name: str, split: str, extractor: Extractor, 
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     path = cache_folder() / "references" / f"{key}.npz"
     # The code of a part by import path may be another the next time, and nothing tells what an own stream holds.
-    unknown = source.items is not None or (not source.identity and (is_path(name) or not jax.tree.leaves(source.data)))
+    unknown = not source.identity and (is_path(name) or not jax.tree.leaves(source.data))
     own = is_path(extractor.name) or unknown
     kept = None if own else _kept(path)
     features, images_hash = kept or _extract(source, count, extractor, devices)
