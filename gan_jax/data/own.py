@@ -225,9 +225,10 @@ def endless(draw: Callable, name: str) -> Source:
     if len(shape) not in (1, 3):
         raise InputError(f"{name} draws an array {list(shape)}; an example is [d], or an image [h, w, c]")
     values = np.asarray(drawn["image"])
-    if not np.isfinite(values).all() or (len(shape) == 3 and np.abs(values).max() > 1):
-        check_range(name, float(values.min()), float(values.max()))
+    if not np.isfinite(values).all():
         raise InputError(f"{name} draws numbers that are not finite")
+    if len(shape) == 3:
+        check_range(name, float(values.min()), float(values.max()))
     classes = getattr(draw, "classes", ())
     classes = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
     if label is not None and not label.shape and not classes:
@@ -245,6 +246,8 @@ def _drawn(draw: Callable, key) -> dict:
     image, *labels = drawn if isinstance(drawn, tuple) else (drawn,)
     example = {"image": jnp.asarray(image, jnp.float32)}
     for label in map(jnp.asarray, labels):
+        if label.ndim > 1 or (label.ndim == 0 and not jnp.issubdtype(label.dtype, jnp.integer)):
+            raise TypeError(f"its label is {label.dtype} {list(label.shape)}; it is to be an integer, or a vector [m]")
         example["label"] = label.astype(jnp.float32 if label.ndim else jnp.int32)
     return example
 

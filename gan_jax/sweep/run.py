@@ -56,7 +56,8 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
             source = setups[0].source
             if source.streamed:
                 raise InputError(
-                    "the data of a sweep lies on its devices; choose a set that fits there, data.placement=device"
+                    "the data of a sweep lies on its devices; choose a set that fits there, data.placement=device, "
+                    "and no iterable"
                 )
         except InputError as error:
             raise InputError(f"member {member.number} {member.overrides}: {error}") from error

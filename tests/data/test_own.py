@@ -179,6 +179,8 @@ def failing():
         ([], {}, "has 0 examples"),
         (failing, {}, "fails after 1 items: RuntimeError: two lines"),
         (late, {}, "cannot be run on the device: "),
+        (lambda key: (jnp.zeros(2), 0.5), {}, r"label is float32 \[\]; it is to be an integer, or a vector \[m\]"),
+        (lambda key: jax.random.uniform(key, (4, 4, 1)), {}, r"by the look of it in \[0, 1\]"),
         (VECTORS, {"flip": True}, "data.flip is True, but source has no flip; set it to False"),
         (VECTORS, {"split": "test"}, "data.split is 'test'; source has train"),
         (Stream(), {"split": "train[:5]"}, "source is an iterable, which is streamed as it comes; set it to train"),
