@@ -176,7 +176,7 @@ def _use_run(runs_with: str) -> None:
         workdirs.require_same(workdir, config, _CONFIG.value)
         config = _CONFIG.value  # which may say otherwise where the data lies, and how it is to be scored
     known = workdirs.known_source(workdir) if _MODE.value == "sample" else None  # which needs no data
-    setup = build.build(config, mesh(jax.devices()[:1]), known)
+    setup = build.build_on(known, config, mesh(jax.devices()[:1]))
     state = Checkpoints(workdir / _CHECKPOINT.value).restore(build.abstract_state(setup))
     if state is None:
         best = "no best checkpoint; train it with evaluation.best set"

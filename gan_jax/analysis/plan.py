@@ -18,11 +18,10 @@ from gan_jax.analysis.profiling.page import digits, micro_batches, quantity, sho
 from gan_jax.config import build, schema
 from gan_jax.config.build import Setup
 from gan_jax.data import Source
-from gan_jax.data.stored import room_of
+from gan_jax.data.stored import Images, room_of
 from gan_jax.parallel.devices import LAYOUTS
 from gan_jax.training.loop import call_shapes
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import keys_of
 
 SHOWN = 8  # of the collectives
 
@@ -91,7 +90,7 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     # A convolution as an accelerator has it, and a single step a call: the form that a CPU likes is not asked for.
     plain = ConfigDict(config.to_dict() | {"convolution": "plain", "steps_per_call": 1}).lock()
     devices = LAYOUTS[config.parallel](jax.devices()[: machine.count])
-    setup = build.build(plain, devices, _source(config, CHIPS[machine.chip].memory), runs=False)
+    setup = build.build_on(_source(config, CHIPS[machine.chip].memory), plain, devices, runs=False)
     state, written_out = build.abstract_state(setup), config.accumulate == 1
     # Written out, so that nothing hides in a loop; micro-batches, which are there to save memory, stay one.
     compiled = compiled_step(setup, unroll=written_out)
@@ -116,6 +115,8 @@ def _source(config: ConfigDict, memory: float) -> Source:
     if not _may_be_streamed(config):
         return data.make_source(values)
     source = data.make_source(values | {"placement": "stream"})  # which decodes no more than it must
+    if source.items is not None:  # an iterable, which is never anything else
+        return source
     whole = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((source.size, *x.shape[1:]), x.dtype), source.rows(np.zeros(1, np.int64))
     )
@@ -125,7 +126,7 @@ def _source(config: ConfigDict, memory: float) -> Source:
 
 
 def _may_be_streamed(config: ConfigDict) -> bool:
-    return "placement" in keys_of(data.SOURCES[data.entry(config.data.name)])
+    return isinstance(data.open_set(config.data.to_dict()), Images)
 
 
 def _count(tree) -> int:

@@ -60,7 +60,7 @@ def spectrum_of_run(setup: Setup, state: TrainState, workdir: Path, num_samples:
     spectrum at which nothing converged leaves what it alone could tell at None.
     """
     exact = setup.config.to_dict() | {"precision": "float32", "matmul_precision": "highest"}
-    setup = build.build(ConfigDict(exact), setup.devices, setup.source)
+    setup = build.build_on(setup.source, ConfigDict(exact), setup.devices)
     n = setup.config.batch_size // setup.config.accumulate  # as in training: what batch normalisation averages over
     batches = -(-(num_samples or EXAMPLES) // n)
     if setup.recipe.unroll and batches > MOST_UNROLLED:

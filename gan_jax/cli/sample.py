@@ -21,8 +21,9 @@ def sample(setup: Setup, state: TrainState, workdir: Path, num_samples: int, int
     """Writes pictures and arrays of the averaged generator into `workdir`; returns their paths.
 
     `samples.png` shows the run's fixed latents. num_samples > 0 adds `samples.npz`: `samples` [N, *shape] float32,
-    images in [-1, 1] and points in the data's own units, and of a conditional run `labels` [N] int32, the classes in
-    turn. `interpolation` (images only) adds `interpolation.png`, a class a row where there are classes.
+    images in [-1, 1] and points in the data's own units, and of a conditional run `labels`: the classes in turn, [N]
+    int32, or the data's vectors in turn, [N, m] float32. `interpolation` (images only) adds `interpolation.png`, a
+    label a row where there are labels.
     """
     if interpolation and len(setup.source.shape) != 3:
         raise InputError(f"--interpolation draws images, but {setup.config.data.name} is points; leave it out")
@@ -39,8 +40,8 @@ def sample(setup: Setup, state: TrainState, workdir: Path, num_samples: int, int
         ends = setup.recipe.prior(jax.random.split(setup.keys.interpolation, 2 * ROWS))
         path = interpolate(ends, setup.config.latent.prior)
         written.append(workdir / "interpolation.png")
-        classes = generate.labels(ROWS)  # one a row, in turn
-        labels = None if classes is None else np.repeat(classes, COLUMNS)
+        rows = generate.labels(ROWS)  # in turn
+        labels = None if rows is None else np.repeat(rows, COLUMNS, axis=0)
         plots.write_png(written[-1], plots.grid(generate.from_latents(state.ema, path, labels), COLUMNS))
     return written
 

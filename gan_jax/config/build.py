@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gan_jax.config import checks, schema, shapes
 from gan_jax.config.by_hand import with_parts, with_source
-from gan_jax.data import Source, make_source
+from gan_jax.data import Source, as_source, make_source
 from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
@@ -64,7 +64,7 @@ def run_keys(seed: int) -> RunKeys:
 def build(
     config: ConfigDict,
     devices: Devices | None = None,
-    source: Source | None = None,
+    source: Any = None,
     runs: bool = True,
     *,
     objective: str | Objective | Callable[..., Objective] | None = None,
@@ -86,7 +86,7 @@ def build(
     keys (see `gan_jax.config.by_hand`). One that can be imported is as if the config named its import path.
 
     Args:
-      source: the data set.
+      source: the data set, whatever `gan_jax.data.as_source` takes.
       objective: an `Objective`, or a function that returns one.
       penalty: (critic, keys [n], real, fake) -> [n]; `penalty.weight` is its weight.
       generator, discriminator: a `Network`, or what `gan_jax.networks.as_network` makes one of: a module of Linen or
@@ -103,16 +103,24 @@ def build(
     parts = {"objective": objective, "penalty": penalty, "generator": generator, "discriminator": discriminator}
     parts |= {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
     parts |= {"move": move, "prior": prior, "generator_penalty": generator_penalty, "scores": scores}
-    return _setup(schema.with_own_keys(with_parts(config, parts)), devices, source, runs)
+    setup = build_on(source, with_parts(config, parts), devices, runs)
+    return setup if source is None else _of_own_data(setup, source)
 
 
-def _setup(config, devices: Devices | None, source: Source | None, runs: bool) -> Setup:
-    """`build` of a config that names all parts but the source."""
+def _of_own_data(setup: Setup, source: Any) -> Setup:
+    """The setup whose config says that its data was handed over."""
+    config = with_source(setup.config, source, setup.source)
+    return setup._replace(config=config, title=f"{config.data.name}, {config.objective.name}")
+
+
+def build_on(own: Any, config: ConfigDict, devices: Devices | None = None, runs: bool = True) -> Setup:
+    """`build` of a config that names all parts, the data too, which may be there already: then it is `own`."""
+    config = schema.with_own_keys(config)
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
     checks.check_batch(config, devices, _minibatch(config).group_size)
-    data, own = config.data.to_dict(), source is not None
-    source = source if own else make_source(data)
+    data = config.data.to_dict()
+    source = make_source(data) if own is None else as_source(own, data)
     checks.check(config, source)
     recipe = _make_recipe(config, devices, source)
     if schema.own_parts(values := schema.flatten(config.to_dict())) - {"data.name"}:
@@ -131,20 +139,21 @@ def _setup(config, devices: Devices | None, source: Source | None, runs: bool) -
             f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
             f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
         )
-    config = with_source(config, source) if own else config
     title = f"{config.data.name}, {config.objective.name}"
     numbers, keys = make_hyperparameters(config), run_keys(config.seed)
     return Setup(config, devices, source, partial(_reference, source, own, data), recipe, numbers, keys, title)
 
 
-def _reference(source: Source, own: bool, data: dict, split: str) -> Source:
-    """The images of a split as they were taken, not mirrored; of a source of one's `own` there is one split."""
-    if split == data["split"] and (own or not data["flip"]):
+def _reference(source: Source, own: Any, data: dict, split: str) -> Source:
+    """The images of a split as they were taken, not mirrored; of a Source or Stored of one's `own` there is one."""
+    is_made = isinstance(own, Source | Stored)
+    if split == data["split"] and (is_made or not data["flip"]):
         return source
-    if own:
+    if is_made:
         raise InputError(f"evaluation.split is {split}, of data that was handed over as {data['split']}; name that one")
     try:
-        return make_source(data | {"split": split, "flip": False})
+        values = data | {"split": split, "flip": False}
+        return make_source(values) if own is None else as_source(own, values)
     except InputError as error:
         raise InputError(str(error).replace("data.split", "evaluation.split")) from error
 
@@ -247,6 +256,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         move=move._replace(take=take),
         one_pass=config.discriminator.one_pass,
         conditional=config.conditional,
+        label_size=len(source.attributes),
     )
 
 
@@ -268,7 +278,7 @@ def _make_network(config, devices: Devices, source: Source, player: str):
         "shape": source.shape,
         "dtype": jnp.dtype(config.precision),
         "axis_name": devices.axis_name,
-        "classes": len(source.classes) if config.conditional else 0,
+        "classes": len(source.classes or source.attributes) if config.conditional else 0,
         "form": config.convolution,
         "minibatch": _minibatch(config),
         "sums": values.spectral_norm,  # where weights are normalised, no weight can make up for a mean over pixels

@@ -61,10 +61,10 @@ def with_parts(config, parts: Mapping[str, Any]):
     return schema.nested(values | changes).lock()
 
 
-def with_source(config, source: Any):
-    """The config of a run on data that was handed over, whatever the data set that it names."""
+def with_source(config, handed: Any, source: Any):
+    """The config of a run on data that was `handed` over, of which `source` was made."""
     changed = config.copy_and_resolve_references().unlock()
-    changed.data.name = _kept("source", source, partial(_same, source))
+    changed.data.name = _kept("source", handed, partial(_same, source))
     return changed.lock()
 
 

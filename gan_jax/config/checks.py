@@ -75,7 +75,7 @@ def _label_faults(config, source: Source) -> Faults:
     if not config.conditional:
         return
     name, classes = config.data.name, source.classes
-    if len(classes) < 2:
+    if len(classes) < 2 and not source.attributes:
         has = f"a single one, {classes[0]}" if classes else "none"
         right = "set conditional to False, or data.name to a labelled set"
         yield "conditional", f"it needs labels of two or more classes, but {name} has {has}; {right}"

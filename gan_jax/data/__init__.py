@@ -6,13 +6,14 @@ from typing import Any
 
 from gan_jax.data.digits import StackedMnist, digits
 from gan_jax.data.mixture import gaussian, grid25, ring8, swiss_roll
+from gan_jax.data.own import as_source, part
 from gan_jax.data.readers.arrays import ImageArrays
 from gan_jax.data.readers.folder import ImageFolder
 from gan_jax.data.readers.tfds import TfdsImages
 from gan_jax.data.source import Source, independent
 from gan_jax.data.stored import Stored
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import Registry, arguments, function, is_path, require_defaults
+from gan_jax.utils.keys import Registry, arguments, is_path, require_defaults
 
 # `tfds:NAME` stands for every set of TFDS.
 SOURCES: dict[str, Callable[..., Source | Stored]] = Registry(
@@ -27,7 +28,7 @@ SOURCES: dict[str, Callable[..., Source | Stored]] = Registry(
         "tfds:NAME": TfdsImages,
         "stacked_mnist": StackedMnist,
     },
-    function,
+    part,
 )
 
 
@@ -61,4 +62,4 @@ def make_source(values: Mapping[str, Any]) -> Source:
     return opened.source() if isinstance(opened, Stored) else opened
 
 
-__all__ = ["SOURCES", "Source", "Stored", "entry", "independent", "is_name", "make_source", "open_set"]
+__all__ = ["SOURCES", "Source", "Stored", "as_source", "entry", "independent", "is_name", "make_source", "open_set"]

@@ -19,7 +19,7 @@ PROGRAM = "python -m gan_jax.data"
 # The keys of the group `data` that say what is looked at, and not how one trains on it.
 KEYS = {name: key for name, key in union(SOURCES).items() if name not in ("placement", "workers")}
 KEY = re.compile(rf"(config key |(?<=set ))data\.(?=({'|'.join(KEYS)})\b)")  # as messages name it
-ARRAYS = (".npy", ".npz")
+ARRAYS, ZIP = (".npy", ".npz"), ".zip"
 
 
 def main(argv: list[str]) -> int:
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     what = "prints what a data set holds, and draws examples of it"
     how = f"{SAMPLE} examples, evenly spaced, are decoded, and those of the picture; nothing is cached"
     show = commands.add_parser("show", allow_abbrev=False, help=what, description=f"This {what}. {how}.")
-    where = f"{', '.join(SOURCES)}; or a path: a folder of images, a .npy or .npz file"
+    where = f"{', '.join(SOURCES)}; or a path: a folder of images, a .zip of one, a .npy or .npz file"
     show.add_argument("spec", metavar="SPEC", help=where)
     for name, key in KEYS.items():
         kind = {"action": "store_true"} if key.rule.type is bool else {"type": partial(_value, key), "metavar": "VALUE"}
@@ -83,10 +83,10 @@ def _place(spec: str, directory: str) -> dict[str, str]:
         return {"name": spec, "dir": directory}
     path = Path(spec)
     is_array = path.is_file() and path.suffix.lower() in ARRAYS
-    if not (path.is_dir() or is_array):
+    if not (path.is_dir() or is_array or (path.is_file() and path.suffix.lower() == ZIP)):
         raise InputError(
             f"{spec!r} is neither a data set ({', '.join(SOURCES)}) nor the path of a folder of images or of a "
-            f"{' or '.join(ARRAYS)} file"
+            f"{', '.join(ARRAYS)} or {ZIP} file"
         )
     if directory:
         raise InputError(f"--dir is {directory}, but {spec} is a path by itself; leave one of them out")

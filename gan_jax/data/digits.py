@@ -14,8 +14,8 @@ from gan_jax.data import resident
 from gan_jax.data.readers.records import Records
 from gan_jax.data.readers.tfds import Tfds
 from gan_jax.data.source import Source, draw_stored, stored_std
+from gan_jax.data.splits import chosen, split_name
 from gan_jax.data.stored import Flip, Split, Stored
-from gan_jax.utils.errors import InputError
 
 TOP = 16  # the brightest level of the small ones
 SPLITS = {"train": slice(0, 1500), "test": slice(1500, None), "all": slice(None)}
@@ -27,9 +27,8 @@ def digits(split: Split = "train", flip: Flip = False) -> Source:
 
     Those of UCI ML (Alpaydin and Kaynak 1998), kept as uint8, 0 to 16 as in the original.
     """
-    if split not in SPLITS:
-        raise InputError(f"config key data.split is {split!r}; digits has {', '.join(SPLITS)}")
-    table = _table()[SPLITS[split]].astype(np.uint8)
+    table = _table()[SPLITS[split_name(split, SPLITS, "digits")]].astype(np.uint8)
+    table = table[chosen(split, len(table))]
     data = {"image": table[:, :-1].reshape(-1, 8, 8, 1), "label": table[:, -1]}
     draw, std = partial(draw_stored, top=TOP, flip=flip), stored_std(data["image"], TOP)
     return Source((8, 8, 1), draw, std, data, size=len(table), classes=tuple("0123456789"))
@@ -46,11 +45,11 @@ def _table() -> np.ndarray:
 class StackedMnist(Stored):
     """The data set `stacked_mnist`: three digits as the channels of one image, 1,000 modes (arXiv:1611.02163)."""
 
-    split: Split = "train"
+    splits: ClassVar[tuple[str, ...]] = ()  # as TFDS has them
     channels: ClassVar[int] = 1  # of a digit
 
     def records(self) -> Records:
-        return Tfds("mnist", self.split, self.dir)
+        return Tfds("mnist", split_name(self.split), self.dir)
 
     def source(self) -> Source:
         return stacked(resident.load(self.reader(), self.workers).data)

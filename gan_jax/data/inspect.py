@@ -14,6 +14,7 @@ import numpy as np
 
 from gan_jax.data import Source, Stored, independent, open_set
 from gan_jax.data.digits import STACKED, StackedMnist, stacked
+from gan_jax.data.own import OwnStream
 from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.folder import Folder
 from gan_jax.data.readers.records import BadExampleError, Reader, fit, one_line, size_text
@@ -37,11 +38,13 @@ def inspect(values: Mapping[str, Any], out: Path) -> Iterator[str]:
     it can be read.
     """
     opened = open_set(values)
-    if isinstance(opened, Source) and not opened.size:
-        return _endless(values["name"], opened)
+    if isinstance(opened, Source) and not (opened.size and len(opened.shape) == 3):
+        return _drawn(values["name"], opened, out)
     inspection = _Inspection(values, opened)
     # The picture would be an image of the set from then on.
-    if isinstance(inspection.records, Folder) and out.resolve().is_relative_to(inspection.records.folder.resolve()):
+    if isinstance(inspection.records.whole, Folder) and out.resolve().is_relative_to(
+        inspection.records.folder.resolve()
+    ):
         raise InputError(f"--out={out} would lie in the folder of images {one_line(values['dir'])}; name another place")
     return inspection.lines(out)
 
@@ -50,16 +53,20 @@ def _line(name: str, text: str) -> str:
     return f"{name:10} {text}"
 
 
-def _endless(name: str, source: Source) -> Iterator[str]:
-    points = np.asarray(independent(source, _keys(SAMPLE))["image"])
+def _drawn(name: str, source: Source, out: Path) -> Iterator[str]:
+    """The lines of points, and of what is drawn without end."""
+    drawn = np.asarray(independent(source, _keys(SAMPLE))["image"])
+    are_images = len(source.shape) == 3
     yield _line("data", f"{name}, split train")
-    yield _line("examples", "endless: each is a fresh draw")
-    yield _line("trained", f"points of {source.shape[0]} numbers")
-    values = f"{points.min():.3g} to {points.max():.3g}, mean {points.mean():.3g}"
+    yield _line("examples", f"{source.size:,}" if source.size else "endless: each is a fresh draw")
+    yield _line("trained", size_text(source.shape) if are_images else f"points of {source.shape[0]} numbers")
+    values = f"{drawn.min():.3g} to {drawn.max():.3g}, mean {drawn.mean():.3g}"
     yield _line("values", f"{values}, unscaled, of {SAMPLE} draws")
     if source.modes is not None:
         yield _line("modes", f"{len(source.modes.centers)} Gaussians, sigma {source.modes.sigma:g}")
-    yield _line("picture", "none: it is of images, and these are points")
+    if are_images:
+        write_png(out, grid(drawn[: ROWS * COLUMNS], COLUMNS))
+    yield _line("picture", f"{one_line(out)}: draws" if are_images else "none: it is of images, and these are points")
 
 
 def _keys(count: int) -> jax.Array:
@@ -89,7 +96,8 @@ class _Inspection:
 
     def __init__(self, values: Mapping[str, Any], opened: Source | Stored):
         self._values, self._opened = values, opened
-        self._image_size, self._flips = values.get("image_size", 0), values.get("flip", False)
+        self._image_size, self._image_width = values.get("image_size", 0), values.get("image_width", 0)
+        self._flips = values.get("flip", False)
         if isinstance(opened, Source):
             if not {"image", "label"} <= set(opened.data):
                 raise InputError(f"{values['name']} holds no images with labels on the device: only such are shown")
@@ -98,14 +106,15 @@ class _Inspection:
             self._reader = replace(opened, corrupt="skip").reader()  # what cannot be read is counted
             self._draw = partial(draw_stored, top=255, flip=self._flips)
         self.records, self._count = self._reader.records, len(self._reader)
-        self._stacks, self._is_folder = isinstance(opened, StackedMnist), isinstance(self.records, Folder)
+        self._stacks, self._is_folder = isinstance(opened, StackedMnist), isinstance(self.records.whole, Folder)
 
     def lines(self, out: Path) -> Iterator[str]:
         """See `inspect`."""
         place = [one_line(self.records.folder)] if self.records.folder else []
         yield _line("data", ", ".join([self._values["name"], f"split {self._values.get('split', 'train')}", *place]))
         of_stacks = f"endless: each a stack of {STACKED} of {self._count:,} digits"
-        yield _line("examples", of_stacks if self._stacks else f"{self._count:,}")
+        first = ", the first items of an iterable" if isinstance(self._opened, OwnStream) else ""
+        yield _line("examples", of_stacks if self._stacks else f"{self._count:,}{first}")
         indices = evenly_spaced(self._count, SAMPLE)
         with ThreadPoolExecutor() as pool:
             outcomes = dict(zip(indices.tolist(), pool.map(self._example, indices), strict=True))
@@ -119,13 +128,14 @@ class _Inspection:
         labels = self.records.labels() if self.records.classes else np.full(self._count, -1)
         if labels is None:
             labelled, labels = np.array(list(sample)), np.array([example.label for example in sample.values()])
-            yield from self._classes(labels, f"{of}: the set is too large to read every label for this")
+            larger = ": the set is too large to read every label for this" if len(indices) < self._count else ""
+            yield from self._classes(labels, f"{of}{larger}")
         else:
             labelled = np.arange(self._count)
             yield from self._classes(labels, "of all examples")
         if len({example.trained for example in sample.values()}) > 1:
             yield _line("decoded", f"unknown until data.image_size is set; the picture has them cut to {CUT}x{CUT}")
-            self._image_size = CUT
+            self._image_size = self._image_width = CUT
         else:
             yield self._decoded()
         if self._stacks:
@@ -142,10 +152,11 @@ class _Inspection:
             return error
         image = self._fit(example["image"])
         pixels = int(image.min()), int(image.max()), float(image.mean())
-        return _Example(example["image"].shape, image.shape, *pixels, example.get("label", -1))
+        label = example["label"] if self.records.classes else -1
+        return _Example(example["image"].shape, image.shape, *pixels, label)
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
-        return fit(image, self._image_size, self._reader.shape[2])
+        return fit(image, self._image_size, self._reader.shape[2], self._image_width)
 
     def _shapes(self, sample, of: str) -> Iterator[str]:
         """Lines: sizes, and the range of the scaled pixels."""
@@ -179,6 +190,10 @@ class _Inspection:
 
     def _classes(self, labels: np.ndarray, of: str) -> Iterator[str]:
         names = [one_line(name, 60) for name in self.records.classes]
+        if attributes := self.records.attributes:
+            listed = one_line(", ".join(attributes[:MOST_CLASSES])) + (", ..." if attributes[MOST_CLASSES:] else "")
+            yield _line("labels", f"vectors of {len(attributes):,} numbers: {listed}")
+            return
         if not names:
             why = "all images lie in the folder itself" if self._is_folder else "the set has no labels"
             yield _line("classes", f"none: {why}")
@@ -186,7 +201,7 @@ class _Inspection:
         of_stacks = f"{10**STACKED:,} of stacks, 000 to 999; {len(names)} of digits"
         yield _line("classes", f"{of_stacks if self._stacks else f'{len(names):,}'}; counts {of}")
         yield from _counts(names, labels)
-        if self._is_folder and (hint := _level_hint(self.records)):
+        if self._is_folder and not self.records.whole.has_labels_file and (hint := _level_hint(self.records.whole)):
             yield _line("hint", hint)
 
     def _decoded(self) -> str:

@@ -1,8 +1,9 @@
 """What each compiled call is given to train on: the resident set, or minibatches that the host reads ahead."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import islice
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ class Loader:
 
     Resident and endless data is the same for all calls. A streamed set is met in the order of a resident one, which
     the step alone decides, so that nothing need be saved: Grain decodes minibatches ahead in threads; one more thread
-    stacks and sends the next call's to the device.
+    stacks and sends the next call's to the device. A set with an order of its own is met in that order, from the place
+    that follows from the step; each process reads all of it.
     """
 
     def __init__(
@@ -64,6 +66,9 @@ class Loader:
         self._iterator = None
 
     def _go_to(self, now: int, after: int):
+        if self._source.items is not None:
+            self._iterator = self._in_order(now * self._per_step)
+            return self._send(now, after)
         import grain  # a second, which only those who stream need to spend
 
         ahead = max(2 * self._workers, (after - now) * self._per_step)
@@ -71,6 +76,13 @@ class Loader:
         minibatches = grain.MapDataset.range(now * self._per_step, self._count).map(self._rows)
         self._iterator = iter(minibatches.to_iter_dataset(options))
         return self._send(now, after)
+
+    def _in_order(self, minibatch: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's shares of the minibatches from this one on."""
+        examples = self._source.items(minibatch * self._batch_size)
+        while not self._closed:
+            batch = list(islice(examples, self._batch_size))
+            yield jax.tree.map(lambda *leaves: np.stack(leaves), *(batch[slot] for slot in self._slots))
 
     def _rows(self, minibatch: int) -> dict[str, np.ndarray]:
         """This process's share of a minibatch."""

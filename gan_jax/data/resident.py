@@ -20,13 +20,12 @@ from gan_jax.utils.runtime import cache_folder
 
 CHUNK = 1024  # examples decoded before they are written
 ABANDONED = 24 * 3600  # seconds after which what was begun is not being written any more
-DTYPES = {"image": np.uint8, "label": np.int32}
 
 
 class Loaded(NamedTuple):
     """All examples of a set."""
 
-    data: dict[str, np.ndarray]  # image: uint8 [n, h, w, c]; label: int32 [n], where there are labels
+    data: dict[str, np.ndarray]  # image: uint8 [n, h, w, c]; label: int32 [n] or float32 [n, m], where there are labels
     std: float  # of the pixels, scaled to [-1, 1]
     skipped: int  # corrupt examples that are not among them
 
@@ -34,8 +33,11 @@ class Loaded(NamedTuple):
 def load(reader: Reader, workers: int) -> Loaded:
     """The decoded set, from the cache if it is there; else decoded with a progress bar, and put there.
 
-    Where the cache cannot be written, a line on stderr says so, and the set is held in memory.
+    Where the cache cannot be written, a line on stderr says so, and the set is held in memory; so is one that has no
+    identity by which to find it again.
     """
+    if not reader.identity:
+        return _in_memory(reader, workers)
     folder = cache_folder() / "data" / reader.identity
     loaded = _read(folder)
     if loaded is None:
@@ -75,11 +77,11 @@ def _read(folder: Path) -> Loaded | None:
 
 def _write(reader: Reader, workers: int, folder: Path) -> None:
     """Writes the arrays chunk by chunk. Not through a mapping: where the disk is full, that would end the process."""
-    shapes, good = _shapes(reader), 0
+    forms, good = reader.forms, 0
     with ExitStack() as stack:
-        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in shapes}
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in forms}
         for name, file in files.items():
-            _write_header(file, name, (len(reader), *shapes[name]))
+            _write_header(file, len(reader), *forms[name])
         for chunk in _chunks(reader, workers):
             for name, file in files.items():
                 file.write(chunk[name].tobytes())
@@ -87,37 +89,31 @@ def _write(reader: Reader, workers: int, folder: Path) -> None:
             os.utime(folder)  # it is not abandoned
         for name, file in files.items():
             file.seek(0)
-            _write_header(file, name, (good, *shapes[name]))
-    about = {"arrays": list(shapes), "skipped": len(reader) - good, "std": reader.std}
+            _write_header(file, good, *forms[name])
+    about = {"arrays": list(forms), "skipped": len(reader) - good, "std": reader.std}
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _write_header(file, name: str, shape: tuple[int, ...]) -> None:
+def _write_header(file, count: int, shape: tuple[int, ...], dtype: type) -> None:
     # NumPy leaves room in it for another count.
-    descr = np.lib.format.dtype_to_descr(np.dtype(DTYPES[name]))
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (count, *shape)})
 
 
 def _in_memory(reader: Reader, workers: int) -> Loaded:
     chunks = list(_chunks(reader, workers))
-    data = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in _shapes(reader)}
+    data = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in reader.forms}
     return Loaded(data, reader.std, len(reader) - len(data["image"]))
-
-
-def _shapes(reader: Reader) -> dict[str, tuple[int, ...]]:
-    """Of one example, by name."""
-    return {"image": reader.shape} | ({"label": ()} if reader.classes else {})
 
 
 def _chunks(reader: Reader, workers: int) -> Iterator[dict[str, np.ndarray]]:
     """The good examples in order, some at a time, with a progress bar."""
-    names = list(_shapes(reader))
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(reader), unit="image", desc="decoding") as bar:
         for start in range(0, len(reader), CHUNK):
             indices = range(start, min(start + CHUNK, len(reader)))
             examples = [example for example in pool.map(reader.example, indices) if example is not None]
             if examples:
-                yield {name: np.array([example[name] for example in examples], DTYPES[name]) for name in names}
+                yield reader.stacked(examples)
             bar.update(len(indices))
 
 

@@ -7,21 +7,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 
 from gan_jax.data import resident
-from gan_jax.data.readers.records import Reader, Records
+from gan_jax.data.readers.records import Reader, Records, Subset
 from gan_jax.data.source import Source, draw_stored
+from gan_jax.data.splits import chosen, split_name
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import COMMON, COUNT, FLAG, POSITIVE_INT, TEXT, Rule, one_of
 
 PLACEMENT = one_of(("auto", "device", "stream"))
 CHANNELS = Rule(int, lambda value: value in (0, 1, 3), "0, 1 or 3")
-Split = Annotated[str, TEXT, "`train`; `digits` also has `test` and `all`, TFDS sets what they have"]
-Dir = Annotated[str, TEXT, "the folder of images, the file of arrays, or the folder of TFDS sets (empty: TFDS's own)"]
-ImageSize = Annotated[int, COUNT, "side of the largest centre square of each image, resized; 0: images as they are"]
+Split = Annotated[
+    str, TEXT, "`train`, or some of it, as `train[:1000]`; `digits` also has `test` and `all`, TFDS sets what they have"
+]
+Dir = Annotated[
+    str, TEXT, "the folder or zip of images, the file of arrays, or the folder of TFDS sets (empty: its own)"
+]
+ImageSize = Annotated[int, COUNT, "height of the largest centre crop of each image, resized; 0: images as they are"]
+ImageWidth = Annotated[int, COUNT, "its width; 0: as image_size"]
 Channels = Annotated[int, CHANNELS, "1: grey, 3: RGB; 0: as they are, of a folder RGB"]
 Flip = Annotated[bool, FLAG, "mirrors each image left to right with probability 1/2, anew each time"]
 Corrupt = Annotated[str, one_of(("stop", "skip")), "at an image that cannot be read: `stop`, or `skip` it and count"]
@@ -34,17 +40,32 @@ class Stored:
     """A set of images on a disk, before anything of it is read."""
 
     name: str  # as the config has it
+    split: Split = "train"
     dir: Dir = ""
     image_size: ImageSize = 0
+    image_width: ImageWidth = 0
     corrupt: Corrupt = "stop"
     workers: Workers = 2
 
+    splits: ClassVar[tuple[str, ...]] = ("train",)  # that it has; (): `records` looks at the name itself
+
+    def __post_init__(self):
+        split_name(self.split, self.splits, self.name)
+        if self.image_width and not self.image_size:
+            raise InputError(f"config key data.image_width is {self.image_width}, but data.image_size is 0; set both")
+
     def records(self) -> Records:
-        """The images as they are stored. Raises InputError, one line, where they are not there."""
+        """The images of a whole split as they are stored. Raises InputError, one line, where they are not there."""
 
     def reader(self) -> Reader:
         """What reads them as examples of one shape; none is decoded yet."""
-        return Reader(self.records(), self.image_size, self.channels, self.corrupt)
+        return self.reader_of(self.records(), self.channels)
+
+    def reader_of(self, records: Records, channels: int) -> Reader:
+        """The same of these records of a whole split."""
+        if self.split.endswith("]"):
+            records = Subset(records, chosen(self.split, len(records)))
+        return Reader(records, self.image_size, channels, self.corrupt, self.image_width)
 
     def source(self) -> Source:
         """What one trains on."""
@@ -80,7 +101,8 @@ class Images(Stored):
             loaded = resident.load(reader, self.workers)
             place = {"std": loaded.std, "size": len(loaded.data["image"]), "data": loaded.data}
         draw = partial(draw_stored, top=255, flip=self.flip)
-        return Source(reader.shape, draw, classes=reader.classes, identity=reader.identity, **place)
+        labels = {"classes": reader.classes, "attributes": reader.attributes}
+        return Source(reader.shape, draw, identity=reader.identity, **labels, **place)
 
 
 def room_for_data() -> int:

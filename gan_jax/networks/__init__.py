@@ -6,7 +6,7 @@ A family is two Linen module classes and one entry of FAMILIES. Their annotated 
     shape        of an example, for a generator
     dtype        that it computes in
     axis_name    the mapped axis over which batch statistics are shared, or None
-    classes      how many it is conditioned on; 0: unconditional
+    classes      how many, or how many numbers of a vector, it is conditioned on; 0: unconditional
     form         how convolutions are written
     minibatch    what a discriminator is told of an example's neighbours
     sums         whether it takes the sum over pixels at its end, or their mean

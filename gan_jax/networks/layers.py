@@ -111,7 +111,8 @@ class Normalize(nn.Module):
         arXiv:1704.00028);
       group: each example over its pixels and the channels of a group (arXiv:1803.08494), see `groups_of`.
     With classes a scale and a shift for each channel and class take the place of the learned numbers
-    (arXiv:1707.00683, as in arXiv:1802.05637).
+    (arXiv:1707.00683, as in arXiv:1802.05637). Of a vector of labels y the scale is 1 + sum_i y_i (scale_i - 1): a
+    vector of zeros leaves x as it is, and a one-hot one is its class.
 
     `axis_name` is the mapped axis over which batch statistics are shared; None where the batch is one global array.
     """
@@ -124,7 +125,7 @@ class Normalize(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):
-        """x [n, ..., c], label int32 [n] or None -> the same shape as x."""
+        """x [n, ..., c], label int32 [n], float32 [n, classes] or None -> the same shape as x."""
         check_label(self.classes, label, x.shape[0])
         if self.kind == "none":
             return x
@@ -147,18 +148,23 @@ class Normalize(nn.Module):
         shape, spread = (self.classes, x.shape[-1]), (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         shift = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        scale, shift = (rows(table, label, self.dtype).reshape(spread) for table in (scale, shift))
-        return x * scale + shift
+        around = jnp.ndim(label) - 1  # 0, or 1 for vectors
+        scale = rows(scale - around, label, self.dtype) + around if around else rows(scale, label, self.dtype)
+        shift = rows(shift, label, self.dtype)
+        return x * scale.reshape(spread) + shift.reshape(spread)
 
 
 def rows(table, label, dtype):
     """The row of each label in a table [classes, features]: label int32 [n] -> [n, features] of dtype.
 
+    Of a label that is a vector, float32 [n, classes], it is the sum of all rows times its numbers.
+
     The table is multiplied by one-hot vectors, for its gradient is a product then too. That of a gather is a scatter,
     which on a GPU adds the examples of a class in any order: a run would not give the same bits twice. A label outside
     the range gets the vector 0.
     """
-    return jax.nn.one_hot(label, len(table), dtype=dtype) @ table.astype(dtype)
+    weights = label.astype(dtype) if jnp.ndim(label) == 2 else jax.nn.one_hot(label, len(table), dtype=dtype)
+    return weights @ table.astype(dtype)
 
 
 class Embedding(nn.Module):
@@ -171,7 +177,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, label):
-        """label int32 [n] -> [n, features]."""
+        """label int32 [n] or float32 [n, classes] -> [n, features]."""
         table = self.param("embedding", self.table_init, (self.classes, self.features), jnp.float32)
         return rows(table, label, self.dtype)
 
@@ -191,7 +197,7 @@ class ClassEmbeddingConcat(nn.Module):
 
     @nn.compact
     def __call__(self, z, label):
-        """z [n, d], label int32 [n] or None -> [n, 2 d] or, without classes, z."""
+        """z [n, d], label int32 [n], float32 [n, classes] or None -> [n, 2 d] or, without classes, z."""
         check_label(self.classes, label, z.shape[0])
         if not self.classes:
             return z
@@ -211,7 +217,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, logits, features, label):
-        """logits w.phi(x) + b, float32 [n]; features phi(x) [n, d]; label int32 [n] or None -> float32 [n]."""
+        """logits w.phi(x) + b, float32 [n]; features phi(x) [n, d]; label as an Embedding's, or None -> float32 [n]."""
         check_label(self.classes, label, features.shape[0])
         if not self.classes:
             return logits
@@ -220,11 +226,18 @@ class Projection(nn.Module):
 
 
 def check_label(classes: int, label, n: int) -> None:
-    """Raises ValueError, when it is traced, unless there are labels, integers [n], just where there are classes."""
+    """Raises ValueError, when it is traced, unless there are labels just where there are classes.
+
+    They are integers [n], or vectors of floats [n, classes].
+    """
     if not classes and label is not None:
         raise ValueError("a label is given to a network without classes; leave it out, or build it with classes > 0")
     if classes and label is None:
         raise ValueError(f"a network of {classes} classes is called without a label; give an integer for each example")
-    if classes and (jnp.shape(label) != (n,) or not jnp.issubdtype(jnp.result_type(label), jnp.integer)):
+    if not classes:
+        return
+    kind = jnp.floating if jnp.ndim(label) == 2 else jnp.integer
+    if jnp.shape(label) not in ((n,), (n, classes)) or not jnp.issubdtype(jnp.result_type(label), kind):
         shown = f"{jnp.result_type(label)} {list(jnp.shape(label))}"
-        raise ValueError(f"label is {shown}; with {n} examples it must be integers [{n}]")
+        right = f"integers [{n}] or floats [{n}, {classes}]"
+        raise ValueError(f"label is {shown}; with {n} examples it must be {right}")

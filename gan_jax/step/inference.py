@@ -13,7 +13,7 @@ COPIED = 64  # examples whose copies, or whose logits, are in memory at a time
 def sample(recipe: Recipe, average: Average, latents, *labels):
     """The averaged generator at `latents` [n, d], with its running statistics: [n, ...]. Deterministic.
 
-    A conditional one is given `labels`, int32 [n], too. Noise of its own follows from the latents.
+    A conditional one is given `labels`, int32 [n] or float32 [n, m], too. Noise of its own follows from the latents.
     """
     return _applied(recipe.generator, average, latents, *labels)
 
@@ -37,7 +37,7 @@ def judge(recipe: Recipe, player: Player | Average, x, *labels):
     """D's logits at x [n, ...], in packs and groups of neighbours as in training, with its running statistics.
 
     Returns: [n / packing]; n must be whole packs and groups, `group_size` examples each. A conditional one is given
-      `labels`, int32 [n], too.
+      `labels`, int32 [n] or float32 [n, m], too.
     """
     return _applied(recipe.discriminator, player, packed(recipe, x), *labels)
 

@@ -158,7 +158,7 @@ def logit_metrics(objective, real_logits, fake_logits) -> dict:
 
 
 def labels_of(recipe: Recipe, batch) -> tuple:
-    """What both networks are called with beside their input: the batch's labels [n], real and fake ones alike."""
+    """What both networks are called with beside their input: the batch's labels [n, ...], real and fake ones alike."""
     return (batch["label"],) if recipe.conditional else ()
 
 

@@ -107,4 +107,5 @@ class Recipe(NamedTuple):
     group_size: int = 1  # neighbours in the batch that D needs together: a pack, or all packs that it compares
     one_pass: bool = False  # whether D sees real and fake as one batch (and normalises over both)
     conditional: bool = False  # whether both players see the labels
+    label_size: int = 0  # numbers of a label that is a vector; 0: it is the number of a class
     unroll: bool = False  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU

@@ -380,7 +380,8 @@ def network_inputs(recipe: Recipe, key, shape: tuple[int, ...]):
     """What two examples of this shape are to the networks: ((latents, *labels) of G, (packs, *labels) of D)."""
 
     def labels(n: int) -> tuple:
-        return labels_of(recipe, {"label": jnp.zeros(n, jnp.int32)})
+        none = jnp.zeros((n, recipe.label_size)) if recipe.label_size else jnp.zeros(n, jnp.int32)
+        return labels_of(recipe, {"label": none})
 
     packs = packed(recipe, jnp.zeros((2 * recipe.group_size, *shape)))
     return (recipe.prior(jax.random.split(key, 2)), *labels(2)), (packs, *labels(len(packs)))

@@ -54,11 +54,12 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
                 raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
             if member.config.stop.undecided_band or member.config.stop.patience:
                 raise InputError("stop.* is for runs by themselves; leave undecided_band and patience 0 in a sweep")
-            setups.append(recipe.build(member.config, devices, source))
+            setups.append(recipe.build_on(source, member.config, devices))
             source = setups[0].source
             if source.streamed:
                 raise InputError(
-                    "the data of a sweep lies on its devices; choose a set that fits there, data.placement=device"
+                    "the data of a sweep lies on its devices; choose a set that fits there, data.placement=device, "
+                    "and no iterable"
                 )
         except InputError as error:
             raise InputError(f"member {member.number} {member.overrides}: {error}") from error

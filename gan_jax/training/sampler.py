@@ -11,6 +11,7 @@ import numpy as np
 from gan_jax import step
 from gan_jax.config.build import Setup
 from gan_jax.data import independent
+from gan_jax.data.source import evenly_spaced, example_labels
 from gan_jax.parallel import agreement
 from gan_jax.parallel.devices import Devices, mesh
 from gan_jax.step.state import Average, TrainState
@@ -43,22 +44,30 @@ class Generate:
         """The same compiled functions for another run of the same program."""
         other = copy(self)
         other._setup = setup
-        vars(other).pop("_backdrop", None)
+        for cached in ("_backdrop", "_vectors"):
+            vars(other).pop(cached, None)
         return other
 
     def labels(self, n: int) -> np.ndarray | None:
-        """The labels of n examples of a conditional generator, int32 [n]: the classes in turn; else None."""
-        return np.arange(n, dtype=np.int32) % len(self._setup.source.classes) if self._conditional else None
+        """The labels of n examples of a conditional generator, else None.
+
+        The classes in turn, int32 [n]; or vectors of labels of the data in turn, float32 [n, m].
+        """
+        if not self._conditional:
+            return None
+        if self._setup.source.attributes:
+            return self._vectors[np.arange(n) % len(self._vectors)]
+        return np.arange(n, dtype=np.int32) % len(self._setup.source.classes)
 
     def examples(self, average: Average, key, n: int, labels: np.ndarray | None = None) -> np.ndarray:
         """[n, *shape] float32; example i depends on key, i and its label alone, not on n.
 
-        A conditional generator makes `labels` [n]; those of `self.labels(n)` where they are not given.
+        A conditional generator makes `labels` [n, ...]; those of `self.labels(n)` where they are not given.
         """
         labels = self.labels(n) if labels is None else labels
         average, batches = self._devices.place(average), []
         for start in progress(range(0, n, self._batch), "samples"):
-            of_batch = None if labels is None else np.resize(labels[start : start + self._batch], self._batch)
+            of_batch = None if labels is None else _resized(labels[start : start + self._batch], self._batch)
             batches.append(self.from_latents(average, self._latents(key, start), of_batch))
         return np.concatenate(batches)[:n]
 
@@ -68,14 +77,14 @@ class Generate:
         if self._conditional:
             keys = jax.random.split(jax.random.fold_in(key, LABELS), n)
             drawn = agreement.by_first(lambda: np.asarray(independent(self._setup.source, keys)["label"]).tolist())
-            labels = np.array(drawn, np.int32)
+            labels = np.array(drawn, np.float32 if self._setup.source.attributes else np.int32)
         return self.examples(average, key, n, labels)
 
     def from_latents(self, average: Average, latents, labels: np.ndarray | None = None) -> np.ndarray:
         """The examples at latents [n, d], for a conditional generator with labels [n]: [n, *shape] float32."""
         inputs, n = (latents,) if labels is None else (latents, labels), len(latents)
         if missing := -n % self._devices.count:
-            inputs = [np.resize(x, (n + missing, *x.shape[1:])) for x in map(np.asarray, inputs)]
+            inputs = [_resized(x, n + missing) for x in map(np.asarray, inputs)]
         # Fetched before this returns: an `average` that lay in place is the run's own, donated to its next step.
         return np.asarray(self._from_latents(self._devices.place(average), *inputs))[:n]
 
@@ -86,18 +95,27 @@ class Generate:
     def drawing(self, state: TrainState) -> Callable[[], np.ndarray]:
         """The same, still to be drawn: all processes compute its contents, one draws it."""
         kind, labels = self._kind, None
-        if kind == "grid" and self._conditional:  # a class a row, evenly chosen where there are more than MOST_ROWS
-            last = len(self._setup.source.classes) - 1
-            rows = np.unique(np.linspace(0, last, min(last + 1, MOST_ROWS)).round().astype(np.int32))
-            labels = np.repeat(rows, COLUMNS)
+        if kind == "grid" and self._conditional:  # a label a row, evenly chosen where there are more than MOST_ROWS
+            labels = np.repeat(self._rows(), COLUMNS, axis=0)
         count = SHOWN[kind] if labels is None else len(labels)
         samples = self.examples(state.ema, self._setup.keys.pictures, count, labels)
         if kind == "grid":
             return partial(plots.grid, samples, COLUMNS)
         real, points, density = self._backdrop
-        logits = np.asarray(self._logits(state.discriminator, points))
-        draw = plots.line if kind == "line" else plots.plane
+        logits = None if points is None else np.asarray(self._logits(state.discriminator, points))
+        draw, samples = plots.line if kind == "line" else plots.plane, samples[:, :2]
         return partial(draw, samples, real, density, logits, f"{self._setup.title}, step {int(state.step):,}")
+
+    def _rows(self) -> np.ndarray:
+        """The labels of the rows of a grid."""
+        if self._setup.source.attributes:
+            return self._vectors[evenly_spaced(len(self._vectors), COLUMNS)]
+        last = len(self._setup.source.classes) - 1
+        return np.unique(np.linspace(0, last, min(last + 1, MOST_ROWS)).round().astype(np.int32))
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        return example_labels(self._setup.source)
 
     @property
     def _conditional(self) -> bool:
@@ -106,16 +124,21 @@ class Generate:
     @property
     def _kind(self) -> str:
         shape = self._setup.source.shape
-        return "grid" if len(shape) == 3 else {1: "line", 2: "plane"}[shape[0]]
+        return "grid" if len(shape) == 3 else "line" if shape[0] == 1 else "plane"
 
     @cached_property
-    def _backdrop(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(real examples [m, d], points [k, d], the density there [k]), the same in all pictures of a run."""
+    def _backdrop(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """(real examples [m, d], points [k, d], the density there [k] or None), the same in all pictures of a run.
+
+        Of points of more than two numbers, the real examples' first two, and None.
+        """
         source = self._setup.source
         keys = jax.random.split(self._setup.keys.backdrop, REAL_SHOWN)
         real = np.asarray(independent(source, keys)["image"])
+        if source.shape[0] > 2:
+            return real[:, :2], None, None
         points = plots.line_points(real) if self._kind == "line" else plots.plane_points(real)
-        return real, points, np.asarray(jax.jit(source.density)(points))
+        return real, points, None if source.density is None else np.asarray(jax.jit(source.density)(points))
 
     def _sample(self, average, *inputs):
         return step.sample(self._setup.recipe, average, *map(self._devices.shard, inputs))
@@ -123,3 +146,8 @@ class Generate:
     def _draw_latents(self, key, start):
         slots = start + jnp.arange(self._batch)
         return self._setup.recipe.prior(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
+
+
+def _resized(x: np.ndarray, n: int) -> np.ndarray:
+    """x [m, ...] again and again, [n, ...]."""
+    return np.resize(x, (n, *x.shape[1:]))

@@ -1,6 +1,7 @@
 """The folder of one run: its config, and a check that nobody else's is written over."""
 
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -12,10 +13,12 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from gan_jax.config.schema import completed, flatten, names_a_path
 from gan_jax.data import Source
+from gan_jax.data.source import content, example_labels
 from gan_jax.parallel import agreement
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import read_json, write_atomically
@@ -23,6 +26,7 @@ from gan_jax.utils.keys import import_folders
 
 CONFIG, DATA = "config.json", "data.json"
 IMPORTS = "imports.json"  # the folders in which the modules lay that a config names; of a config that names none: not
+LABELS = "labels.npy"  # vectors of labels that pictures are made with, where labels are vectors
 # What may differ between two starts of a run: where data lies, how it gets to the device, how the run is scored.
 MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
 MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
@@ -156,28 +160,45 @@ def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool
 def settle_data(workdir: Path, source: Source) -> None:
     """Notes what a run is trained on, and holds its later starts to it.
 
-    Raises InputError where the data has another shape, size or classes than it had; of other changes a line is printed.
+    Raises InputError where the data has another shape, size or labels than it had; of other changes a line is printed.
     """
-    new = json.loads(json.dumps({name: getattr(source, name) for name in _DATA_TYPES}))
+    fields = {name: getattr(source, name) for name in _DATA_TYPES}
+    fields["identity"] = source.identity or content(source).get("hash", "")
+    new = json.loads(json.dumps(fields | ({"attributes": source.attributes} if source.attributes else {})))
     old = _known_data(workdir) or new
-    for name in ("shape", "size", "classes"):
-        if old[name] != new[name]:
-            was, now = (len(about[name]) if name == "classes" else about[name] for about in (old, new))
+    for name in ("shape", "size", "classes", "attributes"):
+        if old.get(name, []) != new.get(name, []):
+            is_names = name in ("classes", "attributes")
+            was, now = (len(about.get(name, [])) if is_names else about[name] for about in (old, new))
             raise InputError(
                 f"the data is not what the run in {workdir} began with: its {name} was {was} and is {now}; "
                 "put it back, or choose another --workdir"
             )
-    if old["identity"] != new["identity"]:
-        print("the files of the data, or their times, have changed since the run began", file=sys.stderr)
+    if old["identity"] != new["identity"] and old["identity"]:
+        files = "the files of the data, or their times, have changed since the run began"
+        examples = "the data gives other examples than when the run began, which does not go on to the same bits"
+        print(files if source.identity else examples, file=sys.stderr)
     write_atomically(workdir / DATA, (json.dumps(new) + "\n").encode())
+    if source.attributes and not (workdir / LABELS).exists():
+        buffer = io.BytesIO()
+        np.save(buffer, example_labels(source))
+        write_atomically(workdir / LABELS, buffer.getvalue())
 
 
 def known_source(workdir: Path) -> Source | None:
-    """A source of the shape and the classes of the run's images, without any: all that sampling needs."""
+    """A source of the shape and the labels of the run's images, without any: all that sampling needs."""
     about = _known_data(workdir)
     if about is None or len(about["shape"]) != 3:
         return None
-    return Source(tuple(about["shape"]), draw=None, std=1.0, size=about["size"], classes=tuple(about["classes"]))
+    source = Source(tuple(about["shape"]), draw=None, std=1.0, size=about["size"], classes=tuple(about["classes"]))
+    if not about.get("attributes"):
+        return source
+    try:
+        labels = np.load(workdir / LABELS, allow_pickle=False)
+    except (OSError, ValueError):
+        return None  # it is drawn from the data again
+    own = {"attributes": tuple(about["attributes"]), "size": len(labels), "data": {"label": labels}}
+    return source._replace(draw=lambda data, indices, keys: data, **own)
 
 
 def _known_data(workdir: Path) -> dict | None:

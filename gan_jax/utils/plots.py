@@ -63,18 +63,21 @@ def _extent(real: np.ndarray) -> tuple[float, float, float, float]:
 def plane(samples: np.ndarray, real: np.ndarray, density: np.ndarray, logits: np.ndarray, title: str) -> np.ndarray:
     """Samples [n, 2] over the true density, and beside it over the discriminator's logits: uint8 [H, W, 3].
 
-    `density` and `logits` [k] are the values at `plane_points(real)`; the real examples [m, 2] are shown too.
+    `density` and `logits` [k] are the values at `plane_points(real)`, or None where there are none; the real examples
+    [m, 2] are shown too.
     """
     left, right = axes = _axes(title)
     maps = {"origin": "lower", "extent": _extent(real), "aspect": "equal"}
-    left.imshow(np.sqrt(density).reshape(PIXELS, PIXELS), cmap="Blues", **maps)
+    if density is not None:
+        left.imshow(np.sqrt(density).reshape(PIXELS, PIXELS), cmap="Blues", **maps)
     left.scatter(*real.T, s=3, c="tab:blue", alpha=0.25, linewidths=0, label="real")
     left.scatter(*samples.T, s=3, c="tab:red", alpha=0.5, linewidths=0, label="samples")
     left.legend(loc="upper right", markerscale=3, fontsize=7)
     left.set_title("samples over the density", fontsize=9)
-    landscape = right.imshow(logits.reshape(PIXELS, PIXELS), cmap="viridis", **maps)
+    if logits is not None:
+        landscape = right.imshow(logits.reshape(PIXELS, PIXELS), cmap="viridis", **maps)
+        right.figure.colorbar(landscape, ax=right, fraction=0.046, pad=0.04)
     right.scatter(*samples.T, s=3, c="tab:red", alpha=0.5, linewidths=0)
-    right.figure.colorbar(landscape, ax=right, fraction=0.046, pad=0.04)
     right.set_title("the discriminator's logit", fontsize=9)
     for half in axes:
         half.set(xlim=maps["extent"][:2], ylim=maps["extent"][2:])
@@ -89,14 +92,15 @@ def line_points(real: np.ndarray) -> np.ndarray:
 def line(samples: np.ndarray, real: np.ndarray, density: np.ndarray, logits: np.ndarray, title: str) -> np.ndarray:
     """Samples [n, 1] as a histogram over the true density, and the discriminator's logit: uint8 [H, W, 3].
 
-    `density` and `logits` [k] are the values at `line_points(real)`.
+    `density` and `logits` [k] are the values at `line_points(real)`; a density that is not known is None.
     """
     left, right = axes = _axes(title)
     points = line_points(real)[:, 0]
     bins = np.linspace(points[0], points[-1], 81)
     shares = np.full(len(samples), 1 / (len(samples) * (bins[1] - bins[0])))  # of all samples, also those outside
     left.hist(samples[:, 0], bins=bins, weights=shares, color="tab:red", alpha=0.6, label="samples")
-    left.plot(points, density, color="tab:blue", label="true density")
+    if density is not None:
+        left.plot(points, density, color="tab:blue", label="true density")
     left.legend(fontsize=7)
     left.set_title("samples and the density", fontsize=9)
     right.plot(points, logits, color="black")

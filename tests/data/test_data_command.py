@@ -331,7 +331,7 @@ def test_a_mistake_in_a_flag_is_one_line_and_status_2(run, pets):
         "show digits:x": "'digits:x' is neither a data set (digits, ",
         "show nowhere": "'nowhere' is neither a data set (digits, ",
         f"show {pets} --dir=x": "--dir is x, but ",
-        f"show {pets} --split=test": "--split is 'test', but folder has no split; set it to 'train', or SPEC",
+        f"show {pets} --split=test": "--split is 'test'; folder has train",
         f"show {pets} --out={pets}/cat/x.png": "would lie in the folder of images",
         "show tfds:mnist --dir=nowhere": "no folder nowhere of TFDS sets to find mnist in; ",
     }

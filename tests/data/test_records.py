@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gan_jax.data import make_source
 from gan_jax.data.readers import arrays
 from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.folder import Folder
-from gan_jax.data.readers.records import BadExampleError, fit
+from gan_jax.data.readers.records import BadExampleError, Subset, fit
 from gan_jax.data.readers.tfds import Tfds, prepare
+from gan_jax.data.splits import chosen
 from gan_jax.utils.errors import InputError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -134,7 +136,12 @@ def make_tfds(tmp_path):
     return Tfds("tiny", "train", tmp_path / "t")
 
 
-EVERY = pytest.mark.parametrize("make", [make_folder, make_npy, make_npz, make_tfds])
+def make_zip(tmp_path):
+    files = {f"{'ab'[i % 2]}/{i:02}.png": image for i, image in enumerate(NOISE)}
+    return Folder(write_zip(tmp_path / "x.zip", files))
+
+
+EVERY = pytest.mark.parametrize("make", [make_folder, make_zip, make_npy, make_npz, make_tfds])
 
 
 def same(a, b):
@@ -808,3 +815,139 @@ def test_no_message_holds_what_a_terminal_would_act_on(tmp_path):
     (tmp_path / "\x1b[31mred").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "\x1b[31mred" / "a.png")
     assert Folder(tmp_path).where(0).isprintable()
+
+
+# StyleGAN's zip and labels.
+
+
+def write_zip(path: Path, files: dict) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in files.items():
+            file.writestr(name, encoded(content) if isinstance(content, np.ndarray) else content)
+    return path
+
+
+def stylegan(labels, names=tuple(f"0000{i % 2}/img{i:08}.png" for i in range(12))) -> dict:
+    """The files of a set as StyleGAN's dataset_tool.py writes it, without images of `names` that are None."""
+    text = json.dumps({"labels": labels and [[name, label] for name, label in zip(names, labels, strict=True)]})
+    return dict(zip(names, NOISE, strict=True)) | {"dataset.json": text.encode()}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("labels", [None, [i % 5 for i in range(12)], (NOISE[:, 0, 0] / 4).tolist()])
+def test_labels_are_those_of_dataset_json_and_not_the_subfolders(packed, labels, tmp_path):
+    files = stylegan(labels)
+    make = write_zip if packed else write_folder
+    records = Folder(make(tmp_path / ("set.zip" if packed else "set"), files))
+    expected = dict(zip(files, zip(NOISE, labels or [None] * 12, strict=True), strict=False))
+    assert len(records.classes) == (5 if labels and isinstance(labels[0], int) else 0)
+    assert len(records.attributes) == (3 if labels and isinstance(labels[0], list) else 0)
+    assert records.not_images == ()
+    for i, name in enumerate(sorted(set(files) - {"dataset.json"})):
+        np.testing.assert_array_equal(records[i]["image"], expected[name][0])
+        np.testing.assert_array_equal(records[i].get("label"), expected[name][1])
+
+
+def test_a_zip_without_labels_is_as_the_folder_that_it_was_made_of(tmp_path):
+    files = {"b/1.png": NOISE[0], "a/2.png": NOISE[1], "__MACOSX/.x": b"", "a/notes.txt": b""}
+    records = Folder(write_zip(tmp_path / "set.zip", {"b/": b"", **files}))
+    assert records.classes == ("a", "b")
+    assert records.not_images == ("a/notes.txt",)
+    same(records[0], {"image": NOISE[1], "label": 0})
+
+
+def test_zips_and_labels_that_cannot_be_used(tmp_path):
+    path = tmp_path / "set.zip"
+    refused(lambda: Folder(path), "cannot read", path, "No such file")
+    path.write_bytes(b"no zip")
+    refused(lambda: Folder(path), "cannot read", path, "zip")
+    files = stylegan([0] * 12)
+    for text in ("{", "{}", '{"labels": [3]}', '{"labels": [["a.png", 1], ["b.png", [1.0, 2.0]]]}', '{"labels": 3}'):
+        refused(
+            lambda text=text: Folder(write_zip(path, files | {"dataset.json": text})), path, "00000/img00000000.png"
+        )
+    refused(lambda: Folder(write_zip(path, stylegan([-1] * 12))), path, "from -1 to -1")
+    refused(lambda: Folder(write_zip(path, {"dataset.json": b'{"labels": null}'})), "no image in")
+    records = Folder(write_zip(path, files | {"00002/more.png": NOISE[0]}))
+    bad(records, 12, "00002/more.png", "no label in dataset.json")
+    data = path.read_bytes()
+    start = data.index(encoded(NOISE[0]))
+    path.write_bytes(data[: start + 40] + b"\0\0\0\0" + data[start + 44 :])
+    bad(Folder(path), 0, "CRC")
+
+
+# Subsets.
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", range(12)),
+        ("train[:5]", range(5)),
+        ("train[9:]", range(9, 12)),
+        ("train[-3:-1]", range(9, 11)),
+        ("train[50%:]", range(6, 12)),
+        ("train[:-20%]", range(10)),
+        ("train[10%:99%]", range(1, 11)),
+    ],
+)
+@EVERY
+def test_a_subset_is_those_examples_of_the_set(make, split, expected, tmp_path):
+    whole = make(tmp_path)
+    records = Subset(whole, chosen(split, 12))
+    for example, i in zip(records, expected, strict=True):
+        same(example, whole[i])
+    assert records.classes == whole.classes
+    if records.classes:
+        np.testing.assert_array_equal(records.labels(), whole.labels()[list(expected)])
+    assert f"(example {expected[0]} of 12)" in records.where(0)
+    if split != "train":
+        assert records.fingerprint not in ("", whole.fingerprint)
+
+
+def test_tfds_takes_the_same_of_a_set(tfds_data):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    for split in ("test[:7]", "test[33%:67%]", "test[-3%:]", "test[:-99%]"):
+        official = tfds.data_source("mnist", split=split, data_dir=str(tfds_data))
+        records = Subset(Tfds("mnist", "test", tfds_data), chosen(split, 10_000))
+        assert len(records) == len(official)
+        for i in (0, len(records) - 1):
+            np.testing.assert_array_equal(records[i]["image"], official[i]["image"])
+
+
+@pytest.mark.parametrize(
+    "split", ["train[:13]", "train[-13:]", "train[5:5]", "train[7:3]", "train[:0%]", "train[:101%]"]
+)
+def test_a_subset_of_nothing_or_beyond_the_set_is_refused(split):
+    refused(lambda: chosen(split, 12), f"data.split is {split!r}", "the 12 examples of train")
+
+
+@pytest.mark.parametrize("split", ["train[3]", "train[a:]", "train[:3", "train[0:4:2]", "train[:1.5%]"])
+def test_another_form_of_split_is_refused(split, tmp_path):
+    for values in ({"name": "digits"}, {"name": "folder", "dir": str(tmp_path)}):
+        refused(
+            lambda values=values: make_source(values | {"split": split}),
+            "it is NAME or NAME[a:b], such as train[:1000]",
+        )
+
+
+def test_every_finite_set_has_subsets_with_all_its_classes(tmp_path):
+    np.savez(tmp_path / "x.npz", images=NOISE, labels=np.arange(12) % 3)
+    write_folder(tmp_path / "f", {f"{'ab'[i % 2]}/{i:02}.png": x for i, x in enumerate(NOISE)})
+    for values, names in (
+        ({"name": "arrays", "dir": str(tmp_path / "x.npz")}, ("0", "1", "2")),
+        ({"name": "folder", "dir": str(tmp_path / "f")}, ("a", "b")),
+        ({"name": "digits"}, tuple("0123456789")),
+    ):
+        sources = [make_source(values | {"split": split}) for split in ("train[:1]", "train[1:4]")]
+        assert [(source.size, source.classes) for source in sources] == [(1, names), (3, names)]
+        assert len({make_source(values | {"split": split}).identity for split in ("train[:2]", "train[1:3]")}) == (
+            1 if values["name"] == "digits" else 2
+        )
+
+
+def test_a_crop_of_another_shape_is_the_largest_one_in_the_middle():
+    image = np.arange(4 * 8, dtype=np.uint8).reshape(4, 8, 1)
+    np.testing.assert_array_equal(fit(image, 4, 1, 2), image[:, 3:5])
+    np.testing.assert_array_equal(fit(image, 2, 1, 8), image[1:3])
+    assert fit(image, 3, 1, 9).shape == (3, 9, 1)

@@ -329,6 +329,30 @@ def test_an_embedding_of_zero_gives_the_unconditional_logits(family, normalizati
     assert np.abs(apply(params, stats, x, True, LABEL)[0] - expected).min() > 1e-3
 
 
+@PLAYER
+@CONDITIONAL
+def test_a_vector_of_labels_sums_the_rows_of_classes_and_has_a_gradient(family, player):
+    network, x = conditional(family, player, normalization="batch")
+    label = np.array([[1, 0, 1, 0, 0.5], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, -2, 0, 1]], np.float32)
+    params, stats = network.init(jax.random.key(0), x, label)
+    jax.tree.map(np.testing.assert_array_equal, (params, stats), network.init(jax.random.key(0), x, LABEL))
+    apply = jax.jit(partial(network.apply, params, stats, x, True))
+    one_hot = np.eye(CLASSES, dtype=np.float32)[LABEL]
+    np.testing.assert_allclose(apply(one_hot)[0], apply(LABEL)[0], rtol=1e-5, atol=1e-6)
+    if family == "resnet" and player == 0:  # its scales and shifts are at first the same for all classes
+        params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+
+    def total(params, label):
+        return jnp.sum(jnp.square(network.apply(params, stats, x, False, label)[0]))
+
+    gradients, of_label = jax.grad(total, argnums=(0, 1))(params, label)
+    assert np.all(np.abs(of_label).max(axis=1) > 0)
+    tables = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradients) if len(leaf) == CLASSES]
+    assert tables
+    for table in tables:
+        np.testing.assert_array_equal(np.any(table != 0, axis=1), [True, True, True, False, True])
+
+
 @CONDITIONAL
 def test_a_generator_sees_the_embedding_beside_the_latents(family):
     network, z = conditional(family, 0)
@@ -397,6 +421,7 @@ def test_a_label_that_is_missing_or_too_much_is_refused(family, player):
         (network, params, None, "5 classes is called without a label"),
         (network, params, LABEL[:1], r"int32 \[1\]; with 4 examples"),
         (network, params, LABEL.astype(np.float32), r"float32 \[4\]"),
+        (network, params, np.eye(4, dtype=np.float32), r"float32 \[4, 4\]; .* or floats \[4, 5\]"),
         (unconditional, plain, LABEL, "without classes"),
     ]
     for each, its, label, message in wrong:

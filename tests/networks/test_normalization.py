@@ -328,5 +328,9 @@ def test_each_class_has_an_affine_map_of_its_own(kind):
     for i, of_class in enumerate(label):
         assert_allclose(actual[i], expected[i] * scale[of_class] + shift[of_class], rtol=1e-5, atol=1e-5)
     jax.tree.map(assert_array_equal, new, own)  # the examples of all classes are one batch
+    vectors = np.array([[0, 0], [1, 0], [1, 1], [0, -2]], np.float32)
+    actual = module.apply(variables, x, True, vectors, mutable=["batch_stats"])[0]
+    for i, vector in enumerate(vectors):
+        assert_allclose(actual[i], expected[i] * (1 + vector @ (scale - 1)) + vector @ shift, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="2 classes is called without a label"):
         module.apply(variables, x, True)

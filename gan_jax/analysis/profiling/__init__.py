@@ -159,7 +159,7 @@ def _seconds(devices: Devices, function: Callable, *arguments) -> float:
 def step_flops(setup: Setup) -> int:
     """FLOPs of one train step by formula: on one device, its convolutions direct, however they are computed here."""
     config = ConfigDict(setup.config.to_dict() | {"convolution": "plain"})
-    alone = build.build(config, mesh(jax.devices()[:1]), setup.source, runs=False)
+    alone = build.build_on(setup.source, config, mesh(jax.devices()[:1]), runs=False)
     one_step = partial(step.train_steps, alone.recipe, alone.devices, alone.source, 1)
     return flops.count(one_step, build.abstract_state(alone), call_shapes(alone, 1))
 

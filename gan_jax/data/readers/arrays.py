@@ -1,4 +1,4 @@
-"""Images in a NumPy file: `.npy`, or `.npz` with labels."""
+"""Images in a NumPy file: `.npy`, or `.npz` with labels; and arrays that a program holds."""
 
 import os
 import tokenize
@@ -33,15 +33,18 @@ class Arrays(Records):
     """Images [n, h, w] or [n, h, w, c] of a `.npy` (memory mapped) or `.npz` file (in memory).
 
     uint8, or floats in [-1, 1], which are rounded to uint8. A `.npz` names them IMAGES, or has one array; its labels,
-    integers [n], are LABELS.
+    integers [n] or vectors [n, m], are LABELS.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.folder = Path(os.path.expanduser(path))
-        self._images, self._labels = _load(self.folder)
-        where = one_line(self.folder)
-        _check_images(where, self._images)
-        self.classes = _classes(where, self._labels, len(self))
+        self.hold(one_line(self.folder), *_load(self.folder))
+
+    def hold(self, where: str, images: np.ndarray, labels: np.ndarray | None) -> None:
+        """Takes these as the examples; `where` they are is for messages. Raises InputError where they are none."""
+        _check_images(where, images)
+        self._images, self._labels = images, labels
+        self.classes, self.attributes = label_names(where, labels, len(images))
 
     @property
     def fingerprint(self) -> str:
@@ -52,12 +55,31 @@ class Arrays(Records):
 
     def read(self, i: int) -> dict:
         image = np.atleast_3d(np.array(self._images[i]))
-        if image.dtype != np.uint8:
-            image = np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
-        return {"image": image} | ({"label": int(self._labels[i])} if self.classes else {})
+        example = {"image": image if image.dtype == np.uint8 else eight_bits(image)}
+        if self.attributes:
+            return example | {"label": self._labels[i].astype(np.float32)}
+        return example | ({"label": int(self._labels[i])} if self.classes else {})
 
     def labels(self) -> np.ndarray:
         return np.asarray(self._labels)
+
+
+class Held(Arrays):
+    """The same of arrays in memory, by the name of who holds them."""
+
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray | None = None):
+        self.name = name
+        self.hold(name, images, labels)
+
+    fingerprint = ""  # nothing tells it at once
+
+    def file(self, i: int) -> str:
+        return self.name
+
+
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1] as uint8."""
+    return np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -117,6 +139,11 @@ def _check_range(where: str, images: np.ndarray):
         low, high = float(np.minimum(low, block.min())), float(np.maximum(high, block.max()))  # which keep a NaN
         if not np.isfinite(low + high):
             raise InputError(f"{where} holds values that are not finite, from example {start} on; floats in [-1, 1]")
+    check_range(where, low, high)
+
+
+def check_range(where: str, low: float, high: float) -> None:
+    """Raises InputError unless floats from `low` to `high` can be an image's."""
     values = f"{where} holds floats from {low:g} to {high:g}"
     if low >= 0 and high <= 1:
         raise InputError(f"{values}, by the look of it in [0, 1]; they are to be in [-1, 1]: store 2 * x - 1")
@@ -126,16 +153,21 @@ def _check_range(where: str, images: np.ndarray):
         raise InputError(f"{values}; they are to be in [-1, 1], or uint8")
 
 
-def _classes(where: str, labels: np.ndarray | None, count: int) -> tuple[str, ...]:
-    """The names of the classes, which are their numbers."""
+def label_names(where: str, labels: np.ndarray | None, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of (the classes, the numbers of a vector), one of them (): their numbers. Raises InputError."""
     if labels is None:
-        return ()
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        return (), ()
+    shape, kind = labels.shape, labels.dtype.kind
+    if kind in "iubf" and len(shape) == 2 and len(labels) == count and (shape[1] > 1 or kind == "f"):
+        if not np.isfinite(labels).all():
+            raise InputError(f"{where} holds labels that are not finite")
+        return (), tuple(str(i) for i in range(shape[1]))
+    if kind not in "iu" or shape != (count,):
         raise InputError(
-            f"{where} holds labels of dtype {labels.dtype} and shape {list(labels.shape)}; "
-            f"they are to be integers [{count}], one for each image"
+            f"{where} holds labels of dtype {labels.dtype} and shape {list(shape)}; they are to be "
+            f"integers [{count}], one for each image, or vectors of floats [{count}, m]"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= MAX_CLASSES:
         raise InputError(f"{where} holds labels from {low} to {high}; they are to count from 0 to below {MAX_CLASSES}")
-    return tuple(str(label) for label in range(high + 1))
+    return tuple(str(label) for label in range(high + 1)), ()

@@ -7,11 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from gan_jax.data.readers.records import Records, decode, fingerprint, one_line, reason
-from gan_jax.data.stored import Images, Split
+from gan_jax.data.splits import split_name
+from gan_jax.data.stored import Images
 from gan_jax.utils.errors import InputError
 
 FORMAT = "array_record"
@@ -24,11 +26,11 @@ MOST_BYTES = 10**9  # of a split that is read for its labels: beside each of the
 class TfdsImages(Images):
     """The data sets `tfds:NAME`: images of TensorFlow Datasets, such as tfds:mnist."""
 
-    split: Split = "train"
+    splits: ClassVar[tuple[str, ...]] = ()  # as the set has them
 
     def records(self) -> Records:
         """The images of the split."""
-        return Tfds(self.name.removeprefix("tfds:"), self.split, self.dir)
+        return Tfds(self.name.removeprefix("tfds:"), split_name(self.split), self.dir)
 
 
 class Tfds(Records):

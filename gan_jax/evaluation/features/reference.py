@@ -42,8 +42,9 @@ def load_reference(source: Source, name: str, split: str, extractor: Extractor, 
     facts = FORMAT, SEED, _identity(source), source.size, source.shape, count, extractor.name, extractor.weights
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     path = cache_folder() / "references" / f"{key}.npz"
-    # The code of a part by import path may be another the next time.
-    own = is_path(extractor.name) or (is_path(name) and not source.identity)
+    # The code of a part by import path may be another the next time, and nothing tells what an own stream holds.
+    unknown = not source.identity and (is_path(name) or not jax.tree.leaves(source.data))
+    own = is_path(extractor.name) or unknown
     kept = None if own else _kept(path)
     features, images_hash = kept or _extract(source, count, extractor, devices)
     if not own and kept is None:

@@ -1,0 +1,310 @@
+"""Data of one's own, by import path or handed to `gan_jax.build`: whatever it is becomes a `Source` or a `Stored`."""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gan_jax.data.readers.arrays import IMAGES, LABELS, Held, check_range, label_names
+from gan_jax.data.readers.items import Items
+from gan_jax.data.readers.records import SAMPLED, BadExampleError, Reader, Records, one_line, reason
+from gan_jax.data.source import Source, draw_stored
+from gan_jax.data.splits import chosen, split_name
+from gan_jax.data.stored import Images, Stored
+from gan_jax.utils.errors import InputError
+from gan_jax.utils.keys import keys_of
+
+HELD = 2_000  # examples of an iterable that scores and pictures know
+FORMS = (
+    "data is a Source, arrays (x, (x, labels) or a dict of image and label), an object with __getitem__ and __len__, "
+    "an iterable, a function of a key, draw(key), or a function without parameters that returns one of these"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnImages(Images):
+    """Images of one's own, by index."""
+
+    open_records: Callable[[], Records]
+    splits: tuple[str, ...] = ("train",)
+
+    def records(self) -> Records:
+        return self.open_records()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnStream(Images):
+    """Images of an iterable, trained on in its own order, again from the start where it ends.
+
+    Where a run stands in it follows from the step, so a run that goes on reads it anew and passes as many examples: to
+    the same bits if it yields the same again. Scores and pictures know its first HELD examples.
+    """
+
+    again: Callable[[], Any]  # the iterable, anew
+
+    def records(self) -> Records:
+        """The first HELD examples."""
+        iterable = self.again()
+        return Items(list(islice(_once(iterable, self.name), HELD)), f"the first items of {self.name}", iterable)
+
+    def source(self) -> Source:
+        if self.placement == "device" or self.split != "train":
+            key, right = ("placement", "stream") if self.placement == "device" else ("split", "train")
+            fault = f"but {self.name} is an iterable, which is streamed as it comes"
+            raise InputError(f"config key data.{key} is {getattr(self, key)!r}, {fault}; set it to {right}")
+        reader = self.reader()
+        held = reader.stacked([x for x in map(reader.example, range(len(reader))) if x is not None])
+        return Source(
+            reader.shape,
+            partial(draw_stored, top=255, flip=self.flip),
+            reader.std,
+            size=len(held["image"]),
+            classes=reader.classes,
+            attributes=reader.attributes,
+            rows=lambda indices: jax.tree.map(lambda x: x[indices], held),
+            items=partial(self._items, reader),
+        )
+
+    def _items(self, reader: Reader, place: int) -> Iterator[dict]:
+        if place:
+            print(f"passing {place:,} items of {self.name}, up to where the run stands", file=sys.stderr)
+        return islice(self._good(reader), place, None)
+
+    def _good(self, reader: Reader) -> Iterator[dict]:
+        for i, item in enumerate(_repeated(self.again, self.name)):
+            where = f"{one_line(self.name)} (item {i})"
+            try:
+                example = reader.records.whole.parse(item)
+            except Exception as error:  # noqa: BLE001  whatever is in an item
+                reader.skip(len(reader) + i, BadExampleError(f"{where}: {reason(error)}"))
+                continue
+            fitted = reader.fitted(example, where)
+            yield {name: np.asarray(fitted[name], dtype) for name, (_, dtype) in reader.forms.items()}
+
+
+def _once(iterable: Any, name: str) -> Iterator:
+    """The items; whatever fails in it is an InputError."""
+    i = -1
+    try:
+        for i, item in enumerate(iterable):  # noqa: B007
+            yield item
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name} fails after {i + 1:,} items: {type(error).__name__}: {reason(error)}") from error
+
+
+def _repeated(again: Callable[[], Any], name: str) -> Iterator:
+    while True:
+        is_empty = True
+        for item in _once(again(), name):
+            is_empty = False
+            yield item
+        if is_empty:
+            raise InputError(f"{name} is an iterable that yields nothing")
+
+
+IMAGE_KEYS = {name: key for name, key in keys_of(OwnImages).items() if name != "dir"}
+
+
+def as_source(thing: Any, values: Mapping[str, Any], name: str = "source") -> Source:
+    """The `Source` that a thing of FORMS is; `values` of the group `data`, of which images have some keys."""
+    opened = as_set(thing, {key: values[key] for key in IMAGE_KEYS if key in values}, name)
+    return opened.source() if isinstance(opened, Stored) else opened
+
+
+def as_set(
+    thing: Any, values: Mapping[str, Any], name: str, again: Callable[[], Any] | None = None, split: str = "train"
+) -> Source | Stored:
+    """What a thing of FORMS is; nothing of it is decoded yet.
+
+    Args:
+      values: of IMAGE_KEYS.
+      name: for messages.
+      again: makes the thing anew; without it an iterator, which can be read once, is refused.
+      split: of which it holds the examples.
+    """
+    if isinstance(thing, Stored | Source):
+        return thing
+    if _is_function(thing):
+        if len(_required(thing)) == 1:
+            return _refusing(values, name, endless(thing, name))
+        return as_set(_made(thing, name), values, name, partial(_made, thing, name))
+    if (arrays := _arrays(thing)) is not None:
+        if arrays[0].ndim == 2:
+            taken, rest = values.get("split", split), {key: values[key] for key in values if key != "split"}
+            return _refusing(rest, name, points(name, *arrays, places=partial(_places, taken, split, name)))
+        return OwnImages(name=name, open_records=partial(Held, name, *arrays), splits=(split,), **values)
+    if isinstance(thing, Mapping):
+        split = split_name(values.get("split", split), thing, name)
+        return as_set(thing[split], values, name, split=split)
+    if hasattr(thing, "__getitem__") and hasattr(thing, "__len__"):
+        return OwnImages(name=name, open_records=partial(Items, thing, name), splits=(split,), **values)
+    if not hasattr(thing, "__iter__") or isinstance(thing, str):
+        raise InputError(f"{name} is a {type(thing).__name__}; {FORMS}")
+    if again is None and iter(thing) is thing:
+        right = "hand over a function without parameters that returns it, or an object with __iter__"
+        raise InputError(f"{name} is an iterator, which can be read only once; {right}")
+    return OwnStream(name=name, again=again or (lambda: thing), **values)
+
+
+def _made(function: Callable, name: str, **keywords) -> Any:
+    """What a function of the user's returns. Raises InputError where it fails."""
+    try:
+        return function(**keywords)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name} fails: {type(error).__name__}: {reason(error)}") from error
+
+
+def _refusing(values: Mapping[str, Any], name: str, source: Source) -> Source:
+    """The source of what are no images on a disk, unless a key of such is set."""
+    for key, value in values.items():
+        if value != IMAGE_KEYS[key].default and not IMAGE_KEYS[key].common:
+            right = f"set it to {IMAGE_KEYS[key].default!r}"
+            raise InputError(f"config key data.{key} is {value!r}, but {name} has no {key}; {right}")
+    return source
+
+
+def _arrays(thing: Any) -> tuple[np.ndarray, ...] | None:
+    """(x,) or (x, labels) of what holds arrays of many examples; None where it is something else."""
+    if isinstance(thing, Mapping) and set(thing) <= {*IMAGES, *LABELS} and (of := [x for x in IMAGES if x in thing]):
+        thing = (thing[of[0]], *[thing[key] for key in LABELS if key in thing])
+    parts = thing if isinstance(thing, tuple) and len(thing) in (1, 2) else (thing,)
+    if not all(hasattr(part, "__array__") and hasattr(part, "shape") for part in parts):
+        return None
+    arrays = tuple(np.asarray(part) for part in parts)
+    return arrays if arrays[0].ndim >= 2 else None
+
+
+def points(
+    name: str, x: np.ndarray, labels: np.ndarray | None = None, places: Callable[[int], range] = range
+) -> Source:
+    """The source of points, floats [n, d], all on the device; `places`: n -> those of the examples that it has."""
+    x = np.asarray(x, np.float32)
+    if not x.size or not np.isfinite(x).all():
+        raise InputError(f"{name} holds points {list(x.shape)}; they are to be finite numbers [n, d]")
+    classes, attributes = label_names(name, labels, len(x))
+    data = {"image": x} | ({} if labels is None else {"label": labels.astype(np.float32 if attributes else np.int32)})
+    taken = places(len(x))
+    data = {key: array[taken.start : taken.stop] for key, array in data.items()}
+    std = float(data["image"].std())
+    return Source(x.shape[1:], _pick, std, data, len(taken), classes=classes, attributes=attributes)
+
+
+def _places(taken: str, split: str, name: str, count: int) -> range:
+    split_name(taken, (split,), name)
+    return chosen(taken, count)
+
+
+def _pick(data, indices, keys):
+    return data if indices is None else jax.tree.map(lambda x: x[indices], data)
+
+
+def endless(draw: Callable, name: str) -> Source:
+    """The source of a function of a key, which JAX can trace: draw(key) -> an example, or (example, label).
+
+    An example is floats: [d], or an image [h, w, c] in [-1, 1]. A label is a vector of numbers or, where
+    `draw.classes` says how many there are or their names, an integer. The standard deviation is that of SAMPLED draws.
+    """
+    one = partial(_drawn, draw)
+    try:
+        shapes = jax.eval_shape(one, jax.random.key(0))
+        drawn = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SAMPLED))
+    except Exception as error:
+        raise InputError(f"{name} cannot be run on the device: {type(error).__name__}: {reason(error)}") from error
+    shape, label = shapes["image"].shape, shapes.get("label")
+    if len(shape) not in (1, 3):
+        raise InputError(f"{name} draws an array {list(shape)}; an example is [d], or an image [h, w, c]")
+    values = np.asarray(drawn["image"])
+    if not np.isfinite(values).all():
+        raise InputError(f"{name} draws numbers that are not finite")
+    if len(shape) == 3:
+        check_range(name, float(values.min()), float(values.max()))
+    classes = getattr(draw, "classes", ())
+    classes = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
+    if label is not None and not label.shape and not classes:
+        right = "set its attribute `classes` to how many there are, or draw vectors"
+        raise InputError(f"the labels of {name} are integers; {right}")
+    attributes = tuple(map(str, range(label.shape[0]))) if label is not None and label.shape else ()
+    names = {"classes": () if label is None or attributes else classes, "attributes": attributes}
+    return Source(shape, lambda data, indices, keys: jax.vmap(one)(keys), float(values.std()), **names)
+
+
+def _drawn(draw: Callable, key) -> dict:
+    drawn = draw(key)
+    if isinstance(drawn, Mapping):
+        drawn = tuple(drawn[name] for name in ("image", "label") if name in drawn)
+    image, *labels = drawn if isinstance(drawn, tuple) else (drawn,)
+    example = {"image": jnp.asarray(image, jnp.float32)}
+    for label in map(jnp.asarray, labels):
+        if label.ndim > 1 or (label.ndim == 0 and not jnp.issubdtype(label.dtype, jnp.integer)):
+            raise TypeError(f"its label is {label.dtype} {list(label.shape)}; it is to be an integer, or a vector [m]")
+        example["label"] = label.astype(jnp.float32 if label.ndim else jnp.int32)
+    return example
+
+
+def _is_function(thing: Any) -> bool:
+    """Whether it makes data: a function or a class, and not what only happens to be called."""
+    return callable(thing) and (isinstance(thing, type) or not hasattr(thing, "__getitem__"))
+
+
+def _required(function: Callable) -> list[str]:
+    """The parameters that a function has to be called with."""
+    parameters = inspect.signature(function).parameters.values()
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [x.name for x in parameters if x.default is x.empty and x.kind not in variable and x.name != "name"]
+
+
+class Own:
+    """What an import path stands for, as a part: its parameters are those of a function, and the keys of images.
+
+    A function that has a key of that name takes it itself. Raises TypeError where a function needs more than a key.
+    """
+
+    def __init__(self, thing: Any):
+        required = _required(thing) if _is_function(thing) else []
+        if len(required) > 1:
+            raise TypeError(f"a function that needs {', '.join(required)}; {FORMS}")
+        self._thing, self._makes = thing, _is_function(thing) and not required
+        self._own = keys_of(thing) if self._makes else {}
+        self.__annotations__ = _hints(OwnImages, IMAGE_KEYS) | (_hints(thing, self._own) if self._own else {})
+        defaults = {"name": ""} | {name: key.default for name, key in (IMAGE_KEYS | self._own).items()}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        self.__signature__ = inspect.Signature([inspect.Parameter(x, keyword, default=defaults[x]) for x in defaults])
+
+    def __call__(self, name: str = "", **values) -> Source | Stored:
+        of_images = {key: value for key, value in values.items() if key not in self._own}
+        if not self._makes:
+            return as_set(self._thing, of_images, name)
+        own = {key: value for key, value in values.items() if key in self._own}
+        own |= {"name": name} if "name" in inspect.signature(self._thing).parameters else {}
+        again = partial(_made, self._thing, name, **own)
+        made = again()
+        if isinstance(made, Source | Stored):
+            return _refusing(of_images, name, made)
+        return as_set(made, of_images, name, again)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Own) and self._thing is other._thing
+
+    def __hash__(self) -> int:
+        return id(self._thing)
+
+
+def _hints(part: Callable, names: Iterable[str]) -> dict[str, Any]:
+    hints = get_type_hints(getattr(part, "func", part), include_extras=True)
+    return {name: hints[name] for name in names}
+
+
+def part(thing: Any) -> Callable[..., Source | Stored]:
+    """The entry of SOURCES for what an import path names."""
+    return thing if isinstance(thing, type) and issubclass(thing, Stored) else Own(thing)
