@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gan_jax.config import checks, schema, shapes
 from gan_jax.config.by_hand import with_parts, with_source
-from gan_jax.data import Source, as_source, make_source
+from gan_jax.data import Source, Stored, as_source, make_source
 from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
