@@ -1,6 +1,7 @@
 """python -m gan_jax.main --config=config.py: a GAN of parts of one's own on scikit-learn's digits.
 
-Seen on 2 CPU cores: SEEN.
+Seen on 2 CPU cores, beside other work: 11 min, all ten classes, sliced Wasserstein 0.087 (two draws of real digits:
+0.024).
 """
 
 from gan_jax.config import default_config
