@@ -77,6 +77,14 @@ def test_what_a_penalty_keeps_follows_what_it_reports(shrunk, every):
     assert_array_equal(np.asarray(metrics["slope"]) > 0, paid)
 
 
+def test_noise_goes_with_its_example_into_a_micro_batch(shrunk):
+    """As in one batch, up to rounding: of an example its latent, its dropout and its penalty's points."""
+    noisy = {"discriminator__network": OWN + "NoisyDiscriminator", "penalty__name": "wgan_gp", "penalty__weight": 1.0}
+    (_, whole), (_, parts) = (trained(built(shrunk, **noisy, accumulate=count), 2) for count in (1, 2))
+    for name in ("d_loss", "g_loss", "penalty"):
+        assert_allclose(parts[name], whole[name], rtol=1e-4)
+
+
 def test_a_move_keeps_a_state_of_its_own(shrunk):
     state, _ = trained(built(shrunk, moves=OWN + "counting"), 3)
     assert state.own["moves"] == 3
