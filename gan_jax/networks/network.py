@@ -7,7 +7,7 @@ draws row i of every array from the key of example i: `nn.Dropout`, `self.make_r
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from gan_jax.utils.keys import parameters_of
 
 
 class Network(NamedTuple):
-    """A network as the step knows it. `params` and `stats` are pytrees of arrays."""
+    """A network as the step knows it. `params` and `stats` are pytrees of float arrays."""
 
     # label: int32 [n], the class of each example, where the network was built with classes; None where it was not.
     init: Callable  # (key, x [n, ...], label=None) -> (params, stats)
@@ -69,12 +69,13 @@ def convolves(network: Network, *inputs) -> bool:
     """Whether a network has convolutions: as it says, or by its trace at inputs of these shapes."""
     if network.convolves is not None:
         return network.convolves
+    return "conv_general_dilated" in str(jax.make_jaxpr(partial(first_call, network))(jax.random.key(0), *inputs))
 
-    def call(x, *label):
-        noise = network.keyed(lambda: jax.random.split(jax.random.key(0), len(x)))
-        return network.apply(*network.init(jax.random.key(0), x, *label), x, True, *label, **noise)
 
-    return "conv_general_dilated" in str(jax.make_jaxpr(call)(*inputs))
+def first_call(network: Network, key, x, *label):
+    """What a network gives in training, before its first update."""
+    noise = network.keyed(lambda: jax.random.split(key, len(x)))
+    return network.apply(*network.init(key, x, *label), x, True, *label, **noise)[0]
 
 
 def products(matmul_precision: str):
