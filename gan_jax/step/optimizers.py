@@ -45,7 +45,6 @@ SquareDecay = Annotated[float, FRACTION, "decay of the averaged squared gradient
 
 WeightDecay = Annotated[float, NON_NEGATIVE, "of adamw: share of a parameter that an update of rate 1 takes"]
 Epsilon = Annotated[float, NON_NEGATIVE, "added to the root of the averaged squares; 0: optax's, of adam 1e-8"]
-SHARED = {"b1": (Momentum, 0.5), "b2": (SquareDecay, 0.999), "weight_decay": (WeightDecay, 0.0), "eps": (Epsilon, 0.0)}
 
 
 def adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
@@ -56,6 +55,9 @@ def adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
 def adamw(b1: Momentum = 0.5, b2: SquareDecay = 0.999, weight_decay: WeightDecay = 0.0, eps: Epsilon = 0.0):
     """Adam with decoupled weight decay of every parameter (arXiv:1711.05101) as optax has it: the rate scales both."""
     return (adam(b1, b2, eps), optax.add_decayed_weights(weight_decay)) if weight_decay else adam(b1, b2, eps)
+
+
+SHARED = parameters_of(adamw)
 
 
 def rmsprop(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
@@ -86,11 +88,11 @@ INTEGER = Rule(int, lambda value: abs(value) < 2**31, "an integer")
 RULES = {bool: FLAG, int: INTEGER, float: NUMBER}  # of arguments, by the type of their defaults
 
 
-def path_of(name: str) -> str | None:
+def path_of(name: Any) -> str | None:
     """The import path of what a config calls so, of one's own or of optax; None where it is neither."""
     if is_path(name):
         return name
-    make = getattr(optax, name, None)
+    make = getattr(optax, name, None) if isinstance(name, str) else None
     whole = inspect.isfunction(getattr(make, "func", make)) and not name.startswith("scale_by_")
     parameters = parameters_of(make) if whole else ()
     # What has a seed (noisy_sgd) would draw the same noise in runs of any seed.
@@ -134,8 +136,8 @@ def _keyed(make: Callable) -> Callable:
         rule = RULES.get(type(parameter.default))
         if rule is not None:
             of_make = Annotated[rule.type, rule, f"of {name}", *(traced if rule is NUMBER else [])]
-            kind, default = SHARED.get(key, (of_make, parameter.default))
-            shown.append(parameter.replace(kind=parameter.KEYWORD_ONLY, default=default, annotation=kind))
+            shared = SHARED.get(key, parameter.replace(annotation=of_make))
+            shown.append(shared.replace(kind=parameter.KEYWORD_ONLY))
     optimizer.__signature__ = inspect.Signature(shown)
     optimizer.__annotations__ = {parameter.name: parameter.annotation for parameter in shown[1:]}
     optimizer.__doc__, optimizer.__module__, optimizer.__qualname__ = make.__doc__, make.__module__, name
@@ -162,8 +164,8 @@ def _update(make: Callable, numbers: Mapping):
 def note(prefix: str, values: Mapping[str, Any]) -> str | None:
     """A line on what an optimiser of optax has of this project, not of optax: the keys that all have in common."""
     published = getattr(OPTIMIZERS[values["name"]], "published", {})
-    kept = [f"{key} {SHARED[key][1]:g} ({default:g})" for key, default in published.items()
-            if key != "eps" and values[key] == SHARED[key][1] != default]  # fmt: skip
+    own = {key: SHARED[key].default for key in published if key != "eps"}
+    kept = [f"{key} {own[key]:g} ({published[key]:g})" for key in own if values[key] == own[key] != published[key]]
     return f"{prefix}: {values['name']} has this project's {', '.join(kept)}; in brackets optax's" if kept else None
 
 
