@@ -43,7 +43,7 @@ from gan_jax.utils.keys import (
 Momentum = Annotated[float, FRACTION, "momentum: decay of the averaged gradients", TRACED, COMMON]
 SquareDecay = Annotated[float, FRACTION, "decay of the averaged squared gradients; sgd has none", SCHEDULED, COMMON]
 
-WeightDecay = Annotated[float, NON_NEGATIVE, "of adamw: share of a parameter that an update of rate 1 takes"]
+WeightDecay = Annotated[float, NON_NEGATIVE, "share of a parameter that an update of rate 1 takes; adam has none"]
 Epsilon = Annotated[float, NON_NEGATIVE, "added to the root of the averaged squares; 0: optax's, of adam 1e-8"]
 
 
