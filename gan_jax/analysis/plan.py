@@ -83,9 +83,9 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     """What a step of this config is on the machine, whose devices this process's CPU has to stand in for."""
     if jax.device_count() < machine.count:
         raise InputError(
-            f"XLA_FLAGS, or a part that computes with JAX while it is imported, make this CPU {jax.device_count()} "
-            f"devices, and the plan needs {machine.count}; leave --xla_force_host_platform_device_count out of "
-            "XLA_FLAGS, and give such a part NumPy's constants"
+            f"XLA_FLAGS make this CPU {jax.device_count()} devices, and the plan needs {machine.count}; leave "
+            "--xla_force_host_platform_device_count out of XLA_FLAGS; or a part of yours computes with JAX while it "
+            "is imported, which starts JAX too early"
         )
     schema.check(config)
     # A convolution as an accelerator has it, and a single step a call: the form that a CPU likes is not asked for.

@@ -2,11 +2,11 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, get_type_hints
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from gan_jax.data.source import Source, draw_stored
 from gan_jax.data.splits import chosen, split_name
 from gan_jax.data.stored import Images, Stored
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import keys_of
+from gan_jax.utils.keys import hints_of, keys_of
 
 HELD = 2_000  # examples of an iterable that scores and pictures know
 FORMS = (
@@ -276,7 +276,8 @@ class Own:
             raise TypeError(f"a function that needs {', '.join(required)}; {FORMS}")
         self._thing, self._makes = thing, _is_function(thing) and not required
         self._own = keys_of(thing) if self._makes else {}
-        self.__annotations__ = _hints(OwnImages, IMAGE_KEYS) | (_hints(thing, self._own) if self._own else {})
+        hints = hints_of(OwnImages) | (hints_of(thing) if self._own else {})
+        self.__annotations__ = {name: hints[name] for name in (*IMAGE_KEYS, *self._own)}
         defaults = {"name": ""} | {name: key.default for name, key in (IMAGE_KEYS | self._own).items()}
         keyword = inspect.Parameter.KEYWORD_ONLY
         self.__signature__ = inspect.Signature([inspect.Parameter(x, keyword, default=defaults[x]) for x in defaults])
@@ -298,11 +299,6 @@ class Own:
 
     def __hash__(self) -> int:
         return id(self._thing)
-
-
-def _hints(part: Callable, names: Iterable[str]) -> dict[str, Any]:
-    hints = get_type_hints(getattr(part, "func", part), include_extras=True)
-    return {name: hints[name] for name in names}
 
 
 def part(thing: Any) -> Callable[..., Source | Stored]:
