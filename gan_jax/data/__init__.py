@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gan_jax.data import own
 from gan_jax.data.digits import StackedMnist, digits
 from gan_jax.data.mixture import gaussian, grid25, ring8, swiss_roll
-from gan_jax.data import own
 from gan_jax.data.readers.arrays import ImageArrays
 from gan_jax.data.readers.folder import ImageFolder
 from gan_jax.data.readers.tfds import TfdsImages

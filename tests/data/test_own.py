@@ -365,7 +365,7 @@ def test_a_source_as_it_is():
     made = ring8()
     assert as_source(made, {}) is made
     assert isinstance(as_source(ring8, {}), Source)
-    with pytest.raises(InputError, match="data.flip is True, but own:source has no flip"):
+    with pytest.raises(InputError, match="flip is True, but own:source has no flip"):
         as_source(made, {"flip": True})
 
 
