@@ -113,7 +113,7 @@ def build_on(source: Source | None, config: ConfigDict, devices: Devices | None 
     devices = devices or LAYOUTS[config.parallel]()
     checks.check_batch(config, devices, _minibatch(config).group_size)
     data = config.data.to_dict()
-    part = SOURCES[entry(config.data.name)] if source is None else None
+    part = SOURCES[entry(config.data.name)]
     source = make_source(data, part) if source is None else source
     checks.check(config, source)
     recipe = _make_recipe(config, devices, source)
@@ -138,12 +138,10 @@ def build_on(source: Source | None, config: ConfigDict, devices: Devices | None 
     return Setup(config, devices, source, partial(_reference, source, part, data), recipe, numbers, keys, title)
 
 
-def _reference(source: Source, part: Callable | None, data: dict, split: str) -> Source:
-    """The images of a split as they were taken, not mirrored; `part` makes them. None: there is this source alone."""
-    if split == data["split"] and (part is None or not data["flip"]):
+def _reference(source: Source, part: Callable, data: dict, split: str) -> Source:
+    """The images of a split as they were taken, not mirrored; `part`: what makes the source of a split."""
+    if split == data["split"] and not data["flip"]:
         return source
-    if part is None:
-        raise InputError(f"evaluation.split is {split}, of data that was handed over as {data['split']}; name that one")
     try:
         return make_source(data | {"split": split, "flip": False}, part)
     except InputError as error:

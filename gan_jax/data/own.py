@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from gan_jax.data.readers.arrays import IMAGES, LABELS, Held, check_range, label_names
 from gan_jax.data.readers.items import Items
 from gan_jax.data.readers.records import SAMPLED, BadExampleError, Reader, Records, one_line, reason
-from gan_jax.data.source import Source, draw_stored
+from gan_jax.data.source import Source
 from gan_jax.data.splits import chosen, split_name
 from gan_jax.data.stored import Images, Stored
 from gan_jax.utils.errors import InputError, users_code
@@ -60,17 +60,7 @@ class OwnStream(Images):
             fault = f"but {self.name} is an iterable, which is streamed as it comes"
             raise InputError(f"config key data.{key} is {getattr(self, key)!r}, {fault}; set it to {right}")
         reader = self.reader()
-        held = reader.stacked([x for x in map(reader.example, range(len(reader))) if x is not None])
-        return Source(
-            reader.shape,
-            partial(draw_stored, top=255, flip=self.flip),
-            reader.std,
-            size=len(held["image"]),
-            classes=reader.classes,
-            attributes=reader.attributes,
-            rows=lambda indices: jax.tree.map(lambda x: x[indices], held),
-            items=partial(self._items, reader),
-        )
+        return replace(self, placement="stream").source_of(reader)._replace(items=partial(self._items, reader))
 
     def _items(self, reader: Reader, place: int) -> Iterator[dict]:
         if place:
