@@ -14,6 +14,10 @@ from functools import partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from gan_jax.config import schema
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import is_path, parameters_of
@@ -99,7 +103,7 @@ def _kept(argument: str, part: Any, named: Any) -> str:
 
 
 def _described(part: Any, seen: set[int]) -> str:
-    """What a part is made of: the code of functions, what they have closed over, the fields of objects.
+    """What a part is made of: the code of functions, what they have closed over, fields of objects, their arrays.
 
     `seen`: the ids of functions that are described already.
     """
@@ -119,8 +123,14 @@ def _described(part: Any, seen: set[int]) -> str:
         inner = part
     elif isinstance(part, set | frozenset):  # whose order differs from process to process
         inner = sorted(map(repr, part))
+    elif isinstance(part, np.ndarray | jax.Array):
+        is_key = isinstance(part, jax.Array) and jnp.issubdtype(part.dtype, jax.dtypes.prng_key)
+        return hashlib.sha256(np.asarray(jax.random.key_data(part) if is_key else part).tobytes()).hexdigest()
     elif not isinstance(part, FunctionType):
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(part))
+        leaves = jax.tree.leaves(part)  # of a module of NNX
+        if not leaves or leaves[0] is part:
+            return re.sub(r" at 0x[0-9a-f]+", "", repr(part))
+        inner = repr(part), *leaves
     return f"{getattr(part, '__qualname__', type(part).__qualname__)}({', '.join(_described(x, seen) for x in inner)})"
 
 

@@ -73,6 +73,9 @@ def test_parts_that_differ_have_names_that_differ(shrunk):
 
     names = [built(shrunk, prior=at(value)).config.latent.prior for value in (0.0, 1.0, 0.0)]
     assert names[0] == names[2] != names[1]
+    parts = [{"discriminator": Line(nnx.Rngs(seed))} for seed in (0, 1, 0)]
+    names = [built(shrunk, {"objective.name": "hinge"}, **part).config.discriminator.network for part in parts]
+    assert names[0] == names[2] != names[1]
     names = [built(shrunk, generator_optimizer=optax.sgd(rate)).config.generator.optimizer.name for rate in (0.1, 0.2)]
     assert names[0] != names[1]
 
