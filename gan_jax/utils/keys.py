@@ -172,6 +172,13 @@ def parameters_of(part: Callable) -> Mapping[str, inspect.Parameter]:
     return shown
 
 
+def hints_of(part: Callable) -> dict[str, Any]:
+    """The annotations of a part's parameters by name; of a class, those of its fields and of its __init__."""
+    whole = getattr(part, "func", part)  # of a partial, its function
+    hints = get_type_hints(whole, include_extras=True)
+    return hints | get_type_hints(whole.__init__, include_extras=True) if isinstance(whole, type) else hints
+
+
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -182,16 +189,14 @@ def keys_of(part: Any) -> Mapping[str, Key]:
     Raises TypeError where one has no default: a config is complete without it.
     """
     to_be_made = inspect.isclass(part) or inspect.isroutine(part) or isinstance(part, partial)
-    return _keys_of(part) if to_be_made else getattr(part, "config_keys", {})
+    if not to_be_made and hasattr(part, "config_keys"):
+        return part.config_keys
+    return _keys_of(part) if to_be_made or hasattr(part, "__signature__") else {}
 
 
 @cache
 def _keys_of(part: Callable) -> Mapping[str, Key]:
-    whole = getattr(part, "func", part)  # of a partial, its function
-    hints = get_type_hints(whole, include_extras=True)
-    if isinstance(whole, type):  # whose keys are its fields, or the parameters of its __init__
-        hints |= get_type_hints(whole.__init__, include_extras=True)
-    keys = {}
+    hints, keys = hints_of(part), {}
     for name, parameter in parameters_of(part).items():
         marks = getattr(hints.get(name), "__metadata__", ())
         rule = next((mark for mark in marks if isinstance(mark, Rule)), None)
