@@ -84,7 +84,8 @@ def planned_step(config: ConfigDict, machine: Machine) -> Planned:
     if jax.device_count() < machine.count:
         raise InputError(
             f"XLA_FLAGS make this CPU {jax.device_count()} devices, and the plan needs {machine.count}; leave "
-            "--xla_force_host_platform_device_count out of XLA_FLAGS"
+            "--xla_force_host_platform_device_count out of XLA_FLAGS; or a part of yours computes with JAX while it "
+            "is imported, which starts JAX too early"
         )
     schema.check(config)
     # A convolution as an accelerator has it, and a single step a call: the form that a CPU likes is not asked for.

@@ -13,6 +13,7 @@ from gan_jax.evaluation.features.extractors import Kind
 from gan_jax.evaluation.metrics.comparison import HIGHER, LOWER, SCORES
 from gan_jax.networks import Family
 from gan_jax.objectives import Objective
+from gan_jax.step.optimizers import of_optax
 from gan_jax.step.state import Move
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import Key, imported, is_path, keys_of
@@ -20,6 +21,7 @@ from gan_jax.utils.keys import Key, imported, is_path, keys_of
 CHOSEN_BY = {  # kind of part: the config key that chooses one; *: of either player
     "objectives": "objective.name",
     "penalties": "penalty.name",
+    "generator_penalties": "generator.penalty.name",
     "networks": "*.network",
     "optimizers": "*.optimizer.name",
     "moves": "moves",
@@ -71,7 +73,11 @@ def _parts(kind: str, pattern: str) -> dict[str, Row]:
         elif kind == "moves" and group.needs and group.needs.key == chosen_by:  # the keys of a move, in their own group
             (name,), (take,) = group.needs.values, group.parts
             rows[name].keys.update({f"{group.start}{key}": about for key, about in keys_of(take).items()})
-    return {name: Row(row.text, _of_either_player(row.keys)) for name, row in rows.items()}
+    rows = {name: Row(row.text, _of_either_player(row.keys)) for name, row in rows.items()}
+    for name, optimizer in of_optax().items() if kind == "optimizers" else ():
+        keys = {f"*.optimizer.{key}": about for key, about in keys_of(optimizer).items()}
+        rows[name] = Row(f"{_first_line(optimizer)} (optax)", keys)
+    return rows
 
 
 def _of_either_player(keys: Mapping[str, Key]) -> dict[str, Key]:
@@ -94,10 +100,12 @@ def _text(name: str, registry: Mapping[str, Any]) -> str:
         part = sys.modules[part.generator.__module__]
     elif isinstance(part, Move | Kind):
         part = part.take if isinstance(part, Move) else part.make
-    text = (inspect.getdoc(part) or "").partition("\n")[0]
-    return (
-        "" if text.startswith(f"{name.rpartition(':')[2]}(") else text
-    )  # what `dataclasses` writes where there is none
+    text = _first_line(part)
+    return "" if text.startswith(f"{part.__name__}(") else text  # what `dataclasses` writes where there is none
+
+
+def _first_line(part: Any) -> str:
+    return inspect.cleandoc(part.__doc__ or "").partition("\n")[0]  # not a base class's, as inspect.getdoc has it
 
 
 def _configs() -> dict[str, Row]:

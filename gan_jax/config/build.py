@@ -253,11 +253,9 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
 def _with_known_networks(recipe: Recipe, alone: Recipe, shape: tuple[int, ...]) -> Recipe:
     """The recipe, once it is known whether its networks convolve; `alone`: that of one device."""
     inputs = jax.eval_shape(partial(network_inputs, alone, shape=shape), jax.random.key(0))
-    networks = zip((alone.generator, alone.discriminator), inputs, strict=True)
-    known = [convolves(network, *inputs) for network, inputs in networks]
     return recipe._replace(
-        generator=recipe.generator._replace(convolves=known[0]),
-        discriminator=recipe.discriminator._replace(convolves=known[1]),
+        generator=recipe.generator._replace(convolves=convolves(alone.generator, *inputs[0])),
+        discriminator=recipe.discriminator._replace(convolves=convolves(alone.discriminator, *inputs[1])),
     )
 
 

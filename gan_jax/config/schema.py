@@ -26,7 +26,7 @@ from gan_jax.parallel.devices import LAYOUTS
 from gan_jax.penalties import GENERATOR_PENALTIES, PENALTIES
 from gan_jax.step.augment import AugmentKeys
 from gan_jax.step.losses import GeneratorPenaltyKeys, ObjectiveKeys, PenaltyKeys
-from gan_jax.step.optimizers import OPTIMIZERS, OptimizerKeys
+from gan_jax.step.optimizers import OPTIMIZERS, OptimizerKeys, path_of
 from gan_jax.step.regularizers import AdaKeys, RegularizerKeys
 from gan_jax.step.schedules import AverageKeys
 from gan_jax.step.step import MOVES
@@ -47,7 +47,6 @@ from gan_jax.utils.keys import (
     union,
 )
 
-OF_OPTAX = ("any of optax",)
 PRECISIONS = ("float32", "bfloat16")
 NEEDS_BATCH = Needs("discriminator.normalization", ("batch",))
 _SEED = Rule(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 2^32 - 1")
@@ -102,7 +101,11 @@ class Choice(NamedTuple):
     others: tuple[str, ...] = ()  # what else a value may be, in words
     holds: Callable[[str], bool] | None = None  # whether a value is right, if it need not be a part's own name
     entry: Callable[[str], str] = str  # value -> the name of the part that it stands for
-    is_own: Callable[[Any], bool] = is_path  # whether a value is the import path of a part, or stands for one
+    path_of: Callable[[Any], Any] = is_path  # whether a value is the import path of a part, or stands for one
+
+    def names_own(self, value) -> bool:
+        """Whether a value names a part that the registry has not."""
+        return bool(self.path_of(value)) and self.entry(value) not in self.registry
 
 
 class Group(NamedTuple):
@@ -119,7 +122,7 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
     generator, discriminator = (
         Choice("network", FAMILIES, "mlp", "family of networks", attrgetter(player)) for player in Family._fields
     )
-    optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser", others=OF_OPTAX, is_own=_is_own_optimizer)
+    optimizer = Choice("name", OPTIMIZERS, "adam", "optimiser", others=("any of optax",), path_of=path_of)
     extractors = ChainMap(EXTRACTORS, {NONE: Kind(_no_features)})
     extractor = Choice("extractor", extractors, NONE, "of the features that scores compare", attrgetter("make"))
     objective = Choice("name", NAMED, "non_saturating", "losses of both players", lambda entry: entry.make or _no_keys)
@@ -162,8 +165,8 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
 def _resolved(choice: Choice, start: str, values: Mapping[str, Any]) -> Choice:
     """The choice with its parts, the one included that a config names by import path. Raises InputError."""
     named = values.get(f"{start}{choice.key}", choice.default)
-    own = [named] if choice.is_own(named) and choice.entry(named) not in choice.registry else []
-    parts = {name: choice.part(choice.registry[name]) for name in (*choice.registry, *own)}
+    own = choice.names_own(named)
+    parts = {name: choice.part(choice.registry[name]) for name in (*choice.registry, *([named] if own else []))}
     try:
         union(parts)
     except (TypeError, NameError) as error:  # a name that an annotation has, and its module has not
@@ -205,23 +208,17 @@ def table(values: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Key]:
     return rows
 
 
-def _is_own_optimizer(name: Any) -> bool:
-    return isinstance(name, str) and name not in OPTIMIZERS and OPTIMIZERS.path_of(name) is not None
-
-
 def names_a_path(values: Mapping[str, Any]) -> bool:
     """Whether any of these values is an import path, has one among commas, or stands for one."""
     names = (name for value in values.values() if isinstance(value, str) for name in value.split(","))
     optimizers = (values.get(f"{player}.optimizer.name") for player in Family._fields)
-    return any(map(is_path, names)) or any(map(_is_own_optimizer, optimizers))
+    return any(map(is_path, names)) or any(path_of(name) and name not in OPTIMIZERS for name in optimizers)
 
 
 def own_parts(values: Mapping[str, Any]) -> set[str]:
     """The keys that name parts which no registry has."""
     chosen = ((f"{group.start}{group.choice.key}", group.choice) for group in groups() if group.choice)
-    return {
-        key for key, choice in chosen if choice.is_own(values[key]) and choice.entry(values[key]) not in choice.registry
-    }
+    return {key for key, choice in chosen if choice.names_own(values[key])}
 
 
 def own_keys(values: Mapping[str, Any]) -> dict[str, Key]:

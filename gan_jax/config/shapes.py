@@ -4,7 +4,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import gan_jax
 from gan_jax import step
 from gan_jax.data import Source
 from gan_jax.data.loader import call_shapes
+from gan_jax.networks.network import first_call
 from gan_jax.objectives import with_metrics
 from gan_jax.parallel.devices import Devices
 from gan_jax.step.losses import OF_G
@@ -33,43 +33,48 @@ def check(values: Mapping, recipe: Recipe, devices: Devices, source: Source, num
     shape_of, key = partial(_shape_of, values), jax.random.key(0)
     shape_of("latent.prior", (2, None), recipe.prior, jax.random.split(key, 2))
     of_generator, of_discriminator = jax.eval_shape(partial(network_inputs, recipe, shape=source.shape), key)
-    generate, judge = (partial(_first_call, network) for network in (recipe.generator, recipe.discriminator))
-    shape_of("generator.network", (2, *source.shape), generate, key, *of_generator)
-    real, *labels = of_discriminator
-    n, numbers_now = real.shape[0], recipe.schedule(numbers, jnp.int32(0))
-    logits = shape_of("discriminator.network", (n,), judge, key, real, *labels)
+    generate, judge = (partial(first_call, network) for network in (recipe.generator, recipe.discriminator))
+    fake = shape_of("generator.network", (2, *source.shape), generate, key, *of_generator)
+    n, numbers_now = of_discriminator[0].shape[0], recipe.schedule(numbers, jnp.int32(0))
+    logits = shape_of("discriminator.network", (n,), judge, key, *of_discriminator)
     for loss in ("discriminator", "generator", "divergence"):
         function = getattr(recipe.objective(numbers_now), loss)
         shape_of("objective.name", (n,), partial(_values, function), logits, logits)
-    kept = {name: {"state": own.initial()} for name, own in recipe.own.items()}
+    if recipe.discriminator.features is None and "objective.feature_matching" in numbers:
+        right = "give a Linen module that sows them, or a Network that has `features`"
+        raise InputError(f"objective.feature_matching needs features of discriminator.network, which has none; {right}")
+    (latents, *_), (real, *_) = of_generator, of_discriminator
+    for name, make, network, points, (_, *labels) in (
+        ("penalty", recipe.penalty, judge, (real, real), of_discriminator),
+        (OF_G, recipe.generator_penalty, generate, (latents, fake), of_generator),
+    ):
+        if make is not None:
+            kept = {"state": recipe.own[name].initial()} if name in recipe.own else {}
+            penalty = partial(_penalty, make(numbers_now), network, kept)
+            shape_of(f"{name}.name", points[0].shape[:1], penalty, key, *points, *labels)
+    state = _state_after_a_step(values, recipe, devices, source, numbers)
+    # What training does not call: a network that fails only here would end the run at its first picture.
+    examples = jax.ShapeDtypeStruct((2 * recipe.group_size, *source.shape), real.dtype), *of_discriminator[1:]
+    shape_of("generator.network", (2, *source.shape), partial(step.sample, recipe), state.ema, *of_generator)
+    shape_of("discriminator.network", (n,), partial(step.judge, recipe), state.discriminator, *examples)
 
-    def penalty(make, name, function, x, y, *labels):
-        keys, state = jax.random.split(key, len(x)), kept.get(name, {})
-        return _values(make(numbers_now), lambda x: function(key, x, *labels), keys, x, y, **state)
 
-    if recipe.penalty is not None:
-        shape_of("penalty.name", (n,), partial(penalty, recipe.penalty, "penalty", judge), real, real, *labels)
-    if recipe.generator_penalty is not None:
-        latents, *labels = of_generator
-        of_g = partial(penalty, recipe.generator_penalty, OF_G, generate)
-        shape_of(f"{OF_G}.name", (2,), lambda z, *labels: of_g(z, generate(key, z, *labels), *labels), latents, *labels)
+def _state_after_a_step(values: Mapping, recipe: Recipe, devices: Devices, source: Source, numbers: Hyperparameters):
     try:
-        state = jax.eval_shape(partial(step.init_state, recipe, shape=source.shape), numbers, key)
+        state = jax.eval_shape(partial(step.init_state, recipe, shape=source.shape), numbers, jax.random.key(0))
         data = call_shapes(source, devices, 1, recipe.discriminator_steps, recipe.batch_size)
-        steps = partial(step.train_steps, recipe, devices, source, 1)
-        _, metrics = jax.eval_shape(steps, state, data)
+        state, metrics = jax.eval_shape(partial(step.train_steps, recipe, devices, source, 1), state, data)
     except InputError:
         raise
     except Exception as error:  # whatever a part of the user's raises
         raise InputError(f"a step of this config fails: {_reason(error)}") from error
     if missing := METRICS - metrics.keys():
         raise InputError(f"moves is {values['moves']}: its metrics lack {', '.join(sorted(missing))}")
+    return state
 
 
-def _first_call(network: Any, key, x, *labels):
-    """What a network gives in training, before its first update."""
-    noise = network.keyed(lambda: jax.random.split(key, len(x)))
-    return network.apply(*network.init(key, x, *labels), x, True, *labels, **noise)[0]
+def _penalty(penalty: Callable, network: Callable, kept: dict, key, x, y, *labels):
+    return _values(penalty, lambda x: network(key, x, *labels), jax.random.split(key, len(x)), x, y, **kept)
 
 
 def _values(loss: Callable, *arguments, **keywords):

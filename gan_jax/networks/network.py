@@ -7,7 +7,7 @@ draws row i of every array from the key of example i: `nn.Dropout`, `self.make_r
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from gan_jax.utils.keys import parameters_of
 
 
 class Network(NamedTuple):
-    """A network as the step knows it. `params` and `stats` are pytrees of arrays."""
+    """A network as the step knows it. `params` and `stats` are pytrees of float arrays."""
 
     # label: int32 [n], the class of each example, where the network was built with classes; None where it was not.
     init: Callable  # (key, x [n, ...], label=None) -> (params, stats)
@@ -69,12 +69,13 @@ def convolves(network: Network, *inputs) -> bool:
     """Whether a network has convolutions: as it says, or by its trace at inputs of these shapes."""
     if network.convolves is not None:
         return network.convolves
+    return "conv_general_dilated" in str(jax.make_jaxpr(partial(first_call, network))(jax.random.key(0), *inputs))
 
-    def call(x, *label):
-        noise = network.keyed(lambda: jax.random.split(jax.random.key(0), len(x)))
-        return network.apply(*network.init(jax.random.key(0), x, *label), x, True, *label, **noise)
 
-    return "conv_general_dilated" in str(jax.make_jaxpr(call)(*inputs))
+def first_call(network: Network, key, x, *label):
+    """What a network gives in training, before its first update."""
+    noise = network.keyed(lambda: jax.random.split(key, len(x)))
+    return network.apply(*network.init(key, x, *label), x, True, *label, **noise)[0]
 
 
 def products(matmul_precision: str):
@@ -102,22 +103,21 @@ def from_linen(module: nn.Module, matmul_precision: str, own: bool = False) -> N
         streams = {} if keys is None else _streams(keys)
         # What is traced here keeps its precision, and so do the derivatives that JAX makes of it.
         with products(matmul_precision):
-            return module.apply(variables, x, **keywords(train=train, label=label), mutable=mutable, rngs=streams)
+            y, new = module.apply(variables, x, **keywords(train=train, label=label), mutable=mutable, rngs=streams)
+        sown, new = new.get("intermediates", {}), {name: new[name] for name in new if name != "intermediates"}
+        return y, {**stats, **new} if own else new.get("batch_stats", {}), sown
 
     def apply(params: Any, stats: Any, x, train: bool, label=None, keys=None):
-        y, new = run(kept, params, stats, x, train, label, keys)
-        return y, {**stats, **new} if own else new.get("batch_stats", {})
+        return run(kept, params, stats, x, train, label, keys)[:2]
 
     def features(params: Any, stats: Any, x, train: bool, label=None, keys=None):
-        y, new = run(nn.DenyList("params") if own else [*kept, "intermediates"], params, stats, x, train, label, keys)
-        new = dict(new)
-        if "features" not in (sown := new.pop("intermediates", {})):
-            right = 'it should self.sow("intermediates", "features", x) of what its last layer sees'
-            raise InputError(
-                f"objective.feature_matching needs features, and {type(module).__name__} has none; {right}"
-            )
+        mutable = nn.DenyList("params") if own else [*kept, "intermediates"]
+        y, new, sown = run(mutable, params, stats, x, train, label, keys)
+        if "features" not in sown:
+            name, right = type(module).__name__, 'self.sow("intermediates", "features", x) of what its last layer sees'
+            raise InputError(f"objective.feature_matching needs features, and {name} has none; it should {right}")
         (seen,) = sown["features"]
-        return (y, seen.astype(jnp.float32)), {**stats, **new} if own else new.get("batch_stats", {})
+        return (y, seen.astype(jnp.float32)), new
 
     # Compiled as functions of their own they are traced once, however often a step calls them: real, fake, D and G.
     apply, features = (jax.jit(function, static_argnums=3) for function in (apply, features))

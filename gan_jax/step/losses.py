@@ -78,14 +78,14 @@ def discriminator_loss(recipe: Recipe, numbers: Mapping, state: TrainState, para
     if recipe.penalty is not None:
         points = _one_a_pack(recipe, penalty_keys), real, fake
         weight, metrics["penalty"], of_penalty = _penalty(recipe, "penalty", numbers, state, critic, *points)
-        total, own_metrics = total + weight * metrics["penalty"], _joined(own_metrics, of_penalty)
+        total, own_metrics = total + weight * metrics["penalty"], joined(own_metrics, of_penalty)
     if state.regularizers is not None and state.regularizers.adaptive is not None:
         metrics["augment_probability"] = state.regularizers.adaptive.probability
     if regularizers.WEIGHTS & numbers.keys():
         terms = regularizers.terms(numbers, state.regularizers, real_logits, fake_logits, *transformed)
         for name, (weight, value) in terms.items():
             total, metrics[name] = total + weight * value, value
-    return total, (stats, _joined(metrics, own_metrics), _largest(real_logits, fake_logits))
+    return total, (stats, joined(metrics, own_metrics), _largest(real_logits, fake_logits))
 
 
 @jax.named_scope("generator_loss")
@@ -101,7 +101,8 @@ def generator_loss(recipe: Recipe, devices: Devices, numbers: Mapping, state: Tr
     """
     real, labels, discriminator = real["image"], labels_of(recipe, real), state.discriminator
     latents = recipe.prior(latent_keys)
-    images, stats = _generated(recipe, params, state, latents, labels, latent_keys)
+    generate = partial(_generated, recipe, params, state, labels=labels, keys=latent_keys)
+    images, stats = generate(latents)
     real, fake = augment_and_pack(recipe, numbers, state, latent_keys, real, images)
     inputs = discriminator.params, discriminator.stats, real, fake, labels, latent_keys
     objective, weight = recipe.objective(numbers), numbers.get("objective.feature_matching")
@@ -117,14 +118,11 @@ def generator_loss(recipe: Recipe, devices: Devices, numbers: Mapping, state: Tr
         distance = _feature_distance(devices, real_features, fake_features)
         total, metrics = loss + weight * distance, {"g_loss": loss, "feature_matching": distance}
     if recipe.generator_penalty is not None:
-
-        def generate(z):
-            return _generated(recipe, params, state, z, labels, _folded(latent_keys, FOR_PENALTY))[0]
-
         points = _folded(latent_keys, FOR_LATENTS), latents, images
-        weight, metrics["g_penalty"], of_penalty = _penalty(recipe, OF_G, numbers, state, generate, *points)
-        total, own_metrics = total + weight * metrics["g_penalty"], _joined(own_metrics, of_penalty)
-    return total, (stats, _joined(metrics, own_metrics), _largest(fake_logits))
+        paid = _penalty(recipe, OF_G, numbers, state, lambda z: generate(z)[0], *points)
+        weight, metrics["g_penalty"], of_penalty = paid
+        total, own_metrics = total + weight * metrics["g_penalty"], joined(own_metrics, of_penalty)
+    return total, (stats, joined(metrics, own_metrics), _largest(fake_logits))
 
 
 def _generated(recipe: Recipe, params, state: TrainState, latents, labels: tuple, keys):
@@ -139,11 +137,11 @@ def _mean(values):
     return jnp.mean(values), {name: jnp.mean(value) for name, value in reported.items()}
 
 
-def _joined(metrics: dict, own: dict) -> dict:
+def joined(metrics: dict, others: dict) -> dict:
     """Both. Raises InputError where a part reports a metric that there is already."""
-    if taken := metrics.keys() & own.keys():
+    if taken := metrics.keys() & others.keys():
         raise InputError(f"a part reports the metric {min(taken)}, which there is already; give it another name")
-    return metrics | own
+    return metrics | others
 
 
 def logit_metrics(objective, real_logits, fake_logits) -> dict:

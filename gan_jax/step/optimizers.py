@@ -12,6 +12,7 @@ An optimiser of one's own may be a transformation instead: it is the whole cours
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from typing import Annotated, Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gan_jax.utils.errors import users_code
+from gan_jax.utils.errors import InputError, users_code
 from gan_jax.utils.keys import (
     COMMON,
     COUNT,
@@ -42,9 +43,8 @@ from gan_jax.utils.keys import (
 Momentum = Annotated[float, FRACTION, "momentum: decay of the averaged gradients", TRACED, COMMON]
 SquareDecay = Annotated[float, FRACTION, "decay of the averaged squared gradients; sgd has none", SCHEDULED, COMMON]
 
-WeightDecay = Annotated[float, NON_NEGATIVE, "of adamw: share of a parameter that an update of rate 1 takes"]
+WeightDecay = Annotated[float, NON_NEGATIVE, "share of a parameter that an update of rate 1 takes; adam has none"]
 Epsilon = Annotated[float, NON_NEGATIVE, "added to the root of the averaged squares; 0: optax's, of adam 1e-8"]
-SHARED = {"b1": (Momentum, 0.5), "b2": (SquareDecay, 0.999), "weight_decay": (WeightDecay, 0.0), "eps": (Epsilon, 0.0)}
 
 
 def adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
@@ -55,6 +55,9 @@ def adam(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
 def adamw(b1: Momentum = 0.5, b2: SquareDecay = 0.999, weight_decay: WeightDecay = 0.0, eps: Epsilon = 0.0):
     """Adam with decoupled weight decay of every parameter (arXiv:1711.05101) as optax has it: the rate scales both."""
     return (adam(b1, b2, eps), optax.add_decayed_weights(weight_decay)) if weight_decay else adam(b1, b2, eps)
+
+
+SHARED = parameters_of(adamw)
 
 
 def rmsprop(b1: Momentum = 0.5, b2: SquareDecay = 0.999, eps: Epsilon = 0.0):
@@ -85,64 +88,85 @@ INTEGER = Rule(int, lambda value: abs(value) < 2**31, "an integer")
 RULES = {bool: FLAG, int: INTEGER, float: NUMBER}  # of arguments, by the type of their defaults
 
 
-def path_of(name: str) -> str | None:
+def path_of(name: Any) -> str | None:
     """The import path of what a config calls so, of one's own or of optax; None where it is neither."""
     if is_path(name):
         return name
-    make = getattr(optax, name, None)
-    whole = callable(make) and not inspect.isclass(make) and not name.startswith(("_", "scale_by_"))
-    return f"optax:{name}" if whole and "learning_rate" in parameters_of(make) else None
+    make = getattr(optax, name, None) if isinstance(name, str) else None
+    whole = inspect.isfunction(getattr(make, "func", make)) and not name.startswith("scale_by_")
+    parameters = parameters_of(make) if whole else ()
+    # What has a seed (noisy_sgd) would draw the same noise in runs of any seed.
+    return f"optax:{name}" if "learning_rate" in parameters and "seed" not in parameters else None
+
+
+def of_optax() -> dict[str, Callable]:
+    """Those of optax by name, but the names that OPTIMIZERS has, and what needs more than gradients."""
+    entries = {}
+    for name in sorted(filter(path_of, vars(optax).keys() - OPTIMIZERS.keys())):
+        with suppress(InputError):
+            entries[name] = OPTIMIZERS[name]
+    return entries
 
 
 def _entry(part: Any) -> Callable:
     """What is imported as an optimiser; one whose arguments say nothing of config keys has them by its signature."""
-    if is_whole(part):
+    if is_whole(part) or "learning_rate" not in parameters_of(function(part)):
         return part
-    annotated = any(hasattr(kind, "__metadata__") for kind in getattr(function(part), "__annotations__", {}).values())
-    return part if annotated or "learning_rate" not in parameters_of(part) else _keyed(part)
+    try:
+        return part if keys_of(part) else _keyed(part)
+    except NameError:  # optax has annotations that only a type checker can read
+        return _keyed(part)
 
 
 @cache
 def _keyed(make: Callable) -> Callable:
     """An optimiser of optax's kind, (learning_rate, ...) -> transformation, whose numbers are config keys."""
 
-    name, whole = getattr(make, "__name__", "optimiser"), getattr(make, "func", make)
+    name, parameters = getattr(make, "__name__", "optimiser"), parameters_of(make)
 
     def optimizer(learning_rate, **values):
         course = " with a rate that changes, by decay_to or warmup," if callable(learning_rate) else ""
         with users_code(f"{name}{course}"):
             return make(learning_rate=learning_rate, **{k: v for k, v in values.items() if k != "eps" or v})
 
+    with users_code(name):
+        traced = [TRACED] if _takes_arrays(make) else []
     shown = [inspect.Parameter("learning_rate", inspect.Parameter.KEYWORD_ONLY)]
-    for key, parameter in parameters_of(make).items():
+    for key, parameter in parameters.items():
         rule = RULES.get(type(parameter.default))
         if rule is not None:
-            of_make = Annotated[rule.type, rule, f"of {name}", *([TRACED] if rule is NUMBER else [])]
-            kind, default = SHARED.get(key, (of_make, parameter.default))
-            shown.append(parameter.replace(kind=parameter.KEYWORD_ONLY, default=default, annotation=kind))
+            of_make = Annotated[rule.type, rule, f"of {name}", *(traced if rule is NUMBER else [])]
+            shared = SHARED.get(key, parameter.replace(annotation=of_make))
+            shown.append(shared.replace(kind=parameter.KEYWORD_ONLY))
     optimizer.__signature__ = inspect.Signature(shown)
     optimizer.__annotations__ = {parameter.name: parameter.annotation for parameter in shown[1:]}
-    optimizer.__doc__, optimizer.__module__, optimizer.__qualname__ = make.__doc__, whole.__module__, name
-    optimizer.published = {key: parameters_of(make)[key].default for key in SHARED if key in parameters_of(make)}
-    with users_code(name):
-        jax.eval_shape(partial(_tried, optimizer))
+    optimizer.__doc__, optimizer.__module__, optimizer.__qualname__ = make.__doc__, make.__module__, name
+    optimizer.published = {key: parameters[key].default for key in SHARED if key in parameters}
     return optimizer
+
+
+def _takes_arrays(make: Callable) -> bool:
+    """Whether the numbers that an optimiser alone has may be arrays; no where it decides by one. Tries an update."""
+    defaults = {key: parameter.default for key, parameter in parameters_of(make).items() if key not in SHARED}
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    try:
+        jax.eval_shape(partial(_update, make), {key: scalar for key, value in defaults.items() if type(value) is float})
+    except jax.errors.ConcretizationTypeError:
+        return False
+    return True
+
+
+def _update(make: Callable, numbers: Mapping):
+    tx, params = make(learning_rate=1e-3, **numbers), jnp.zeros((3, 2))
+    return tx.update(params, tx.init(params), params)
 
 
 def note(prefix: str, values: Mapping[str, Any]) -> str | None:
     """A line on what an optimiser of optax has of this project, not of optax: the keys that all have in common."""
     published = getattr(OPTIMIZERS[values["name"]], "published", {})
-    kept = [f"{key} {SHARED[key][1]:g} ({default:g})" for key, default in published.items()
-            if key != "eps" and values[key] == SHARED[key][1] != default]  # fmt: skip
+    own = {key: SHARED[key].default for key in published if key != "eps"}
+    kept = [f"{key} {own[key]:g} ({published[key]:g})" for key in own if values[key] == own[key] != published[key]]
     return f"{prefix}: {values['name']} has this project's {', '.join(kept)}; in brackets optax's" if kept else None
-
-
-def _tried(optimizer: Callable):
-    """An update of a few numbers, with the arguments that are numbers as arrays."""
-    numbers = {name: jnp.float32(key.default) for name, key in keys_of(optimizer).items() if key.traced}
-    tx = optimizer(learning_rate=1e-3, **{k: v for k, v in numbers.items() if k in parameters_of(optimizer)})
-    params = jnp.zeros((3, 2))
-    return tx.update(params, tx.init(params), params)
 
 
 def is_whole(optimizer: Any) -> bool:

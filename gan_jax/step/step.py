@@ -28,7 +28,7 @@ import optax
 from gan_jax.data import shuffle
 from gan_jax.parallel.devices import Devices, example_keys, example_slots
 from gan_jax.step import regularizers
-from gan_jax.step.losses import OF_G, discriminator_loss, generator_loss, is_paid, labels_of, packed
+from gan_jax.step.losses import OF_G, discriminator_loss, generator_loss, is_paid, joined, labels_of, packed
 from gan_jax.step.state import Average, Hyperparameters, Move, Player, Recipe, TrainState
 from gan_jax.utils.keys import NON_NEGATIVE, Registry, function
 
@@ -88,9 +88,15 @@ def alternating(recipe: Recipe, devices: Devices, numbers: Mapping, keys: StepKe
     state, metrics = _loop(one_update, state, (batch, update_keys), recipe.discriminator_steps, recipe.unroll)
     last_batch, last_metrics = jax.tree.map(lambda x: x[-1], (batch, metrics))
     state, generator_metrics = generator_step(recipe, devices, state, last_batch, keys.generator, numbers)
+    return state, _of_both(last_metrics | {"max_logit": jnp.nanmax(metrics["max_logit"])}, generator_metrics)
+
+
+def _of_both(metrics: dict, generator_metrics: dict) -> dict:
+    """The metrics of D's update and of G's."""
     # Of the two, a NaN gives way to a number: when a run diverges, the last finite logit is what explains it.
-    largest = jnp.fmax(jnp.nanmax(metrics["max_logit"]), generator_metrics["max_logit"])
-    return state, last_metrics | generator_metrics | {"max_logit": largest}
+    largest = jnp.fmax(metrics["max_logit"], generator_metrics["max_logit"])
+    rest = {name: value for name, value in metrics.items() if name != "max_logit"}
+    return joined(rest, generator_metrics) | {"max_logit": largest}
 
 
 def discriminator_step(recipe: Recipe, devices: Devices, state: TrainState, real, key, numbers: Mapping | None = None):
@@ -142,8 +148,8 @@ def mean_over_devices(devices: Devices, norm: str, gradients, reported):
     """
     stats, metrics, largest = reported
     gradients, stats, metrics = devices.mean((gradients, stats, metrics))
-    metrics |= {norm: optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
-    return gradients, stats, metrics
+    own = {norm: optax.tree.norm(gradients), "max_logit": devices.maximum(largest)}
+    return gradients, stats, joined(metrics, own)
 
 
 def update_discriminator(recipe: Recipe, numbers: Mapping, state: TrainState, gradients, stats, metrics) -> TrainState:
@@ -321,9 +327,7 @@ def _both_updated(recipe: Recipe, numbers: Mapping, state: TrainState, of_genera
     """(the state after both have moved by these, metrics)."""
     state = update_discriminator(recipe, numbers, state, *of_discriminator)
     state = update_generator(recipe, numbers, state, *of_generator)
-    metrics, generator_metrics = of_discriminator[-1], of_generator[-1]
-    largest = jnp.fmax(metrics["max_logit"], generator_metrics["max_logit"])
-    return state, metrics | generator_metrics | {"max_logit": largest}
+    return state, _of_both(of_discriminator[-1], of_generator[-1])
 
 
 MOVES = Registry(

@@ -16,16 +16,17 @@ from gan_jax.evaluation.metrics.comparison import SCORES
 from gan_jax.networks import FAMILIES
 from gan_jax.networks.latents import PRIORS
 from gan_jax.objectives import NAMED
-from gan_jax.penalties import PENALTIES
-from gan_jax.step.optimizers import OPTIMIZERS
+from gan_jax.penalties import GENERATOR_PENALTIES, PENALTIES
+from gan_jax.step.optimizers import OPTIMIZERS, of_optax
 from gan_jax.step.step import MOVES
 from gan_jax.utils.errors import InputError
 
 PARTS = {
     "objectives": NAMED,
     "penalties": PENALTIES,
+    "generator_penalties": GENERATOR_PENALTIES,
     "networks": FAMILIES,
-    "optimizers": OPTIMIZERS,
+    "optimizers": {*OPTIMIZERS, *of_optax()},
     "moves": MOVES,
     "priors": PRIORS,
     "data": SOURCES,
@@ -76,6 +77,7 @@ def test_parameters_have_their_defaults():
     (smoothing,) = listing("objectives", "mle").splitlines()[2:]
     assert smoothing.startswith("    objective.label_smoothing = 0.0 (a number from 0 to 1, 1 excluded): ")
     assert smoothing.endswith("; a sweep may vary it")
+    assert "\n    *.optimizer.beta = 0.9 (a number): " in listing("optimizers", "signum")
 
 
 def test_a_pattern_is_a_part_of_the_name_or_a_glob():

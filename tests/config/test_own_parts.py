@@ -57,6 +57,14 @@ def lion(beta: Annotated[float, NON_NEGATIVE, "of both averages", TRACED] = 0.9)
     return optax.scale_by_lion(beta, beta)
 
 
+class Unfinished(nn.Module):
+    shape: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, z, train):
+        return nn.Dense(2)(z) if train else z
+
+
 class Affine(nn.Module):
     shape: tuple[int, ...] = ()
     shift: Annotated[float, NON_NEGATIVE, "that it starts from"] = 1.0
@@ -67,6 +75,10 @@ class Affine(nn.Module):
         return z @ self.param("kernel", nn.initializers.zeros, (z.shape[-1], 2)) + self.param(
             "bias", nn.initializers.constant(self.shift), (2,)
         )
+
+
+def linear():
+    return (lambda key, x: jnp.zeros(x.shape[1])), (lambda params, x: x @ params)
 
 
 def triangle(radius: Annotated[float, POSITIVE, "of the triangle"] = 1.0):
@@ -229,6 +241,14 @@ def test_one_of_each_other_part(shrunk, lab):
         ({"objective__name": "my_lab:triangle"}, "my_lab:triangle is a function that returns a Source, not an Obj"),
         ({"penalty__name": "my_lab:number"}, "my_lab:number is a int, not a function or a class"),
         ({"generator__network": "my_lab:slope"}, "my_lab:slope fails: TypeError"),
+        (
+            {"generator__network": "my_lab:Unfinished", "latent__dim": 3},
+            r"my_lab:Unfinished: it gives \[2, 3\], and must give \[2, 2\]",
+        ),
+        (
+            {"discriminator__network": "my_lab:linear", "objective__feature_matching": 1.0},
+            "feature_matching needs features of discriminator.network, which has none",
+        ),
         ({"objective__name": "my_lab:soft_hinge", "objective__margin": -1.0}, "objective.margin is -1.0; it must be"),
         ({"objective__name": "my_lab:soft_hinge", "objective__margins": 1.0}, "did you mean objective.margin?"),
         (

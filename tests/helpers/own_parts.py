@@ -4,6 +4,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from flax import nnx
 
@@ -67,6 +68,34 @@ clashing = WGAN._replace(generator=lambda fake, real: (-fake, {"g_loss": fake}))
 def shifted(shift: Annotated[float, FRACTION, "of every real logit", TRACED] = 0.0):
     """WGAN with the real logits less `shift`."""
     return separable(lambda a: shift - a, lambda b: b, lambda b: -b, lambda loss: -loss)
+
+
+def both_report(loss):
+    """WGAN, each loss of which reports a metric of the same name."""
+    return lambda *logits: (loss(*logits), {"gap": logits[0]})
+
+
+gaps = WGAN._replace(discriminator=both_report(WGAN.discriminator), generator=both_report(WGAN.generator))
+
+
+def pays_for_d(generate, keys, latents, fake):
+    """Of G; it reports what is D's."""
+    return jnp.zeros(len(fake)), {"d_loss": jnp.zeros(len(fake))}
+
+
+def moved(generate, keys, latents, fake):
+    """Of G: how far its images are from those of the same latents."""
+    return jnp.sum(jnp.abs(generate(latents) - fake), axis=1)
+
+
+def annotated(learning_rate, decay: "Annotated[float, FRACTION, 'of the average', TRACED]" = 0.5):
+    """An optimiser whose annotations are texts, as `from __future__ import annotations` makes them."""
+    return optax.sgd(learning_rate, decay)
+
+
+def deciding(learning_rate, decay=0.5):
+    """An optimiser that decides by a number."""
+    return optax.sgd(learning_rate, decay if decay > 0 else None)
 
 
 def _counting(recipe, devices, numbers, keys, state, batch):

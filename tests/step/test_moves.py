@@ -455,8 +455,8 @@ def test_the_rate_warms_up_and_falls_by_steps_of_the_run(shrunk, move, each):
             "discriminator.optimizer.warmup is 5 and num_steps is 4: the warm-up must",
         ),
         (
-            {"discriminator.optimizer.name": "adan"},
-            "optimizer.name is 'adan'; it must be one of adam, adamw, optimistic",
+            {"discriminator.optimizer.name": "adamm"},
+            "optimizer.name is 'adamm'; it must be one of adam, adamw, optimistic",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from gan_jax.step.optimizers import make_optimizer, note
 from gan_jax.utils.errors import InputError
 
 OWN = "helpers.own_parts:"
+PAYS_FOR_D = {"generator__penalty__name": OWN + "pays_for_d", "generator__penalty__weight": 1.0}
 
 
 def built(shrunk, **changes):
@@ -77,6 +78,14 @@ def test_what_a_penalty_keeps_follows_what_it_reports(shrunk, every):
     assert_array_equal(np.asarray(metrics["slope"]) > 0, paid)
 
 
+def test_noise_goes_with_its_example_into_a_micro_batch(shrunk):
+    """As in one batch, up to rounding: of an example its latent, its dropout and its penalty's points."""
+    noisy = {"discriminator__network": OWN + "NoisyDiscriminator", "penalty__name": "wgan_gp", "penalty__weight": 1.0}
+    (_, whole), (_, parts) = (trained(built(shrunk, **noisy, accumulate=count), 2) for count in (1, 2))
+    for name in ("d_loss", "g_loss", "penalty"):
+        assert_allclose(parts[name], whole[name], rtol=1e-4)
+
+
 def test_a_move_keeps_a_state_of_its_own(shrunk):
     state, _ = trained(built(shrunk, moves=OWN + "counting"), 3)
     assert state.own["moves"] == 3
@@ -98,9 +107,24 @@ def test_an_objective_reports_metrics_also_beside_one_that_does_not(shrunk):
         assert_allclose(jax.jit(train)(own, ())[1]["gap"], expected, rtol=1e-5)
 
 
-def test_a_metric_of_a_taken_name_is_refused(shrunk):
-    with pytest.raises(InputError, match="reports the metric g_loss, which there is already"):
-        trained(built(shrunk, objective__name=OWN + "clashing"), 1)
+@pytest.mark.parametrize(
+    ("changes", "metric"),
+    [
+        ({"objective__name": OWN + "clashing"}, "g_loss"),
+        ({"objective__name": OWN + "gaps"}, "gap"),
+        (PAYS_FOR_D, "d_loss"),
+        (PAYS_FOR_D | {"moves": "simultaneous"}, "d_loss"),
+    ],
+)
+def test_a_metric_of_a_taken_name_is_refused(shrunk, changes, metric):
+    with pytest.raises(InputError, match=f"reports the metric {metric}, which there is already"):
+        built(shrunk, **changes)
+
+
+def test_gs_penalty_sees_g_with_the_noise_of_its_images(shrunk):
+    changes = {"generator__network": OWN + "NoisyGenerator", "generator__penalty__name": OWN + "moved"}
+    _, metrics = trained(built(shrunk, generator__penalty__weight=1.0, **changes), 1)
+    assert_allclose(metrics["g_penalty"], 0, atol=1e-5)
 
 
 GRADIENTS = jax.random.normal(jax.random.key(1), (6, 30))
@@ -145,6 +169,17 @@ def test_an_optimiser_of_optax_is_optaxs_with_traced_numbers(name, own, expected
     assert_allclose(path, jax.jit(lambda: followed(expected(rate)))(), rtol=1e-4, atol=1e-5)
 
 
+def test_an_optimiser_of_ones_own_has_its_keys_also_from_annotations_that_are_texts():
+    rule = schema.table({"generator.optimizer.name": OWN + "annotated"})["generator.optimizer.decay"].rule
+    assert rule.words == "a number from 0 to 1, 1 excluded"
+
+
+def test_a_number_by_which_an_optimiser_decides_is_no_array(shrunk):
+    setup = built(shrunk, **{"generator.optimizer.name": OWN + "deciding", "generator.optimizer.decay": 0.0})
+    assert "generator.optimizer.decay" not in setup.hyperparameters
+    assert "generator.optimizer.decay" not in schema.varying(schema.flatten(setup.config.to_dict()))
+
+
 def test_the_keys_that_all_optimisers_share_have_one_default_and_a_line_says_so():
     config = schema.with_own_keys(schema.default_config(), {"generator.optimizer.name": "adan"}).generator.optimizer
     config.name = "adan"
@@ -158,6 +193,8 @@ def test_the_keys_that_all_optimisers_share_have_one_default_and_a_line_says_so(
     [
         ({"name": "lbfgs"}, "lbfgs fails: TypeError: .*value_fn"),
         ({"name": "lyon"}, "it must be one of adam, .*any of optax"),
+        ({"name": "Schedule"}, "it must be one of adam, .*any of optax"),
+        ({"name": "noisy_sgd"}, "it must be one of adam, .*any of optax"),
         ({"name": "lion", "eps": 1e-3}, "lion has no eps"),
         ({"name": "sm3", "decay_to": 0.1}, "sm3 with a rate that changes, by decay_to or warmup, fails"),
     ],
