@@ -11,8 +11,8 @@ import optax
 from ml_collections import ConfigDict
 
 from gan_jax.config import checks, schema, shapes
-from gan_jax.config.by_hand import with_parts, with_source
-from gan_jax.data import Source, Stored, as_source, make_source
+from gan_jax.config.by_hand import with_parts
+from gan_jax.data import SOURCES, Source, entry, make_source
 from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
@@ -86,7 +86,7 @@ def build(
     keys (see `gan_jax.config.by_hand`). One that can be imported is as if the config named its import path.
 
     Args:
-      source: the data set, whatever `gan_jax.data.as_source` takes.
+      source: the data set, of any form that `gan_jax.data.own.FORMS` names.
       objective: an `Objective`, or a function that returns one.
       penalty: (critic, keys [n], real, fake) -> [n]; `penalty.weight` is its weight.
       generator, discriminator: a `Network`, or what `gan_jax.networks.as_network` makes one of: a module of Linen or
@@ -103,24 +103,18 @@ def build(
     parts = {"objective": objective, "penalty": penalty, "generator": generator, "discriminator": discriminator}
     parts |= {"generator_optimizer": generator_optimizer, "discriminator_optimizer": discriminator_optimizer}
     parts |= {"move": move, "prior": prior, "generator_penalty": generator_penalty, "scores": scores}
-    setup = build_on(source, with_parts(config, parts), devices, runs)
-    return setup if source is None else _of_own_data(setup, source)
+    return build_on(None, with_parts(config, parts | {"source": source}), devices, runs)
 
 
-def _of_own_data(setup: Setup, source: Any) -> Setup:
-    """The setup whose config says that its data was handed over."""
-    config = with_source(setup.config, source, setup.source)
-    return setup._replace(config=config, title=f"{config.data.name}, {config.objective.name}")
-
-
-def build_on(own: Any, config: ConfigDict, devices: Devices | None = None, runs: bool = True) -> Setup:
-    """`build` of a config that names all parts, the data too, which may be there already: then it is `own`."""
+def build_on(source: Source | None, config: ConfigDict, devices: Devices | None = None, runs: bool = True) -> Setup:
+    """`build` of a config that names all parts; of its data, the `source` may be there already."""
     config = schema.with_own_keys(config)
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
     checks.check_batch(config, devices, _minibatch(config).group_size)
     data = config.data.to_dict()
-    source = make_source(data) if own is None else as_source(own, data)
+    part = SOURCES[entry(config.data.name)]
+    source = make_source(data, part) if source is None else source
     checks.check(config, source)
     recipe = _make_recipe(config, devices, source)
     if schema.own_parts(values := schema.flatten(config.to_dict())) - {"data.name"}:
@@ -141,19 +135,15 @@ def build_on(own: Any, config: ConfigDict, devices: Devices | None = None, runs:
         )
     title = f"{config.data.name}, {config.objective.name}"
     numbers, keys = make_hyperparameters(config), run_keys(config.seed)
-    return Setup(config, devices, source, partial(_reference, source, own, data), recipe, numbers, keys, title)
+    return Setup(config, devices, source, partial(_reference, source, part, data), recipe, numbers, keys, title)
 
 
-def _reference(source: Source, own: Any, data: dict, split: str) -> Source:
-    """The images of a split as they were taken, not mirrored; of a Source or Stored of one's `own` there is one."""
-    is_made = isinstance(own, Source | Stored)
-    if split == data["split"] and (is_made or not data["flip"]):
+def _reference(source: Source, part: Callable, data: dict, split: str) -> Source:
+    """The images of a split as they were taken, not mirrored; `part`: what makes the source of a split."""
+    if split == data["split"] and not data["flip"]:
         return source
-    if is_made:
-        raise InputError(f"evaluation.split is {split}, of data that was handed over as {data['split']}; name that one")
     try:
-        values = data | {"split": split, "flip": False}
-        return make_source(values) if own is None else as_source(own, values)
+        return make_source(data | {"split": split, "flip": False}, part)
     except InputError as error:
         raise InputError(str(error).replace("data.split", "evaluation.split")) from error
 

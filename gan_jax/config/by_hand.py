@@ -9,10 +9,14 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gan_jax.config import schema
 from gan_jax.utils.errors import InputError
@@ -52,20 +56,17 @@ for _argument in KEYS:
 
 
 def with_parts(config, parts: Mapping[str, Any]):
-    """The config with the paths of these parts, by argument of `build`; None: as it is. `scores` are several."""
-    lists = {argument: part if argument == "scores" else [part] for argument, part in parts.items() if part is not None}
+    """The config with the paths of these parts, by argument of `build`; None: as it is. `scores` may be several."""
+    lists = {
+        argument: part if argument == "scores" and isinstance(part, list) else [part]
+        for argument, part in parts.items()
+        if part is not None
+    }
     changes = {KEYS[argument]: ",".join(_path(argument, part) for part in some) for argument, some in lists.items()}
     if not changes:
         return config
     values = schema.flatten(schema.with_own_keys(config, changes).to_dict())
     return schema.nested(values | changes).lock()
-
-
-def with_source(config, handed: Any, source: Any):
-    """The config of a run on data that was `handed` over, of which `source` was made."""
-    changed = config.copy_and_resolve_references().unlock()
-    changed.data.name = _kept("source", handed, partial(_same, source))
-    return changed.lock()
 
 
 def _path(argument: str, part: Any) -> str:
@@ -87,16 +88,50 @@ def _network(part: Any) -> Callable:
 
 
 def _kept(argument: str, part: Any, named: Any) -> str:
-    """The path at which `named` is kept: of the part's code, with a hash of its fields, the same in every process."""
-    fields = ""
-    if argument not in ("source", "scores") and (is_dataclass(part) or isinstance(part, tuple | partial)):
-        text = re.sub(r" at 0x[0-9a-f]+", "", repr(part))
-        fields = f"_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    """The path at which `named` is kept: of the part's name, with a hash of what it is, the same in every process.
+
+    Without the hash, a run would go on with another part of that name. Data is told apart by its content, and a score
+    is called so in every file.
+    """
     code = part.func if isinstance(part, partial) else getattr(part, "measure", part)
     name = getattr(code, "__qualname__", type(code).__qualname__).rpartition("<locals>.")[2]
-    name = re.sub(r"\W+", "_", name).strip("_") + fields
+    name = re.sub(r"\W+", "_", name).strip("_")
+    if argument not in ("source", "scores"):
+        name += f"_{hashlib.sha256(_described(part, set()).encode()).hexdigest()[:8]}"
     setattr(sys.modules[f"by_hand.{argument}"], name, named)
     return f"by_hand.{argument}:{name}"
+
+
+def _described(part: Any, seen: set[int]) -> str:
+    """What a part is made of: the code of functions, what they have closed over, fields of objects, their arrays.
+
+    `seen`: the ids of functions that are described already.
+    """
+    inner: Any = ()
+    if isinstance(part, FunctionType) and id(part) not in seen:
+        seen.add(id(part))
+        inner = part.__code__, part.__defaults__, part.__kwdefaults__, inspect.getclosurevars(part).nonlocals
+    elif isinstance(part, CodeType):
+        inner = part.co_code.hex(), part.co_names, part.co_consts
+    elif isinstance(part, partial):
+        inner = part.func, part.args, part.keywords
+    elif is_dataclass(part) and not isinstance(part, type):
+        inner = tuple(getattr(part, field.name, None) for field in fields(part))
+    elif isinstance(part, Mapping):
+        inner = tuple(part.items())
+    elif isinstance(part, tuple | list):
+        inner = part
+    elif isinstance(part, set | frozenset):  # whose order differs from process to process
+        inner = sorted(map(repr, part))
+    elif isinstance(part, np.ndarray | jax.Array):
+        is_key = isinstance(part, jax.Array) and jnp.issubdtype(part.dtype, jax.dtypes.prng_key)
+        return hashlib.sha256(np.asarray(jax.random.key_data(part) if is_key else part).tobytes()).hexdigest()
+    elif not isinstance(part, FunctionType):
+        leaves = jax.tree.leaves(part)  # of a module of NNX
+        if not leaves or leaves[0] is part:
+            return re.sub(r" at 0x[0-9a-f]+", "", repr(part))
+        inner = repr(part), *leaves
+    return f"{getattr(part, '__qualname__', type(part).__qualname__)}({', '.join(_described(x, seen) for x in inner)})"
 
 
 def _same(part: Any) -> Any:

@@ -202,10 +202,8 @@ def table(values: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Key]:
             rule = rule._replace(holds=choice.holds or choice.parts.__contains__)
             keys = [[(choice.key, Key(choice.default, rule, choice.text))], union(choice.parts).items(), *keys]
         for name, key in chain.from_iterable(keys):
-            if f"{group.start}{name}" in rows:
-                raise (InputError if names_a_path(values) else TypeError)(
-                    f"two parts have the config key {group.start}{name}"
-                )
+            if twice := {f"{group.start}{name}", group.start.rstrip(".")} & rows.keys():
+                raise (InputError if names_a_path(values) else TypeError)(f"two parts have the config key {min(twice)}")
             rows[f"{group.start}{name}"] = key._replace(needs=key.needs or group.needs)
     return rows
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gan_jax.data import own
 from gan_jax.data.digits import StackedMnist, digits
 from gan_jax.data.mixture import gaussian, grid25, ring8, swiss_roll
-from gan_jax.data.own import as_source, part
 from gan_jax.data.readers.arrays import ImageArrays
 from gan_jax.data.readers.folder import ImageFolder
 from gan_jax.data.readers.tfds import TfdsImages
@@ -28,7 +28,7 @@ SOURCES: dict[str, Callable[..., Source | Stored]] = Registry(
         "tfds:NAME": TfdsImages,
         "stacked_mnist": StackedMnist,
     },
-    part,
+    own.part,
 )
 
 
@@ -46,20 +46,22 @@ def is_name(name: str) -> bool:
     return known or (is_path(name) and name.partition(":")[0] not in SOURCES)
 
 
-def open_set(values: Mapping[str, Any]) -> Source | Stored:
+def open_set(values: Mapping[str, Any], part: Callable | None = None) -> Source | Stored:
     """What the group `data` of a config names; nothing that lies on a disk is read yet.
 
     Keys that `values` lacks have their defaults. Raises InputError at a value for a key that the set does not have.
+    `part`: the entry of SOURCES, where it is known.
     """
     key = entry(values["name"])
-    require_defaults("data", "name", key, {**SOURCES, key: SOURCES[key]}, values)
-    return SOURCES[key](**arguments(SOURCES[key], values, {"name": values["name"]}))
+    part = part or SOURCES[key]
+    require_defaults("data", "name", key, {**SOURCES, key: part}, values)
+    return part(**arguments(part, values, {"name": values["name"]}))
 
 
-def make_source(values: Mapping[str, Any]) -> Source:
+def make_source(values: Mapping[str, Any], part: Callable | None = None) -> Source:
     """The data that a config names; see `open_set`. Raises InputError where it does not exist or cannot be read."""
-    opened = open_set(values)
+    opened = open_set(values, part)
     return opened.source() if isinstance(opened, Stored) else opened
 
 
-__all__ = ["SOURCES", "Source", "Stored", "as_source", "entry", "independent", "is_name", "make_source", "open_set"]
+__all__ = ["SOURCES", "Source", "Stored", "entry", "independent", "is_name", "make_source", "open_set"]

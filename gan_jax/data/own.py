@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 from gan_jax.data.readers.arrays import IMAGES, LABELS, Held, check_range, label_names
 from gan_jax.data.readers.items import Items
 from gan_jax.data.readers.records import SAMPLED, BadExampleError, Reader, Records, one_line, reason
-from gan_jax.data.source import Source, draw_stored
+from gan_jax.data.source import Source
 from gan_jax.data.splits import chosen, split_name
 from gan_jax.data.stored import Images, Stored
-from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import hints_of, keys_of
+from gan_jax.utils.errors import InputError, users_code
+from gan_jax.utils.keys import arguments, keys_of
 
 HELD = 2_000  # examples of an iterable that scores and pictures know
 FORMS = (
@@ -60,17 +60,7 @@ class OwnStream(Images):
             fault = f"but {self.name} is an iterable, which is streamed as it comes"
             raise InputError(f"config key data.{key} is {getattr(self, key)!r}, {fault}; set it to {right}")
         reader = self.reader()
-        held = reader.stacked([x for x in map(reader.example, range(len(reader))) if x is not None])
-        return Source(
-            reader.shape,
-            partial(draw_stored, top=255, flip=self.flip),
-            reader.std,
-            size=len(held["image"]),
-            classes=reader.classes,
-            attributes=reader.attributes,
-            rows=lambda indices: jax.tree.map(lambda x: x[indices], held),
-            items=partial(self._items, reader),
-        )
+        return replace(self, placement="stream").source_of(reader)._replace(items=partial(self._items, reader))
 
     def _items(self, reader: Reader, place: int) -> Iterator[dict]:
         if place:
@@ -114,12 +104,6 @@ def _repeated(again: Callable[[], Any], name: str) -> Iterator:
 IMAGE_KEYS = {name: key for name, key in keys_of(OwnImages).items() if name != "dir"}
 
 
-def as_source(thing: Any, values: Mapping[str, Any], name: str = "source") -> Source:
-    """The `Source` that a thing of FORMS is; `values` of the group `data`, of which images have some keys."""
-    opened = as_set(thing, {key: values[key] for key in IMAGE_KEYS if key in values}, name)
-    return opened.source() if isinstance(opened, Stored) else opened
-
-
 def as_set(
     thing: Any, values: Mapping[str, Any], name: str, again: Callable[[], Any] | None = None, split: str = "train"
 ) -> Source | Stored:
@@ -132,17 +116,20 @@ def as_set(
       split: of which it holds the examples.
     """
     if isinstance(thing, Stored | Source):
-        return thing
+        return _refusing(values, name, thing)
     if _is_function(thing):
         if len(_required(thing)) == 1:
             return _refusing(values, name, endless(thing, name))
-        return as_set(_made(thing, name), values, name, partial(_made, thing, name))
+        again = partial(_made, thing, name)
+        return as_set(again(), values, name, again)
     if (arrays := _arrays(thing)) is not None:
         if arrays[0].ndim == 2:
-            taken, rest = values.get("split", split), {key: values[key] for key in values if key != "split"}
-            return _refusing(rest, name, points(name, *arrays, places=partial(_places, taken, split, name)))
+            split_name(taken := values.get("split", split), (split,), name)
+            places = chosen(taken, len(arrays[0]))
+            made = points(name, *(array[places.start : places.stop] for array in arrays))
+            return _refusing({key: values[key] for key in values if key != "split"}, name, made)
         return OwnImages(name=name, open_records=partial(Held, name, *arrays), splits=(split,), **values)
-    if isinstance(thing, Mapping):
+    if isinstance(thing, Mapping) and thing:
         split = split_name(values.get("split", split), thing, name)
         return as_set(thing[split], values, name, split=split)
     if hasattr(thing, "__getitem__") and hasattr(thing, "__len__"):
@@ -155,23 +142,18 @@ def as_set(
     return OwnStream(name=name, again=again or (lambda: thing), **values)
 
 
-def _made(function: Callable, name: str, **keywords) -> Any:
-    """What a function of the user's returns. Raises InputError where it fails."""
-    try:
-        return function(**keywords)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{name} fails: {type(error).__name__}: {reason(error)}") from error
+def _made(function: Callable, name: str) -> Any:
+    with users_code(name):
+        return function()
 
 
-def _refusing(values: Mapping[str, Any], name: str, source: Source) -> Source:
-    """The source of what are no images on a disk, unless a key of such is set."""
+def _refusing(values: Mapping[str, Any], name: str, made: Source | Stored) -> Source | Stored:
+    """What was `made` without these keys of images. Raises InputError where one of them is set."""
     for key, value in values.items():
         if value != IMAGE_KEYS[key].default and not IMAGE_KEYS[key].common:
             right = f"set it to {IMAGE_KEYS[key].default!r}"
             raise InputError(f"config key data.{key} is {value!r}, but {name} has no {key}; {right}")
-    return source
+    return made
 
 
 def _arrays(thing: Any) -> tuple[np.ndarray, ...] | None:
@@ -179,30 +161,20 @@ def _arrays(thing: Any) -> tuple[np.ndarray, ...] | None:
     if isinstance(thing, Mapping) and set(thing) <= {*IMAGES, *LABELS} and (of := [x for x in IMAGES if x in thing]):
         thing = (thing[of[0]], *[thing[key] for key in LABELS if key in thing])
     parts = thing if isinstance(thing, tuple) and len(thing) in (1, 2) else (thing,)
-    if not all(hasattr(part, "__array__") and hasattr(part, "shape") for part in parts):
+    if not (hasattr(parts[0], "__array__") and hasattr(parts[0], "shape")):
         return None
-    arrays = tuple(np.asarray(part) for part in parts)
+    arrays = tuple(np.asarray(part) for part in parts if part is not None)
     return arrays if arrays[0].ndim >= 2 else None
 
 
-def points(
-    name: str, x: np.ndarray, labels: np.ndarray | None = None, places: Callable[[int], range] = range
-) -> Source:
-    """The source of points, floats [n, d], all on the device; `places`: n -> those of the examples that it has."""
+def points(name: str, x: np.ndarray, labels: np.ndarray | None = None) -> Source:
+    """The source of points, floats [n, d], all on the device."""
     x = np.asarray(x, np.float32)
     if not x.size or not np.isfinite(x).all():
         raise InputError(f"{name} holds points {list(x.shape)}; they are to be finite numbers [n, d]")
     classes, attributes = label_names(name, labels, len(x))
     data = {"image": x} | ({} if labels is None else {"label": labels.astype(np.float32 if attributes else np.int32)})
-    taken = places(len(x))
-    data = {key: array[taken.start : taken.stop] for key, array in data.items()}
-    std = float(data["image"].std())
-    return Source(x.shape[1:], _pick, std, data, len(taken), classes=classes, attributes=attributes)
-
-
-def _places(taken: str, split: str, name: str, count: int) -> range:
-    split_name(taken, (split,), name)
-    return chosen(taken, count)
+    return Source(x.shape[1:], _pick, float(x.std()), data, len(x), classes=classes, attributes=attributes)
 
 
 def _pick(data, indices, keys):
@@ -234,6 +206,8 @@ def endless(draw: Callable, name: str) -> Source:
     if label is not None and not label.shape and not classes:
         right = "set its attribute `classes` to how many there are, or draw vectors"
         raise InputError(f"the labels of {name} are integers; {right}")
+    if label is not None and not label.shape and not 0 <= drawn["label"].min() <= drawn["label"].max() < len(classes):
+        raise InputError(f"{name} draws labels outside 0 ... {len(classes) - 1}, of the {len(classes)} classes it has")
     attributes = tuple(map(str, range(label.shape[0]))) if label is not None and label.shape else ()
     names = {"classes": () if label is None or attributes else classes, "attributes": attributes}
     return Source(shape, lambda data, indices, keys: jax.vmap(one)(keys), float(values.std()), **names)
@@ -265,7 +239,7 @@ def _required(function: Callable) -> list[str]:
 
 
 class Own:
-    """What an import path stands for, as a part: its parameters are those of a function, and the keys of images.
+    """A thing of FORMS as a part: its config keys are those of images, and those of a function's parameters.
 
     A function that has a key of that name takes it itself. Raises TypeError where a function needs more than a key.
     """
@@ -276,29 +250,15 @@ class Own:
             raise TypeError(f"a function that needs {', '.join(required)}; {FORMS}")
         self._thing, self._makes = thing, _is_function(thing) and not required
         self._own = keys_of(thing) if self._makes else {}
-        hints = hints_of(OwnImages) | (hints_of(thing) if self._own else {})
-        self.__annotations__ = {name: hints[name] for name in (*IMAGE_KEYS, *self._own)}
-        defaults = {"name": ""} | {name: key.default for name, key in (IMAGE_KEYS | self._own).items()}
+        self.config_keys = IMAGE_KEYS | self._own
         keyword = inspect.Parameter.KEYWORD_ONLY
-        self.__signature__ = inspect.Signature([inspect.Parameter(x, keyword, default=defaults[x]) for x in defaults])
+        self.__signature__ = inspect.Signature([inspect.Parameter(x, keyword) for x in ("name", *self.config_keys)])
 
-    def __call__(self, name: str = "", **values) -> Source | Stored:
+    def __call__(self, name: str, **values) -> Source | Stored:
         of_images = {key: value for key, value in values.items() if key not in self._own}
-        if not self._makes:
-            return as_set(self._thing, of_images, name)
-        own = {key: value for key, value in values.items() if key in self._own}
-        own |= {"name": name} if "name" in inspect.signature(self._thing).parameters else {}
-        again = partial(_made, self._thing, name, **own)
-        made = again()
-        if isinstance(made, Source | Stored):
-            return _refusing(of_images, name, made)
-        return as_set(made, of_images, name, again)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Own) and self._thing is other._thing
-
-    def __hash__(self) -> int:
-        return id(self._thing)
+        own = arguments(self._thing, values, {"name": name}) if self._makes else {}
+        with users_code(name):
+            return as_set(partial(self._thing, **own) if own else self._thing, of_images, name)
 
 
 def part(thing: Any) -> Callable[..., Source | Stored]:

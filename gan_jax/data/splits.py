@@ -22,7 +22,7 @@ def split_name(split: str, names: Iterable[str] = (), owner: str = "") -> str:
 def chosen(split: str, count: int) -> range:
     """The places of the examples that `split` takes of the `count` of its NAME, as Python and TFDS read [a:b].
 
-    A percentage is rounded towards 0. Raises InputError where an end lies outside, or nothing lies between them.
+    A percentage is rounded to the closest place. Raises InputError where an end lies outside, or nothing lies between.
     """
     parsed = FORM.fullmatch(split)
     places = [_place(parsed[end], default, count) for end, default in (("start", 0), ("stop", count))]
@@ -41,5 +41,5 @@ def _place(end: str | None, default: int, count: int) -> int | None:
     size, whole = abs(int(end.rstrip("%"))), 100 if "%" in end else count
     if size > whole:
         return None
-    size = size * count // whole
+    size = round(size * count / 100) if "%" in end else size
     return count - size if end.startswith("-") else size

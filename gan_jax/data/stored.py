@@ -86,7 +86,10 @@ class Images(Stored):
     placement: Placement = "auto"
 
     def source(self) -> Source:
-        reader = self.reader()
+        return self.source_of(self.reader())
+
+    def source_of(self, reader: Reader) -> Source:
+        """What one trains on, of these examples."""
         if others := reader.records.not_images:
             print(f"skipped {len(others):,} files that are no images, the first {others[0]}", file=sys.stderr)
         needed, room = len(reader) * math.prod(reader.shape), room_for_data()

@@ -31,33 +31,33 @@ class StopKeys(NamedTuple):
 class Stopping:
     """Follows a run's metrics and says whether a rule ends it."""
 
-    def __init__(self, keys: StopKeys, sign: int = 0, past: Iterable[tuple[int, Mapping[str, float]]] = ()):
-        """Goes on after `past`, lines of the metrics [(step, values)]. `sign` 1: larger scores are better; -1: smaller.
+    def __init__(self, keys: StopKeys, sign: int = 0, past: Iterable[Mapping[str, float]] = ()):
+        """Goes on after the lines `past` of metrics.jsonl. `sign` 1: larger scores are better; -1: smaller.
 
         `keys` have their score by name.
         """
-        self._keys, self._score, self._sign = keys, keys.score, sign
-        self._undecided: list[bool] = []  # of each logged step: whether both accuracies are within the band
-        self._scores: list[float] = []  # larger is better
-        for step, values in past:
-            self.see(step, values)
+        self._keys, self._sign = keys, sign
+        self._undecided = 0  # logged steps on end, up to now, in which both accuracies were within the band
+        self._best, self._since = -math.inf, 0  # the best score, larger is better; evaluations after it
+        for values in past:
+            self.see(values)
 
-    def see(self, step: int, values: Mapping[str, float]) -> None:
+    def see(self, values: Mapping[str, float]) -> None:
         """Adds a line of the metrics. The lines come in the order of metrics.jsonl."""
         if values.keys() >= set(ACCURACIES):
-            self._undecided.append(all(abs(values[name] - 0.5) <= self._keys.undecided_band for name in ACCURACIES))
-        if self._score in values:
-            value = values[self._score]
-            self._scores.append(self._sign * value if math.isfinite(value) else -math.inf)
+            is_near = all(abs(values[name] - 0.5) <= self._keys.undecided_band for name in ACCURACIES)
+            self._undecided = self._undecided + 1 if is_near else 0
+        if self._keys.score in values:
+            score = self._sign * values[self._keys.score]
+            self._since = 0 if score > self._best else self._since + 1  # NaN is no better
+            self._best = max(self._best, score)
 
     @property
     def why(self) -> str:
         """Why the run stops here; empty: it goes on."""
-        band, count, patience, _ = self._keys
-        if band and len(self._undecided) >= count and all(self._undecided[-count:]):
+        band, count, patience, score = self._keys
+        if band and self._undecided >= count:
             return f"both accuracies of D have been within {band:g} of 1/2 for {count} logged steps"
-        if patience and self._scores:
-            best = max(self._scores)
-            if len(self._scores) - 1 - self._scores.index(best) >= patience:
-                return f"{self._score} has not been better than {self._sign * best:.4g} for {patience} evaluations"
+        if patience and self._since >= patience:
+            return f"{score} has not been better than {self._sign * self._best:.4g} for {patience} evaluations"
         return ""

@@ -34,11 +34,14 @@ class Callback(NamedTuple):
 
 
 def as_callbacks(callbacks, cadences: Mapping[str, int]) -> list[Callback]:
-    """Each as a Callback: a bare function is called at log_every. `cadences`: of the config, by key; 0: never.
+    """Each, or the only one, as a Callback: a bare function is called at log_every.
+
+    `cadences`: of the config, by key; 0: never.
 
     Raises InputError where one is none, or would never be called.
     """
-    made = [one if isinstance(one, Callback) else Callback(one) for one in callbacks]
+    several = [callbacks] if callable(callbacks) or isinstance(callbacks, Callback) else callbacks
+    made = [one if isinstance(one, Callback) else Callback(one) for one in several]
     for function, every in made:
         if not callable(function):
             raise InputError(f"callbacks has {function!r}; give functions of (step, state, metrics), or Callbacks")
@@ -59,11 +62,13 @@ def checked(report: Report | None, function: Callable) -> Report:
         raise InputError(f"the callback {name} gave a {type(report).__name__}; it must give None or a gan_jax.Report")
     try:
         metrics = {key: float(value) for key, value in report.metrics.items()}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the callback {name} gave a metric that is no number: {error}") from error
-    pictures = {key: np.asarray(value) for key, value in report.pictures.items()}
+        pictures = {key: np.asarray(value) for key, value in report.pictures.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        right = "metrics are {name: number} and pictures {name: array}"
+        raise InputError(f"the callback {name} gave a wrong Report: {error}; {right}") from error
     for key, picture in pictures.items():
-        if not re.fullmatch(r"\w[\w-]*", key) or picture.dtype != np.uint8 or picture.shape[2:] not in ((1,), (3,)):
+        is_image = picture.dtype == np.uint8 and picture.shape[2:] in ((1,), (3,)) and picture.size
+        if not is_image or not re.fullmatch(r"\w[\w-]*", str(key)):
             form = f"{picture.dtype} {list(picture.shape)}"
             raise InputError(f"the callback {name} gave a picture {key!r}, {form}; it must be uint8 [h, w, 1 or 3]")
     return Report(metrics, pictures, report.stop)

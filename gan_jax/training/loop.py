@@ -132,8 +132,8 @@ class _Loop:
         self.vitals = _on_first(lambda: Vitals(setup) if config.health_every else None)
         self.watch = _on_first(lambda: Watch(*of_run) if config.health_every else None)
         stop = StopKeys(**config.stop)._replace(score=config.stop.score or evaluation.best)
-        past = _on_first(lambda: list(read_metrics(workdir / METRICS)) if stop.on else ())
-        self.stopping = Stopping(stop, signs.get(stop.score, 0), past or ()) if stop.on else None
+        past = _on_first(lambda: read_metrics(workdir / METRICS)) or ()
+        self.stopping = Stopping(stop, signs.get(stop.score, 0), (values for _, values in past)) if stop.on else None
         self.why = ""  # why the run ends before its last step; empty: it goes on
         self._agree_to_stop()
         self.compiled: dict[int, Program] = {}  # by the steps of a call
@@ -200,8 +200,8 @@ class _Loop:
             self._report(now, scores)
             if self.best is not None:
                 self.best.see(state, scores[self.config.evaluation.best])
-        if "health_every" in due and self.vitals is not None:
-            self._report(now, self.vitals.measure(state))
+        if "health_every" in due:
+            self._report(now, agreement.by_first(lambda: self.vitals.measure(state)))
         for callback in self.callbacks:
             if callback.every in due:
                 self._call(callback, state, now)
@@ -212,7 +212,7 @@ class _Loop:
             self.checkpoints.save(state)
 
     def _call(self, callback: Callback, state: TrainState, now: int) -> None:
-        """Calls it, and writes what it reports. Whatever it raises, the state is saved before the run ends."""
+        """Calls it, and takes what it reports to the first process. If it raises, the state is saved before that."""
         try:
             report = agreement.all_or_none(
                 lambda: checked(callback.function(now, state, dict(self.known)), callback.function)
@@ -223,8 +223,8 @@ class _Loop:
             if not agreement.several():
                 self._save(state, now)
             raise
-        if report.metrics:
-            self._report(now, dict(report.metrics))
+        if metrics := agreement.from_first(dict(report.metrics)):
+            self._report(now, metrics)
         for name, picture in report.pictures.items():
             self.writers.picture(now, lambda picture=picture: picture, name)
         self.why = self.why or report.stop
@@ -232,7 +232,7 @@ class _Loop:
     def _agree_to_stop(self) -> None:
         """Sets `why` to what the first process says: a callback's word, or that of a rule."""
         if self.callbacks or self.stopping is not None:
-            self.why = agreement.from_first(self.why or (self.stopping.why if self.stopping is not None else ""))
+            self.why = agreement.from_first(self.why or (self.stopping.why if self.stopping else ""))
 
     def _report(self, now: int, values: dict[str, float]) -> None:
         """Writes metrics of this step. Raises InputError where one has the name of another."""
@@ -241,7 +241,7 @@ class _Loop:
         self.known |= values
         self.writers.metrics(now, values)
         if self.stopping is not None:
-            self.stopping.see(now, values)
+            self.stopping.see(values)
         for line in self.watch.see(now, values) if self.watch else ():
             self.writers.say(line)
 

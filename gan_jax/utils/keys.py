@@ -183,11 +183,14 @@ _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def keys_of(part: Any) -> Mapping[str, Key]:
-    """The config keys of a part, by the names of its parameters, in their order; {} of one that is made already.
+    """The config keys of a part, by the names of its parameters, in their order.
 
+    Of a part that is made already those that it says itself, as its `config_keys`.
     Raises TypeError where one has no default: a config is complete without it.
     """
     to_be_made = inspect.isclass(part) or inspect.isroutine(part) or isinstance(part, partial)
+    if not to_be_made and hasattr(part, "config_keys"):
+        return part.config_keys
     return _keys_of(part) if to_be_made or hasattr(part, "__signature__") else {}
 
 

@@ -67,6 +67,19 @@ def test_a_part_that_can_be_imported_is_named_by_its_path(shrunk):
     assert again.config.to_dict() == by_hand.config.to_dict()
 
 
+def test_parts_that_differ_have_names_that_differ(shrunk):
+    def at(value):
+        return lambda keys: jnp.full((len(keys), 2), value)
+
+    names = [built(shrunk, prior=at(value)).config.latent.prior for value in (0.0, 1.0, 0.0)]
+    assert names[0] == names[2] != names[1]
+    parts = [{"discriminator": Line(nnx.Rngs(seed))} for seed in (0, 1, 0)]
+    names = [built(shrunk, {"objective.name": "hinge"}, **part).config.discriminator.network for part in parts]
+    assert names[0] == names[2] != names[1]
+    names = [built(shrunk, generator_optimizer=optax.sgd(rate)).config.generator.optimizer.name for rate in (0.1, 0.2)]
+    assert names[0] != names[1]
+
+
 def test_a_part_that_cannot_be_imported_has_its_keys(shrunk):
     def local(margin: Annotated[float, POSITIVE, "of a notebook", TRACED] = 3.0):
         return soft_hinge(margin)
@@ -167,7 +180,7 @@ def failing_penalty(critic, keys, real, fake):
             {"discriminator": (zeros, lambda params, x: x @ params["v"])},
             r"discriminator.network is .*:tuple_\w+: it fails: KeyError: 'v' \(test_by_hand.py, line",
         ),
-        ({"generator": 3}, "by_hand.generator:int fails: TypeError: a int, neither a Linen"),
+        ({"generator": 3}, r"by_hand.generator:int_\w+ fails: TypeError: a int, neither a Linen"),
         ({"penalty": 3}, "is a int, not a function or a class"),
         ({"move": lambda r, d, n, k, state, batch: (state, {"d_loss": jnp.zeros(())})}, "metrics lack g_loss, max_lo"),
         ({"generator_optimizer": lambda: 3}, "a step of this config fails: "),

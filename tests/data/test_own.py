@@ -12,9 +12,9 @@ from PIL import Image
 
 from gan_jax import recipe
 from gan_jax.cli.sample import sample
-from gan_jax.data import Source, as_source, independent, make_source, source
+from gan_jax.data import Source, independent, make_source, source
 from gan_jax.data.mixture import ring8
-from gan_jax.data.own import HELD
+from gan_jax.data.own import HELD, part
 from gan_jax.training import workdirs
 from gan_jax.training.checkpoints import Checkpoints
 from gan_jax.training.loop import open_loader, train
@@ -28,6 +28,10 @@ IMAGES[:, 0, 0, 0] = np.arange(COUNT)
 CLASSES = np.arange(COUNT) % 3
 VECTORS = np.random.default_rng(1).normal(size=(COUNT, 4)).astype(np.float32)
 FLOATS = IMAGES / np.float32(127.5) - 1
+
+
+def as_source(thing, values):
+    return make_source({"name": "own:source"} | values, part(thing))
 
 
 class Tensor:
@@ -137,7 +141,7 @@ def test_a_function_of_a_key_is_endless():
     def draw(key):
         return jnp.tanh(jax.random.normal(key, (4, 4, 1))), jax.random.randint(key, (), 0, 7)
 
-    with pytest.raises(InputError, match="labels of source are integers; set its attribute `classes`"):
+    with pytest.raises(InputError, match="labels of own:source are integers; set its attribute `classes`"):
         as_source(draw, {})
     draw.classes = 7
     own, keys = as_source(draw, {}), jax.random.split(jax.random.key(1), 5)
@@ -156,6 +160,13 @@ class Batches:
 
 def late(key):
     return np.asarray(key) + 1.0
+
+
+def outside(key):
+    return jnp.tanh(jax.random.normal(key, (4, 4, 1))), jax.random.randint(key, (), 0, 3)
+
+
+outside.classes = 2
 
 
 def failing():
@@ -177,16 +188,18 @@ def failing():
         (Items(lambda i: (IMAGES[i], VECTORS[i, : 1 + (i > 0)])), {}, "and is to be 1 finite numbers, as of those"),
         ((IMAGES, CLASSES[:5]), {}, r"labels of dtype int64 and shape \[5\]"),
         ([], {}, "has 0 examples"),
+        ({}, {}, "has 0 examples"),
+        (outside, {}, r"draws labels outside 0 \.\.\. 1"),
         (failing, {}, "fails after 1 items: RuntimeError: two lines"),
         (late, {}, "cannot be run on the device: "),
         (lambda key: (jnp.zeros(2), 0.5), {}, r"label is float32 \[\]; it is to be an integer, or a vector \[m\]"),
         (lambda key: jax.random.uniform(key, (4, 4, 1)), {}, r"by the look of it in \[0, 1\]"),
-        (VECTORS, {"flip": True}, "data.flip is True, but source has no flip; set it to False"),
-        (VECTORS, {"split": "test"}, "data.split is 'test'; source has train"),
+        (VECTORS, {"flip": True}, "data.flip is True, but own:source has no flip; set it to False"),
+        (VECTORS, {"split": "test"}, "data.split is 'test'; own:source has train"),
         (Stream(), {"split": "train[:5]"}, "source is an iterable, which is streamed as it comes; set it to train"),
         (Stream(), {"placement": "device"}, "data.placement is 'device', .* set it to stream"),
         (IMAGES, {"image_width": 4}, "image_width is 4, but data.image_size is 0; set both"),
-        ({"train": IMAGES}, {"split": "dev"}, "data.split is 'dev'; source has train"),
+        ({"train": IMAGES}, {"split": "dev"}, "data.split is 'dev'; own:source has train"),
     ],
 )
 def test_what_is_no_data_is_one_line(thing, values, words):
@@ -291,11 +304,11 @@ def test_an_image_that_cannot_be_read_is_passed_or_ends_the_run(capsys):
         return ((b"no image" if i == 2 else IMAGES[i]) for i in range(COUNT))
 
     own = as_source(some_damaged, {"corrupt": "skip"})
-    assert own.size == COUNT - 1
+    assert numbers_of(all_of(own)["image"]).tolist() == [0, 1, 3, *range(3, COUNT)]
     np.testing.assert_array_equal(
         [numbers_of(x["image"] / 127.5 - 1) for x in itertools.islice(own.items(1), 3)], [1, 3, 4]
     )
-    assert "skipped source (item 2): neither PNG nor JPEG nor WebP" in capsys.readouterr().err
+    assert "skipped own:source (item 2): neither PNG nor JPEG nor WebP" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"neither PNG.*; mend or remove it, or set data\.corrupt to skip"):
         as_source(some_damaged, {})
 
@@ -350,5 +363,17 @@ def test_images_need_not_be_square(network, shrunk, tmp_path):
 
 def test_a_source_as_it_is():
     made = ring8()
-    assert as_source(made, {"flip": True}) is made
+    assert as_source(made, {}) is made
     assert isinstance(as_source(ring8, {}), Source)
+    with pytest.raises(InputError, match="flip is True, but own:source has no flip"):
+        as_source(made, {"flip": True})
+
+
+def test_what_is_handed_over_has_its_keys_whatever_the_config_named(shrunk):
+    config = config_of(shrunk, data__name="digits", data__image_size=4, data__split="train[:16]", data__flip=True)
+    setup = recipe.build(config, source=(IMAGES, CLASSES))
+    assert (setup.source.shape, setup.source.size) == ((4, 4, 1), 16)
+    assert recipe.build(setup.config).source.size == 16
+    recipe.build(config_of(shrunk), source=(IMAGES[:8], CLASSES[:8]))  # of that name, too
+    assert setup.reference("train[:12]").size == 12
+    assert recipe.build(config_of(shrunk), source=Stream).config.data.name == f"{__name__}:Stream"

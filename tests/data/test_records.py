@@ -888,7 +888,7 @@ def test_zips_and_labels_that_cannot_be_used(tmp_path):
         ("train[-3:-1]", range(9, 11)),
         ("train[50%:]", range(6, 12)),
         ("train[:-20%]", range(10)),
-        ("train[10%:99%]", range(1, 11)),
+        ("train[10%:99%]", range(1, 12)),
     ],
 )
 @EVERY

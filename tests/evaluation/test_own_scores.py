@@ -53,6 +53,11 @@ def taking_more(samples, other):
     return 0.0
 
 
+@lower_is_better
+def best(samples, power: Annotated[float, POSITIVE, "of nothing"] = 1.0):
+    return power
+
+
 modes = spread
 number = Metric(Need.SAMPLES, LOWER, lambda x: 2.0)
 
@@ -94,7 +99,7 @@ def _start(setup):
     ],
 )
 def test_one_that_gives_no_number_ends_the_run_once_it_is_saved(shrunk, tmp_path, score, words):
-    setup = gan_jax.build(shrunk("mixture", "ring8", TINY), one_device(), scores=[score])
+    setup = gan_jax.build(shrunk("mixture", "ring8", TINY), one_device(), scores=score)
     with pytest.raises(InputError, match=words):
         gan_jax.train(setup, tmp_path)
     assert Checkpoints(tmp_path / "checkpoints").latest_step() == 2
@@ -106,6 +111,7 @@ def test_one_that_gives_no_number_ends_the_run_once_it_is_saved(shrunk, tmp_path
         ([f"{__name__}:modes"], "there is a score modes already; give it another name"),
         ([spread, spread], "there is a score spread already"),
         ([lambda samples: 0.0], "by_hand.scores:lambda is no score: it must be a function after .*lower_is_better"),
+        ([best], "two parts have the config key evaluation.best"),
         ([taking_more], "taking_more takes other; a score takes samples, real, features, real_features"),
         ([feature_gap], "feature_gap needs features of images; name an extractor"),
         (["mean_gap"], "evaluation.scores is 'mean_gap'; it must be import paths MODULE:NAME with commas"),

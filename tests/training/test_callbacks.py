@@ -72,7 +72,8 @@ def test_metrics_and_pictures_of_callbacks_are_those_of_an_uninterrupted_run(set
     [
         (lambda *_: {"a": 1}, "gave a dict; it must give None or a gan_jax.Report"),
         (lambda *_: Report({"d_loss": 1.0}), "step 4 has a metric d_loss already; give yours another name"),
-        (lambda *_: Report({"a": "b"}), "gave a metric that is no number: could not convert"),
+        (lambda *_: Report([1.0]), "gave a wrong Report: 'list' object has no attribute 'items'; metrics are"),
+        (lambda *_: Report({"a": "b"}), "gave a wrong Report: could not convert"),
         (
             lambda *_: Report(pictures={"../a": np.zeros((2, 2, 1), np.uint8)}),
             r"gave a picture '../a', uint8 \[2, 2, 1\]",
@@ -96,7 +97,7 @@ def test_a_wrong_callback_is_one_line(setup, tmp_path, callback, words):
 
 def test_what_a_callback_raises_ends_the_run_once_it_is_saved(setup, tmp_path):
     with pytest.raises(ZeroDivisionError):
-        gan_jax.train(setup, tmp_path, [lambda step, state, metrics: 1 / (step - 6) and None])
+        gan_jax.train(setup, tmp_path, lambda step, state, metrics: 1 / (step - 6) and None)
     assert int(end_of(setup, tmp_path)[1].step) == 6
 
 
@@ -105,7 +106,7 @@ def test_what_a_callback_raises_ends_the_run_once_it_is_saved(setup, tmp_path):
 
 def why(keys, sign, *history):
     stopping = Stopping(keys, sign)
-    return [(stopping.see(step, values), stopping.why)[1] for step, values in enumerate(history)]
+    return [(stopping.see(values), stopping.why)[1] for values in history]
 
 
 def test_d_is_undecided_when_both_accuracies_have_lasted_near_a_half():

@@ -319,7 +319,7 @@ def test_a_split_that_is_too_small_or_missing_is_known_before_one_trains(shrunk,
     few = DIGITS._replace(data={name: x[:9] for name, x in DIGITS.data.items()}, size=9)
     for i, (split, source, message) in enumerate(
         [
-            ("test", DIGITS, "of data that was handed over as train"),
+            ("test", DIGITS, "evaluation.split is 'test', but by_hand.source:Source has no split"),
             ("train", few, "has 9 images"),
             ("dev", None, r"evaluation\.split is 'dev'; digits has train, test, all"),
         ]

@@ -41,7 +41,8 @@ class Folder(Records):
 
     def __init__(self, path: str | os.PathLike):
         self.folder = Path(os.path.expanduser(path))
-        self._zip = _open_zip(self.folder) if self.folder.suffix.lower() == ".zip" else None
+        is_zip = self.folder.suffix.lower() == ".zip" and not self.folder.is_dir()
+        self._zip = _open_zip(self.folder) if is_zip else None
         files, top = _zip_listing(self._zip) if self._zip else _listing(self.folder)
         # A broken link and a pipe are no images.
         images = {name for name in files if name.lower().endswith(ACCEPTED) and self._is_file(name)}

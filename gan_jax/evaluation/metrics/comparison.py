@@ -116,6 +116,18 @@ def _inception_score(x: Examples) -> float:
     return inception_score(scipy.special.softmax(x.fake.logits.astype(np.float64), axis=-1), SPLITS)[0]
 
 
+def _of_modes(name: str, better: int, text: str) -> Metric:
+    return Metric(Need.MIXTURE, better, lambda x: x.mixture[name], text=text)
+
+
+def _of_labels(name: str, better: int, text: str) -> Metric:
+    return Metric(Need.MODES, better, lambda x: x.labels[name], text=text)
+
+
+def _of_neighbours(name: str, text: str) -> Metric:
+    return Metric(Need.FEATURES, HIGHER, lambda x: getattr(x.neighbours, name), _mean_interval, text)
+
+
 # By the name in files and in evaluation.best; {} is the extractor: with another one it is another score.
 SCORES = {
     "sliced_wasserstein": Metric(
@@ -130,82 +142,44 @@ SCORES = {
         lambda x: sliced_wasserstein(x.draws[1], x.draws[0]),
         text="the same between two draws of real examples",
     ),
-    "high_quality": Metric(
-        Need.MIXTURE,
-        HIGHER,
-        lambda x: x.mixture["high_quality"],
-        text="share of samples within 3 sigma of a mode (arXiv:1705.07761)",
-    ),
-    "high_quality_ceiling": Metric(
-        Need.MIXTURE, 0, lambda x: x.mixture["high_quality_ceiling"], text="the same of perfect samples"
-    ),
-    "modes": Metric(Need.MIXTURE, HIGHER, lambda x: x.mixture["modes"], text="modes with a sample within 3 sigma"),
-    "modes_total": Metric(Need.MIXTURE, 0, lambda x: x.mixture["modes_total"], text="modes of the mixture"),
-    "reverse_kl": Metric(
-        Need.MIXTURE,
-        LOWER,
-        lambda x: x.mixture["reverse_kl"],
-        text="KL in nats of the modes' shares to uniform (arXiv:1712.04086)",
-    ),
-    "reverse_kl_floor": Metric(
-        Need.MIXTURE, 0, lambda x: x.mixture["reverse_kl_floor"], text="the same of perfect samples"
-    ),
+    "high_quality": _of_modes("high_quality", HIGHER, "share of samples within 3 sigma of a mode (arXiv:1705.07761)"),
+    "high_quality_ceiling": _of_modes("high_quality_ceiling", 0, "the same of perfect samples"),
+    "modes": _of_modes("modes", HIGHER, "modes with a sample within 3 sigma"),
+    "modes_total": _of_modes("modes_total", 0, "modes of the mixture"),
+    "reverse_kl": _of_modes("reverse_kl", LOWER, "KL in nats of the modes' shares to uniform (arXiv:1712.04086)"),
+    "reverse_kl_floor": _of_modes("reverse_kl_floor", 0, "the same of perfect samples"),
     "fid_{}": Metric(
         Need.FEATURES,
         LOWER,
         _frechet,
         _frechet_interval,
-        text="Fréchet distance of Gaussians fitted to features (arXiv:1706.08500)",
+        "Fréchet distance of Gaussians fitted to features (arXiv:1706.08500)",
     ),
     "kid_{}": Metric(
         Need.FEATURES,
         LOWER,
         lambda x: x.kernel[0],
         _kernel_interval,
-        text="squared maximum mean discrepancy of features, cubic kernel, unbiased (arXiv:1801.01401)",
+        "squared maximum mean discrepancy of features, cubic kernel, unbiased (arXiv:1801.01401)",
     ),
-    "precision_{}": Metric(
-        Need.FEATURES,
-        HIGHER,
-        lambda x: x.neighbours.precision,
-        _mean_interval,
-        text="share of samples in the balls of real images, 3 neighbours (arXiv:1904.06991)",
+    "precision_{}": _of_neighbours(
+        "precision", "share of samples in the balls of real images, 3 neighbours (arXiv:1904.06991)"
     ),
-    "recall_{}": Metric(
-        Need.FEATURES,
-        HIGHER,
-        lambda x: x.neighbours.recall,
-        _mean_interval,
-        text="share of real images in the balls of samples (arXiv:1904.06991)",
+    "recall_{}": _of_neighbours("recall", "share of real images in the balls of samples (arXiv:1904.06991)"),
+    "density_{}": _of_neighbours(
+        "density", "balls of real images around a sample, divided by 5, the neighbours (arXiv:2002.09797)"
     ),
-    "density_{}": Metric(
-        Need.FEATURES,
-        HIGHER,
-        lambda x: x.neighbours.density,
-        _mean_interval,
-        text="balls of real images around a sample, divided by 5, the neighbours (arXiv:2002.09797)",
-    ),
-    "coverage_{}": Metric(
-        Need.FEATURES,
-        HIGHER,
-        lambda x: x.neighbours.coverage,
-        _mean_interval,
-        text="share of real images with a sample in their ball (arXiv:2002.09797)",
-    ),
+    "coverage_{}": _of_neighbours("coverage", "share of real images with a sample in their ball (arXiv:2002.09797)"),
     "inception_score_{}": Metric(
         Need.LABELS,
         HIGHER,
         _inception_score,
         text="exp of the mutual information of class and image (arXiv:1606.03498)",
     ),
-    "modes_{}": Metric(Need.MODES, HIGHER, lambda x: x.labels["modes"], text="classes found among the samples"),
-    "modes_total_{}": Metric(Need.MODES, 0, lambda x: x.labels["modes_total"], text="classes of the data"),
-    "reverse_kl_{}": Metric(
-        Need.MODES, LOWER, lambda x: x.labels["reverse_kl"], text="KL in nats of the classes' shares to uniform"
-    ),
-    "reverse_kl_floor_{}": Metric(
-        Need.MODES, 0, lambda x: x.labels["reverse_kl_floor"], text="the same of perfect samples"
-    ),
+    "modes_{}": _of_labels("modes", HIGHER, "classes found among the samples"),
+    "modes_total_{}": _of_labels("modes_total", 0, "classes of the data"),
+    "reverse_kl_{}": _of_labels("reverse_kl", LOWER, "KL in nats of the classes' shares to uniform"),
+    "reverse_kl_floor_{}": _of_labels("reverse_kl_floor", 0, "the same of perfect samples"),
     "reverse_kl_real_{}": Metric(
         Need.MODES,
         0,
@@ -217,7 +191,7 @@ SCORES = {
         HIGHER,
         lambda x: x.copies.authentic,
         _mean_interval,
-        text="share of samples that are no copies of training examples (arXiv:2102.08921)",
+        "share of samples that are no copies of training examples (arXiv:2102.08921)",
     ),
 }
 
