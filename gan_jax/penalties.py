@@ -113,21 +113,18 @@ def keeps(initial: Callable, update: Callable) -> Callable[[Callable], Callable]
     return mark
 
 
-def mode_seeking(generate, keys, latents, fake, prior):
-    """|z - z'| / |G(z) - G(z')|, means of absolute differences, of each latent and another one (arXiv:1903.05628).
+def mode_seeking(generate, keys, latents, fake, prior, mean):
+    """|z - z'| / |G(z) - G(z')|, the same for all examples: means of absolute differences of latents and of images.
 
-    The published code adds 1e-5 to the inverse, as here; it takes both means over the whole batch, where this is a
-    number for each example, so that the mean of any shards is that of the batch.
+    Of arXiv:1903.05628, as in its published code: both means are over the whole batch, whose latents meet others, and
+    1e-5 is added to the inverse. A ratio for each example would be without bound where two images are alike.
     """
     others = prior(keys)
-    ratio = _mean_distance(generate(others), fake) / jnp.maximum(_mean_distance(others, latents), 1e-8)
-    return 1 / (ratio + 1e-5)
-
-
-def _mean_distance(x, y):
-    return jnp.mean(jnp.abs(x - y).reshape(len(x), -1), axis=1)
+    ratio = mean(jnp.abs(generate(others) - fake)) / jnp.maximum(mean(jnp.abs(others - latents)), 1e-8)
+    return jnp.full(len(fake), 1 / (ratio + 1e-5))
 
 
 # Of the generator, called as penalty(generate, keys [n], latents [n, d], fake [n, ...]) -> [n]: `generate` is G in
-# training, latents -> examples, at the labels of the batch, and fake = generate(latents). `prior` is keys -> latents.
+# training, latents -> examples, at the labels of the batch, and fake = generate(latents). It may ask for `prior`, keys
+# -> latents, and `mean`, an array -> the mean over the whole batch, on all devices.
 GENERATOR_PENALTIES = Registry({"none": none, "mode_seeking": mode_seeking}, function)

@@ -55,7 +55,7 @@ OWN = {
     "generator.network": "helpers.own_parts:NoisyGenerator",
     "discriminator.network": "helpers.own_parts:NoisyDiscriminator",
     "generator.penalty.name": "mode_seeking",
-    "generator.penalty.weight": 0.01,
+    "generator.penalty.weight": 0.1,
     "penalty.every": 2,
 }
 OWN = {"own": ("mixture", "ring8", OWN | penalty("helpers.own_parts:centred_r1"))}

@@ -202,10 +202,14 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     move_keys = schema.move_group(config.moves)
     take = bind(move_keys, move.take, config.to_dict().get(move_keys, {}))({})
     prior = bind("latent", PRIORS[config.latent.prior], config.latent)({})
+
+    def mean(x):
+        return devices.mean(jnp.mean(x))
+
     penalties, own = {}, {"moves": Own(move.initial)} if move.initial else {}
     for name, values, registry, context in (
         ("penalty", config.penalty, PENALTIES, {"scale": source.std}),
-        (OF_G, config.generator.penalty, GENERATOR_PENALTIES, {"prior": prior}),
+        (OF_G, config.generator.penalty, GENERATOR_PENALTIES, {"prior": prior, "mean": mean}),
     ):
         part = registry[values.name]
         penalties[name] = None if values.name == "none" else bind(name, part, values, **context)

@@ -182,9 +182,11 @@ def _move_faults(config) -> Faults:
     if config.accumulate > 1:
         why = "it needs the gradient of the whole minibatch at once"
         yield "moves accumulate", f"{why}; set accumulate to 1, or moves to another"
+    why = "its means over the whole batch would be differentiated twice over the devices"
     if config.objective.feature_matching:
-        why = "its means over the whole batch would be differentiated twice over the devices"
         yield "moves objective.feature_matching", f"{why}; set feature_matching to 0, or moves to another"
+    if config.generator.penalty.name == "mode_seeking":
+        yield "moves generator.penalty.name", f"{why}; set it to none, or moves to another"
 
 
 def _weight_faults(config) -> Faults:
