@@ -130,10 +130,12 @@ def _train(runs_with: str) -> None:
 
 def _require_equal_starts(config: ConfigDict) -> None:
     """Raises InputError in all processes where one differs from the first in what would lead them apart."""
-    values = schema.flatten(config.to_dict()).items()
-    shared = {key: value for key, value in values if key not in workdirs.MAY_DIFFER_BETWEEN_PROCESSES}
+    values = schema.flatten(config.to_dict())
+    shared = {key: value for key, value in values.items() if key not in workdirs.MAY_DIFFER_BETWEEN_PROCESSES}
     agreement.require_equal("config key", shared)
-    agreement.require_equal("the version of", agreement.all_or_none(agreement.code_versions))
+    named = [*(values[key] for key in schema.own_parts(values)), *values["evaluation.scores"].split(",")]
+    own = {name.partition(":")[0] for name in named}
+    agreement.require_equal("the version of", agreement.all_or_none(partial(agreement.code_versions, own)))
     agreement.require_equal("the kind of", {"devices": jax.local_devices()[0].device_kind})
     _say(f"{jax.process_count()} processes with {jax.local_device_count()} devices each, the same config and code")
 

@@ -10,7 +10,8 @@ import itertools
 import json
 import platform
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,18 @@ def _compare(what: str, own: dict, first: dict) -> None:
         raise InputError(f"{what} {name}{more}: {values}; start all processes of a run with the same")
 
 
-def code_versions() -> dict[str, str]:
-    """A hash of each of this package's files, and the versions of Python and of PACKAGES: what a process runs."""
-    package, versions = Path(gan_jax.__file__).parent, {"Python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package.parent).as_posix()
-        versions[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return versions
+def code_versions(own: Iterable[str] = ()) -> dict[str, str]:
+    """What a process runs: a hash of each file of this package and of the modules `own`, and the versions of packages.
+
+    Shipped configs do not count: the keys of a config are compared by themselves.
+    """
+    package = Path(gan_jax.__file__).parent
+    versions = {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    files = {path.relative_to(package.parent).as_posix(): path for path in sorted(package.rglob("*.py"))}
+    files = {name: path for name, path in files.items() if not name.startswith("gan_jax/configs/")}
+    modules = {name: sys.modules[name] for name in own if name in sys.modules}
+    files |= {name: Path(module.__file__) for name, module in modules.items() if getattr(module, "__file__", None)}
+    return versions | {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
 
 
 def in_any_process(question: Callable[[], bool]) -> Callable[[], bool]:

@@ -304,7 +304,7 @@ def players(**changes):
         ({"data.name": "mnist"}, r"data\.name is 'mnist'; it must be one of digits, ring8, grid25, "),
         ({"data.split": "valid"}, r"data\.split is 'valid'; digits has train, test, all"),
         ({"data.dir": "/data"}, r"data\.dir is '/data', but digits has no dir; set it to '', or data\.name"),
-        ({"generator.optimizer.name": "lion"}, r"optimizer\.name is 'lion'; it must be one of adam, .*, rmsprop, sgd"),
+        ({"generator.optimizer.name": "lyon"}, r"optimizer\.name is 'lyon'; it must be one of adam, .*, rmsprop, sgd"),
         ({"latent.prior": "cauchy"}, r"latent\.prior is 'cauchy'; it must be one of normal, uniform"),
         ({"parallel": "tpu"}, r"parallel is 'tpu'; it must be one of jit, pmap"),
         ({"precision": "float64"}, r"precision is 'float64'; it must be one of float32, bfloat16"),
