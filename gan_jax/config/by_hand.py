@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
@@ -20,7 +20,7 @@ import numpy as np
 
 from gan_jax.config import schema
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.keys import is_path, parameters_of
+from gan_jax.utils.keys import is_path
 
 KEYS = {  # argument of `build`: the config key that names such a part
     "objective": "objective.name",
@@ -77,18 +77,11 @@ def _path(argument: str, part: Any) -> str:
     path = f"{module}:{name}"
     if is_path(path) and module != "__main__" and getattr(sys.modules.get(module), name, None) is part:
         return path
-    is_made = argument in ("generator", "discriminator") and not (inspect.isclass(part) or inspect.isroutine(part))
-    return _kept(argument, part, _network(part) if is_made else part)
+    return _kept(argument, part)
 
 
-def _network(part: Any) -> Callable:
-    """A function that returns this network; with the parameter by which it is known to have a use for labels."""
-    call = part[1] if isinstance(part, tuple) and len(part) > 1 else part
-    return partial(_same_of_classes if callable(call) and "label" in parameters_of(call) else _same, part)
-
-
-def _kept(argument: str, part: Any, named: Any) -> str:
-    """The path at which `named` is kept: of the part's name, with a hash of what it is, the same in every process.
+def _kept(argument: str, part: Any) -> str:
+    """The path at which a part is kept: of its name, with a hash of what it is, the same in every process.
 
     Without the hash, a run would go on with another part of that name. Data is told apart by its content, and a score
     is called so in every file.
@@ -98,7 +91,7 @@ def _kept(argument: str, part: Any, named: Any) -> str:
     name = re.sub(r"\W+", "_", name).strip("_")
     if argument not in ("source", "scores"):
         name += f"_{hashlib.sha256(_described(part, set()).encode()).hexdigest()[:8]}"
-    setattr(sys.modules[f"by_hand.{argument}"], name, named)
+    setattr(sys.modules[f"by_hand.{argument}"], name, part)
     return f"by_hand.{argument}:{name}"
 
 
@@ -132,12 +125,3 @@ def _described(part: Any, seen: set[int]) -> str:
             return re.sub(r" at 0x[0-9a-f]+", "", repr(part))
         inner = repr(part), *leaves
     return f"{getattr(part, '__qualname__', type(part).__qualname__)}({', '.join(_described(x, seen) for x in inner)})"
-
-
-def _same(part: Any) -> Any:
-    """What a registry calls to have a part that is made already."""
-    return part
-
-
-def _same_of_classes(part: Any, classes: int = 0) -> Any:
-    return part

@@ -16,6 +16,7 @@ method `check(player, values)` raises InputError if values that are right by the
 discriminator sows what its last affine map sees as `features`.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -58,7 +59,21 @@ class NetworkKeys(NamedTuple):
 
 
 def _family(part: Any) -> Family:
-    return part if isinstance(part, Family) else Family(function(part), function(part))
+    """Of a part that is for either player: a function or a class, or a network that is made already."""
+    if isinstance(part, Family):
+        return part
+    if not (inspect.isclass(part) or inspect.isroutine(part) or isinstance(part, partial)):
+        call = part[1] if isinstance(part, tuple) and len(part) > 1 else function(part)
+        part = partial(_made_for_classes if "label" in parameters_of(call) else _made, part)
+    return Family(part, part)
+
+
+def _made(network: Any) -> Any:
+    return network
+
+
+def _made_for_classes(network: Any, classes: int = 0) -> Any:
+    return network
 
 
 FAMILIES = Registry(

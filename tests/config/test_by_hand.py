@@ -180,7 +180,7 @@ def failing_penalty(critic, keys, real, fake):
             {"discriminator": (zeros, lambda params, x: x @ params["v"])},
             r"discriminator.network is .*:tuple_\w+: it fails: KeyError: 'v' \(test_by_hand.py, line",
         ),
-        ({"generator": 3}, r"by_hand.generator:int_\w+ fails: TypeError: a int, neither a Linen"),
+        ({"generator": 3}, r"by_hand.generator:int_\w+ is a int, not a function or a class"),
         ({"penalty": 3}, "is a int, not a function or a class"),
         ({"move": lambda r, d, n, k, state, batch: (state, {"d_loss": jnp.zeros(())})}, "metrics lack g_loss, max_lo"),
         ({"generator_optimizer": lambda: 3}, "a step of this config fails: "),

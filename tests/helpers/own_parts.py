@@ -104,3 +104,6 @@ def _counting(recipe, devices, numbers, keys, state, batch):
 
 
 counting = Move(_counting, initial=lambda: jnp.int32(0))
+
+
+drift = (lambda key, x: jnp.ones(2), lambda params, x: params * x)

@@ -11,6 +11,7 @@ from flax import nnx
 from helpers.own_parts import NoisyDiscriminator, NoisyGenerator
 from numpy.testing import assert_allclose, assert_array_equal
 
+from gan_jax import recipe, step
 from gan_jax.networks import as_network
 from gan_jax.networks.network import examples_key, keys_of_values
 from gan_jax.utils.errors import InputError
@@ -122,3 +123,11 @@ def test_keys_of_values_follow_from_the_values_alone():
     assert_array_equal(jax.random.key_data(keys_of_values(X[3:4])), data[3:4])
     assert len(np.unique(data, axis=0)) == len(X)
     assert not np.array_equal(data[0], jax.random.key_data(keys_of_values(X[:1, ::-1]))[0])
+
+
+def test_a_network_that_is_made_already_goes_by_import_path_too(shrunk):
+    changes = {"generator.network": "helpers.own_parts:drift", "penalty.name": "none", "penalty.weight": 0.0}
+    setup = recipe.build(shrunk("mixture", "ring8", changes | {"latent.dim": 2}))
+    state = recipe.initial_state(setup)
+    assert_array_equal(state.generator.params, np.ones(2))
+    assert_array_equal(step.sample(setup.recipe, state.ema, X), X)
