@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from enum import Enum
 from functools import cache, partial
 from types import MappingProxyType
@@ -101,10 +102,17 @@ def imported(path: str) -> Any:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{path}: {name} cannot be imported: {reason}") from error
     if not hasattr(module, attribute):
-        public = ", ".join(other for other in vars(module) if not other.startswith("_"))
+        own = [other for other, value in vars(module).items() if other[0] != "_" and _is_of(name, value)]
+        close = "".join(f"did you mean {other}? " for other in get_close_matches(attribute, own, n=1))
         file = getattr(module, "__file__", "built in")
-        raise InputError(f"{path}: {name} ({file}) has no {attribute}; it has {public}")
+        raise InputError(f"{path}: {name} ({file}) has no {attribute}; {close}it has {', '.join(own)}")
     return getattr(module, attribute)
+
+
+def _is_of(module: str, value: Any) -> bool:
+    """Whether a module made what it holds, and did not import it."""
+    named = inspect.isclass(value) or inspect.isroutine(value)
+    return not inspect.ismodule(value) and (not named or value.__module__ == module)
 
 
 def import_folders() -> list[str]:
