@@ -310,6 +310,8 @@ def _check_need(name: str, key: Key, values: Mapping[str, Any], keys: Mapping[st
 def wrong_value(key: str, value, rule: Rule) -> str:
     """The line on a key's value that is wrong."""
     close = get_close_matches(str(value), rule.options, n=1)
+    if rule.options and isinstance(value, str) and is_path(path := ":".join(value.rsplit(".", 1))):  # my_lab.NAME
+        close = [path]
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"config key {key} is {value!r}; it must be {rule.words}{hint}"
 

@@ -239,6 +239,7 @@ def test_one_of_each_other_part(shrunk, lab):
         ({"objective__name": "broken_lab:x"}, "broken_lab cannot be imported: ZeroDivisionError: division by zero"),
         ({"objective__name": "lacking_lab:x"}, "lacking_lab imports nothing_of_that_name, which is not installed"),
         ({"objective__name": "my_lab:triangle"}, "my_lab:triangle is a function that returns a Source, not an Obj"),
+        ({"penalty__name": "my_lab.slope"}, "it must be one of .*; did you mean my_lab:slope?"),
         ({"penalty__name": "my_lab:number"}, "my_lab:number is a int, not a function or a class"),
         ({"generator__network": "my_lab:slope"}, "my_lab:slope fails: TypeError"),
         (
