@@ -106,8 +106,17 @@ def build(
     return build_on(None, with_parts(config, parts | {"source": source}), devices, runs)
 
 
-def build_on(source: Source | None, config: ConfigDict, devices: Devices | None = None, runs: bool = True) -> Setup:
-    """`build` of a config that names all parts; of its data, the `source` may be there already."""
+def build_on(
+    source: Source | None,
+    config: ConfigDict,
+    devices: Devices | None = None,
+    runs: bool = True,
+    others: Sequence[Setup] = (),
+) -> Setup:
+    """`build` of a config that names all parts; of its data, the `source` may be there already.
+
+    `others`: setups of the same program on this source, whose parts need not be traced again.
+    """
     config = schema.with_own_keys(config)
     schema.check(config)
     devices = devices or LAYOUTS[config.parallel]()
@@ -116,12 +125,15 @@ def build_on(source: Source | None, config: ConfigDict, devices: Devices | None 
     part = SOURCES[entry(config.data.name)]
     source = make_source(data, part) if source is None else source
     checks.check(config, source)
-    recipe = _make_recipe(config, devices, source)
-    if schema.own_parts(values := schema.flatten(config.to_dict())) - {"data.name"}:
+    recipe, numbers = _make_recipe(config, devices, source), make_hyperparameters(config)
+    alike = next((other.recipe for other in others if _traces_alike(other, config, numbers)), None)
+    if alike is not None:
+        recipe = _with_convolutions(recipe, alike.generator.convolves, alike.discriminator.convolves)
+    elif schema.own_parts(values := schema.flatten(config.to_dict())) - {"data.name"}:
         one = mesh(jax.local_devices()[:1])
         alone = _make_recipe(config, one, source)  # without the mapped axis of the others
         if source.draw:
-            shapes.check(values, alone, one, source, make_hyperparameters(config))
+            shapes.check(values, alone, one, source, numbers)
         recipe = _with_known_networks(recipe, alone, source.shape)
     unroll = jax.default_backend() == "cpu" and (recipe.generator.convolves or recipe.discriminator.convolves)
     recipe = recipe._replace(unroll=unroll)
@@ -134,8 +146,13 @@ def build_on(source: Source | None, config: ConfigDict, devices: Devices | None 
             f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
         )
     title = f"{config.data.name}, {config.objective.name}"
-    numbers, keys = make_hyperparameters(config), run_keys(config.seed)
-    return Setup(config, devices, source, partial(_reference, source, part, data), recipe, numbers, keys, title)
+    reference = partial(_reference, source, part, data)
+    return Setup(config, devices, source, reference, recipe, numbers, run_keys(config.seed), title)
+
+
+def _traces_alike(other: Setup, config: ConfigDict, numbers: Hyperparameters) -> bool:
+    """Whether a run of the same program has the same objective and the same terms on."""
+    return other.config.objective.name == config.objective.name and other.hyperparameters.keys() == numbers.keys()
 
 
 def _reference(source: Source, part: Callable, data: dict, split: str) -> Source:
@@ -257,9 +274,14 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
 def _with_known_networks(recipe: Recipe, alone: Recipe, shape: tuple[int, ...]) -> Recipe:
     """The recipe, once it is known whether its networks convolve; `alone`: that of one device."""
     inputs = jax.eval_shape(partial(network_inputs, alone, shape=shape), jax.random.key(0))
+    known = (convolves(network, *x) for network, x in zip((alone.generator, alone.discriminator), inputs, strict=True))
+    return _with_convolutions(recipe, *known)
+
+
+def _with_convolutions(recipe: Recipe, generator: bool, discriminator: bool) -> Recipe:
     return recipe._replace(
-        generator=recipe.generator._replace(convolves=convolves(alone.generator, *inputs[0])),
-        discriminator=recipe.discriminator._replace(convolves=convolves(alone.discriminator, *inputs[1])),
+        generator=recipe.generator._replace(convolves=generator),
+        discriminator=recipe.discriminator._replace(convolves=discriminator),
     )
 
 

@@ -101,11 +101,12 @@ class Choice(NamedTuple):
     others: tuple[str, ...] = ()  # what else a value may be, in words
     holds: Callable[[str], bool] | None = None  # whether a value is right, if it need not be a part's own name
     entry: Callable[[str], str] = str  # value -> the name of the part that it stands for
-    path_of: Callable[[Any], Any] = is_path  # whether a value is the import path of a part, or stands for one
+    path_of: Callable[[Any], Any] = is_path  # a value -> the import path that it is or stands for, or something false
 
     def names_own(self, value) -> bool:
         """Whether a value names a part that the registry has not."""
-        return bool(self.path_of(value)) and self.entry(value) not in self.registry
+        known = isinstance(value, str) and value in self.registry  # asked first: a path is sought in optax's signatures
+        return not known and bool(self.path_of(value)) and self.entry(value) not in self.registry
 
 
 class Group(NamedTuple):
@@ -212,7 +213,7 @@ def names_a_path(values: Mapping[str, Any]) -> bool:
     """Whether any of these values is an import path, has one among commas, or stands for one."""
     names = (name for value in values.values() if isinstance(value, str) for name in value.split(","))
     optimizers = (values.get(f"{player}.optimizer.name") for player in Family._fields)
-    return any(map(is_path, names)) or any(path_of(name) and name not in OPTIMIZERS for name in optimizers)
+    return any(map(is_path, names)) or any(name not in OPTIMIZERS and path_of(name) for name in optimizers)
 
 
 def own_parts(values: Mapping[str, Any]) -> set[str]:

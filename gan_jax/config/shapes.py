@@ -18,7 +18,7 @@ from gan_jax.parallel.devices import Devices
 from gan_jax.step.losses import OF_G
 from gan_jax.step.state import Hyperparameters, Recipe
 from gan_jax.step.step import network_inputs
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line
 
 METRICS = {"d_loss", "g_loss", "max_logit"}  # that the loop needs of a step
 
@@ -97,10 +97,10 @@ def _shape_of(values: Mapping, key: str, shape: tuple, function: Callable, *argu
 
 def _reason(error: Exception) -> str:
     """The error in a line, with the place in the user's code that it comes from."""
-    text = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {one_line(error)}"
     package, others = Path(gan_jax.__file__).parent, ("site-packages", "<frozen")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if not path.is_relative_to(package) and not any(other in frame.filename for other in others):
-            return f"{type(error).__name__}: {text[:300]} ({path.name}, line {frame.lineno})"
-    return f"{type(error).__name__}: {text[:300]}"
+            return f"{text} ({path.name}, line {frame.lineno})"
+    return text

@@ -17,10 +17,10 @@ from gan_jax.data.digits import STACKED, StackedMnist, stacked
 from gan_jax.data.own import OwnStream
 from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.folder import Folder
-from gan_jax.data.readers.records import BadExampleError, Reader, fit, one_line, size_text
+from gan_jax.data.readers.records import BadExampleError, Reader, fit, size_text
 from gan_jax.data.source import draw_stored, evenly_spaced
 from gan_jax.data.stored import Images, room_for_data
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line
 from gan_jax.utils.plots import grid, to_picture, write_png
 
 SAMPLE = 500  # examples decoded, evenly spaced; as many draws where they are generated

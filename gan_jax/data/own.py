@@ -14,11 +14,11 @@ import numpy as np
 
 from gan_jax.data.readers.arrays import IMAGES, LABELS, Held, check_range, label_names
 from gan_jax.data.readers.items import Items
-from gan_jax.data.readers.records import SAMPLED, BadExampleError, Reader, Records, one_line, reason
+from gan_jax.data.readers.records import SAMPLED, BadExampleError, Reader, Records
 from gan_jax.data.source import Source
 from gan_jax.data.splits import chosen, split_name
 from gan_jax.data.stored import Images, Stored
-from gan_jax.utils.errors import InputError, users_code
+from gan_jax.utils.errors import InputError, one_line, reason, users_code
 from gan_jax.utils.keys import arguments, keys_of
 
 HELD = 2_000  # examples of an iterable that scores and pictures know

@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gan_jax.data.readers.records import one_line
 from gan_jax.evaluation.features import classifier_training, inception, weight_files
 from gan_jax.evaluation.features.classifier_training import TRAININGS
 from gan_jax.parallel.exit_status import Parser, exit_status
 from gan_jax.utils import runtime
+from gan_jax.utils.errors import one_line
 from gan_jax.utils.files import require_writable
 
 PROGRAM = "python -m gan_jax.evaluation"

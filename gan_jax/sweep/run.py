@@ -54,7 +54,7 @@ def build(members: list[Member], per_member: int, how: str = AUTO) -> list[Setup
                 raise InputError("evaluation.best is for runs by themselves; leave it empty in a sweep")
             if member.config.stop.undecided_band or member.config.stop.patience:
                 raise InputError("stop.* is for runs by themselves; leave undecided_band and patience 0 in a sweep")
-            setups.append(recipe.build_on(source, member.config, devices))
+            setups.append(recipe.build_on(source, member.config, devices, others=setups))
             source = setups[0].source
             if source.streamed:
                 raise InputError(

@@ -23,6 +23,18 @@ class DivergedError(ArithmeticError):
     """A number of training is not finite. The message is one line that names the step; the exit status is 1."""
 
 
+def one_line(text: object, limit: int = 300) -> str:
+    """`text` without line breaks and characters that a terminal or a log in UTF-8 cannot show, at most `limit` long."""
+    characters = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in characters)
+    return line if len(line) <= limit else line[:limit] + "..."
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return one_line(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
 @contextmanager
 def users_code(name: str):
     """Within it, whatever the user's part of that name raises becomes an InputError, one line."""
@@ -31,4 +43,4 @@ def users_code(name: str):
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{name} fails: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{name} fails: {type(error).__name__}: {one_line(error)}") from error

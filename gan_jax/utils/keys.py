@@ -21,7 +21,7 @@ from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_type_hints
 
-from gan_jax.utils.errors import InputError, users_code
+from gan_jax.utils.errors import InputError, one_line, users_code
 
 
 class Rule(NamedTuple):
@@ -99,8 +99,8 @@ def imported(path: str) -> Any:
         folders = ", ".join(import_folders())
         raise InputError(f"{path}: there is no module {name} in {folders}, nor is it installed; {right}") from error
     except (Exception, SystemExit) as error:  # whatever is wrong in the user's file
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"{path}: {name} cannot be imported: {reason}") from error
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{path}: {name} cannot be imported: {why}") from error
     if not hasattr(module, attribute):
         own = [other for other, value in vars(module).items() if other[0] != "_" and _is_of(name, value)]
         close = "".join(f"did you mean {other}? " for other in get_close_matches(attribute, own, n=1))

@@ -111,3 +111,20 @@ def test_the_own_project_sweeps_its_own_number_in_one_program(stranger):
     rows = (stranger.folder / "swept" / "results.csv").read_text().splitlines()
     assert len(rows) == 17
     assert "spectrum_gap" in rows[0]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 5.0])
+def test_the_own_objective_estimates_the_divergence_of_its_paper(monkeypatch, alpha):
+    """At the optimal D, p^alpha / (p^alpha + q^alpha): theorem 1 of arXiv:2106.05232, and at alpha 1 it is 2 JS."""
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "own_project")
+    sys.modules.pop("my_lab", None)
+    objective = importlib.import_module("my_lab").alpha_gan(alpha)
+    sys.modules.pop("my_lab")
+    p, q = np.array([0.1, 0.2, 0.7]), np.array([0.5, 0.3, 0.2])
+    logits = alpha * np.log(p / q)
+    terms = objective.divergence(logits[:, None], logits[None, :])  # [real, fake]
+    mean = (p + q) / 2
+    expected = np.sum(p * np.log(p / mean) + q * np.log(q / mean))
+    if alpha != 1:
+        expected = alpha / (alpha - 1) * (np.sum((p**alpha + q**alpha) ** (1 / alpha)) - 2 ** (1 / alpha))
+    np.testing.assert_allclose(p @ np.asarray(terms) @ q, expected, rtol=1e-4)

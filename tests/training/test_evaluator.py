@@ -12,7 +12,7 @@ from configs import base
 from gan_jax import recipe
 from gan_jax.data import Source, make_source
 from gan_jax.evaluation.features import reference
-from gan_jax.evaluation.features.extractors import BATCH, Features, eight_bits, extract, make_extractor
+from gan_jax.evaluation.features.extractors import BATCH, Features, extract, make_extractor
 from gan_jax.evaluation.features.reference import load_reference
 from gan_jax.evaluation.metrics.comparison import HIGHER, LOWER, SCORES, Examples, Need, better, compare, needs_met
 from gan_jax.evaluation.metrics.neighbours import memorisation
@@ -22,6 +22,7 @@ from gan_jax.training.evaluator import Scoring, evaluate_run
 from gan_jax.training.loop import train
 from gan_jax.training.sampler import Generate
 from gan_jax.utils.errors import InputError
+from gan_jax.utils.plots import to_uint8
 
 DIGITS = make_source(base.get_config().data.to_dict() | {"name": "digits"})
 
@@ -41,14 +42,14 @@ def noise(n, shape=(8, 8, 1), seed=0):
 
 
 def test_eight_bits_are_those_of_a_file():
-    np.testing.assert_array_equal(eight_bits(np.float32([-1, -0.998, 0.999, 1, -3, 3])), [0, 0, 255, 255, 0, 255])
+    np.testing.assert_array_equal(to_uint8(np.float32([-1, -0.998, 0.999, 1, -3, 3])), [0, 0, 255, 255, 0, 255])
     levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(eight_bits(levels.astype(np.float32) / 127.5 - 1), levels)
+    np.testing.assert_array_equal(to_uint8(levels.astype(np.float32) / 127.5 - 1), levels)
 
 
 @pytest.mark.parametrize("name", ["pixels", "digits"])
 def test_features_do_not_depend_on_the_batch_nor_on_the_devices(name):
-    extractor, images = make_extractor(name, ""), eight_bits(noise(BATCH + 3))
+    extractor, images = make_extractor(name, ""), to_uint8(noise(BATCH + 3))
     found = extract(extractor, mesh(jax.devices()[:1]), images)
     few = extract(extractor, mesh(jax.devices()[:3]), images[-5:])  # three devices share no power of two
     np.testing.assert_allclose(few.values, found.values[-5:], rtol=1e-5, atol=1e-5)

@@ -65,8 +65,6 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     # Of a step, over all devices: FLOPs, bytes, and the seconds that both would take at the ceilings.
     work, traffic = step_flops(setup), setup.devices.count * device_traffic
     limits = ceilings(setup.devices, setup.config.precision, setup.config.matmul_precision)
-    work_seconds, traffic_seconds = work / limits.flops, traffic / limits.bytes
-    binding = "the matrix product" if work_seconds >= traffic_seconds else "memory"
     low, seconds, high = np.quantile(durations / a_call, (0.25, 0.5, 0.75))
     examples = setup.config.batch_size * setup.config.discriminator.steps / seconds
     counted, memory = advance.compiled.cost_analysis() or {}, advance.compiled.memory_analysis()
@@ -83,20 +81,9 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
         "memory": "arguments {}, temporaries {}, output {} (of it {} in the arguments' place); peak of {}".format(
             *(quantity(size, "B") for size in sizes), peak
         ),
-        "ceilings here": f"matrix product of {limits.product}: {quantity(limits.flops, 'FLOP/s')}; pass over "
-        f"memory: {quantity(limits.bytes, 'B/s')}",
-        "reached": f"**{quantity(work / seconds, 'FLOP/s')}, {work_seconds / seconds:.1%}** of the matrix "
-        f"product's; {quantity(traffic / seconds, 'B/s')}, {traffic_seconds / seconds:.1%} of memory's",
-        "roofline": f"{work / traffic:.3g} FLOP a byte; the ceilings meet at {limits.flops / limits.bytes:.3g}: "
-        f"{binding} binds, at {max(work_seconds, traffic_seconds) * 1e3:.3g} ms a step",
+        **_reached(work, traffic, seconds, limits),
     }
-    try:
-        busy = busy_seconds(workdir / "profile")
-    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
-        costliest = f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
-    else:
-        program = hlo.parse(advance.compiled.as_text())
-        costliest = page.costliest(program, busy, calls * a_call, traced_seconds)
+    costliest = _costliest(workdir / "profile", advance.compiled, calls * a_call, traced_seconds)
     text = (
         f"# Profile of {name}\n\n{page.table(rows)}\n\n{costliest}\n\n"
         f"The trace of {calls * a_call:,} steps: `tensorboard --logdir={workdir / 'profile'}`, or "
@@ -104,6 +91,29 @@ def profile(setup: Setup, workdir: Path, steps: int, name: str, runs_with: str) 
     )
     write_atomically(workdir / "profile.md", text.encode())
     return text
+
+
+def _reached(work: float, traffic: float, seconds: float, limits: Ceilings) -> dict[str, str]:
+    """Rows on how near to the ceilings a step comes: its FLOPs, bytes and seconds, over all devices."""
+    work_seconds, traffic_seconds = work / limits.flops, traffic / limits.bytes
+    binding = "the matrix product" if work_seconds >= traffic_seconds else "memory"
+    return {
+        "ceilings here": f"matrix product of {limits.product}: {quantity(limits.flops, 'FLOP/s')}; pass over "
+        f"memory: {quantity(limits.bytes, 'B/s')}",
+        "reached": f"**{quantity(work / seconds, 'FLOP/s')}, {work_seconds / seconds:.1%}** of the matrix "
+        f"product's; {quantity(traffic / seconds, 'B/s')}, {traffic_seconds / seconds:.1%} of memory's",
+        "roofline": f"{work / traffic:.3g} FLOP a byte; the ceilings meet at {limits.flops / limits.bytes:.3g}: "
+        f"{binding} binds, at {max(work_seconds, traffic_seconds) * 1e3:.3g} ms a step",
+    }
+
+
+def _costliest(trace: Path, compiled, steps: int, seconds: float) -> str:
+    """What the page says of the operations that take most of a step's `seconds`, by the trace of so many steps."""
+    try:
+        busy = busy_seconds(trace)
+    except (RuntimeError, ValueError) as error:  # what the profiler writes differs between devices and versions
+        return f"The costliest operations are not known: {(str(error).splitlines() or ['unreadable'])[0]}."
+    return page.costliest(hlo.parse(compiled.as_text()), busy, steps, seconds)
 
 
 @contextmanager

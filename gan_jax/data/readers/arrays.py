@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gan_jax.data.readers.records import Records, fingerprint, one_line, reason
+from gan_jax.data.readers.records import Records, fingerprint
 from gan_jax.data.stored import Images
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line, reason
+from gan_jax.utils.plots import to_uint8
 
 IMAGES = ("image", "images", "samples")
 LABELS = ("label", "labels")
@@ -55,7 +56,7 @@ class Arrays(Records):
 
     def read(self, i: int) -> dict:
         image = np.atleast_3d(np.array(self._images[i]))
-        example = {"image": image if image.dtype == np.uint8 else eight_bits(image)}
+        example = {"image": image if image.dtype == np.uint8 else to_uint8(image.astype(np.float32))}
         if self.attributes:
             return example | {"label": self._labels[i].astype(np.float32)}
         return example | ({"label": int(self._labels[i])} if self.classes else {})
@@ -75,11 +76,6 @@ class Held(Arrays):
 
     def file(self, i: int) -> str:
         return self.name
-
-
-def eight_bits(image: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1] as uint8."""
-    return np.round((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gan_jax.data.readers.arrays import label_names
-from gan_jax.data.readers.records import Reader, Records, decode, fingerprint, one_line, reason
+from gan_jax.data.readers.arrays import DAMAGE, label_names
+from gan_jax.data.readers.records import Reader, Records, decode, fingerprint
 from gan_jax.data.stored import Images
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line, reason
 
 ACCEPTED = (".png", ".jpg", ".jpeg", ".webp")
 IGNORED = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; and whatever starts with a dot
@@ -100,7 +100,7 @@ class Folder(Records):
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except DAMAGE as error:
         raise InputError(f"cannot read {one_line(path)} as a zip file: {reason(error)}") from error
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gan_jax.data.readers.arrays import IMAGES, LABELS, check_range, eight_bits, label_names
-from gan_jax.data.readers.records import Records, decode, pixels, reason
+from gan_jax.data.readers.arrays import IMAGES, LABELS, check_range, label_names
+from gan_jax.data.readers.records import Records, decode, pixels
 from gan_jax.data.source import evenly_spaced
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, reason
+from gan_jax.utils.plots import to_uint8
 
 IMAGE_KEYS, LABEL_KEYS = (*IMAGES, "img"), (*LABELS, "target", "attributes")
 LOOKED_AT = 16  # examples that tell in which range floats are
@@ -56,7 +57,7 @@ class Items(Records):
         if image.dtype != np.uint8:
             if not np.abs(image).max() <= 1:
                 raise ValueError(f"floats from {image.min():g} to {image.max():g}; they are to be in [-1, 1], or uint8")
-            image = eight_bits(image)
+            image = to_uint8(image.astype(np.float32))
         return {"image": image} | self._label(label)
 
     def _label(self, value: Any) -> dict:

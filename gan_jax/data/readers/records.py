@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from gan_jax.data.source import evenly_spaced, stored_std
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line, reason
 from gan_jax.utils.plots import to_picture
 
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # Pillow's, of a block that is then left alone
@@ -123,18 +123,6 @@ class Subset(Records):
 
     def where(self, i: int) -> str:
         return self._records.where(self._places[i])
-
-
-def one_line(text: object, limit: int = 300) -> str:
-    """`text` without line breaks and characters that a terminal or a log in UTF-8 cannot show, at most `limit` long."""
-    characters = " ".join(str(text).split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in characters)
-    return line if len(line) <= limit else line[:limit] + "..."
-
-
-def reason(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return one_line(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 def fingerprint(folder: Path, names: Iterable[str], *options: str) -> str:

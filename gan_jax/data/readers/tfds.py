@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from gan_jax.data.readers.records import Records, decode, fingerprint, one_line, reason
+from gan_jax.data.readers.records import Records, decode, fingerprint
 from gan_jax.data.splits import split_name
 from gan_jax.data.stored import Images
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line, reason
 
 FORMAT = "array_record"
 NAME = re.compile(r"(?P<set>[A-Za-z]\w*)(/(?P<config>\w[\w.+=,-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)

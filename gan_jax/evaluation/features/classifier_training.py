@@ -14,6 +14,7 @@ from tqdm import trange
 from gan_jax.data import SOURCES, entry, make_source
 from gan_jax.evaluation.features.classifier import forward, network
 from gan_jax.utils.keys import keys_of
+from gan_jax.utils.plots import to_uint8
 
 CHUNK = 500  # examples classified or converted together
 
@@ -59,7 +60,7 @@ def read_examples(training: Training, split: str, directory: str) -> Examples:
     for start in range(0, source.size, CHUNK):
         rows = jax.tree.map(lambda x, start=start: x[start : start + CHUNK], source.data)
         batch = source.draw(rows, None, None)
-        images.append(np.rint((np.asarray(batch["image"]) + 1) * 127.5).astype(np.uint8))
+        images.append(to_uint8(np.asarray(batch["image"])))
         labels.append(np.asarray(batch["label"]))
     return Examples(np.concatenate(images), np.concatenate(labels))
 

@@ -13,6 +13,7 @@ from gan_jax.evaluation.features import classifier, inception
 from gan_jax.parallel.devices import Devices
 from gan_jax.utils.errors import InputError, NotFiniteError
 from gan_jax.utils.keys import TEXT, Registry, arguments, function
+from gan_jax.utils.plots import to_uint8
 from gan_jax.utils.progress import progress
 
 BATCH = 256  # images in one call
@@ -45,11 +46,6 @@ class Kind(NamedTuple):
     channels: int = 0  # of the images that its classes are of; 0: they are not those of a data set
 
 
-def eight_bits(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as uint8, as a file would hold them: what is scored is what can be published."""
-    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
 def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Features:
     """The features of images [n, h, w, c], uint8, or float32 in [-1, 1] and then rounded; in batches, over a mesh.
 
@@ -57,7 +53,7 @@ def extract(extractor: Extractor, devices: Devices, images: np.ndarray) -> Featu
     """
     if not np.isfinite(images).all():
         raise NotFiniteError("the images are not finite: a generator that gives NaN or infinity cannot be scored")
-    images = images if images.dtype == np.uint8 else eight_bits(images)
+    images = images if images.dtype == np.uint8 else to_uint8(images)
     size = -(-BATCH // devices.count) * devices.count
     batches = []
     for start in progress(range(0, len(images), size), f"features, {extractor.name}"):

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gan_jax.data.readers.records import one_line
 from gan_jax.evaluation.features import weight_files
 from gan_jax.evaluation.features.torch_file import read_state_dict
 from gan_jax.networks import products
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line
 
 SIDE = 299  # pixels of an image
 CLASSES = 1008  # outputs of the graph; ImageNet has 1,000 classes

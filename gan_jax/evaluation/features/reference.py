@@ -10,12 +10,13 @@ import numpy as np
 
 from gan_jax.data import Source, independent
 from gan_jax.data.source import pick
-from gan_jax.evaluation.features.extractors import BATCH, Extractor, Features, eight_bits, extract, join
+from gan_jax.evaluation.features.extractors import BATCH, Extractor, Features, extract, join
 from gan_jax.evaluation.features.weight_files import write_npz
 from gan_jax.evaluation.metrics.comparison import LEAST
 from gan_jax.parallel.devices import Devices
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import is_path
+from gan_jax.utils.plots import to_uint8
 from gan_jax.utils.runtime import cache_folder
 
 FORMAT = 1  # of what is kept; another number makes all of it stale
@@ -79,7 +80,7 @@ def _extract(source: Source, count: int, extractor: Extractor, devices: Devices)
     """The features, and 16 hex digits that tell the 8-bit images, wherever they were read from."""
     batches, digest = [], hashlib.sha256()
     for start in range(0, count, HELD):
-        images = eight_bits(_real(source, count, start, min(start + HELD, count)))
+        images = to_uint8(_real(source, count, start, min(start + HELD, count)))
         digest.update(images)
         batches.append(extract(extractor, devices, images))
     return join(batches), digest.hexdigest()[:16]

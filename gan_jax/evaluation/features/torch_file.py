@@ -17,8 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from gan_jax.data.readers import arrays
-from gan_jax.data.readers.records import one_line, reason
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line, reason
 
 ZIP_START = b"PK\x03\x04"
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a file before PyTorch 1.6

@@ -10,8 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gan_jax.data.readers.arrays import DAMAGE
-from gan_jax.data.readers.records import one_line, reason
-from gan_jax.utils.errors import InputError
+from gan_jax.utils.errors import InputError, one_line, reason
 from gan_jax.utils.files import write_atomically
 
 ABOUT = "about"  # the JSON text among the arrays
