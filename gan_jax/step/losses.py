@@ -106,17 +106,14 @@ def generator_loss(recipe: Recipe, devices: Devices, numbers: Mapping, state: Tr
     real, fake = augment_and_pack(recipe, numbers, state, latent_keys, real, images)
     inputs = discriminator.params, discriminator.stats, real, fake, labels, latent_keys
     objective, weight = recipe.objective(numbers), numbers.get("objective.feature_matching")
-    if weight is None:
-        real_logits, fake_logits, _ = _both(recipe, recipe.discriminator.apply, *inputs)
-        total, own_metrics = _mean(objective.generator(fake_logits, real_logits))
-        metrics = {"g_loss": total}
-    else:
-        (real_logits, real_features), (fake_logits, fake_features), _ = _both(
-            recipe, recipe.discriminator.features, *inputs
-        )
-        loss, own_metrics = _mean(objective.generator(fake_logits, real_logits))
-        distance = _feature_distance(devices, real_features, fake_features)
-        total, metrics = loss + weight * distance, {"g_loss": loss, "feature_matching": distance}
+    apply = recipe.discriminator.apply if weight is None else recipe.discriminator.features
+    of_real, of_fake, _ = _both(recipe, apply, *inputs)
+    real_logits, fake_logits = (of_real, of_fake) if weight is None else (of_real[0], of_fake[0])
+    total, own_metrics = _mean(objective.generator(fake_logits, real_logits))
+    metrics = {"g_loss": total}
+    if weight is not None:
+        metrics["feature_matching"] = _feature_distance(devices, of_real[1], of_fake[1])
+        total = total + weight * metrics["feature_matching"]
     if recipe.generator_penalty is not None:
         points = _folded(latent_keys, FOR_LATENTS), latents, images
         paid = _penalty(recipe, OF_G, numbers, state, lambda z: generate(z)[0], *points)
