@@ -22,9 +22,9 @@ from gan_jax.networks import Family
 from gan_jax.parallel import agreement, launch
 from gan_jax.parallel.devices import mesh
 from gan_jax.parallel.exit_status import exit_status
+from gan_jax.runs import workdirs
+from gan_jax.runs.checkpoints import BEST, Checkpoints
 from gan_jax.step.optimizers import note
-from gan_jax.training import workdirs
-from gan_jax.training.checkpoints import BEST, Checkpoints
 from gan_jax.training.evaluator import evaluate_run
 from gan_jax.training.loop import train_claimed
 from gan_jax.utils import runtime

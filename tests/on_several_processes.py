@@ -23,8 +23,8 @@ import gan_jax
 from configs import digits
 from gan_jax import main, recipe
 from gan_jax.parallel import agreement, launch
+from gan_jax.runs.sampler import Generate
 from gan_jax.training.loop import compiled_call, open_loader
-from gan_jax.training.sampler import Generate
 from gan_jax.utils.errors import AgreedError, InputError
 
 STEPS = 3

@@ -22,8 +22,8 @@ from experiments.studies import known, report, runs
 from gan_jax import recipe
 from gan_jax.config.build import Setup
 from gan_jax.objectives import OBJECTIVES
+from gan_jax.runs.sampler import COLUMNS, Generate
 from gan_jax.training.evaluator import evaluate_run
-from gan_jax.training.sampler import COLUMNS, Generate
 from gan_jax.utils.errors import DivergedError
 from gan_jax.utils.files import write_atomically
 from gan_jax.utils.plots import grid

@@ -12,8 +12,8 @@ import numpy as np
 
 from configs import mixture
 from experiments.studies import report, runs
+from gan_jax.runs.sampler import SHOWN, Generate
 from gan_jax.training.evaluator import evaluate_run
-from gan_jax.training.sampler import SHOWN, Generate
 
 VARIANTS = ("ring8", "grid25")
 SEEDS = range(10)

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from gan_jax import recipe
 from gan_jax.config.build import Setup
 from gan_jax.parallel.exit_status import exit_status as status_of
+from gan_jax.runs import workdirs
+from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.step.state import TrainState
-from gan_jax.training import workdirs
-from gan_jax.training.checkpoints import Checkpoints
 from gan_jax.training.loop import train_claimed
 from gan_jax.utils import runtime
 from gan_jax.utils.files import read_json, write_atomically

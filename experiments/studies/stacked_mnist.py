@@ -21,8 +21,8 @@ from gan_jax import recipe
 from gan_jax.evaluation.features.extractors import extract, make_extractor
 from gan_jax.evaluation.metrics.classes import class_labels, label_scores
 from gan_jax.parallel.devices import mesh
-from gan_jax.training.checkpoints import Checkpoints
-from gan_jax.training.sampler import COLUMNS, Generate
+from gan_jax.runs.checkpoints import Checkpoints
+from gan_jax.runs.sampler import COLUMNS, Generate
 from gan_jax.utils.files import read_json, write_atomically
 from gan_jax.utils.plots import grid
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan_jax.config.build import Setup
+from gan_jax.runs.sampler import COLUMNS, Generate
 from gan_jax.step.state import TrainState
-from gan_jax.training.sampler import COLUMNS, Generate
 from gan_jax.utils import plots
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import write_atomically

@@ -16,13 +16,13 @@ from gan_jax.cli import command_line
 from gan_jax.data import make_source
 from gan_jax.evaluation.metrics.comparison import better, scores_of
 from gan_jax.parallel.exit_status import exit_status
+from gan_jax.runs import workdirs
 from gan_jax.sweep.folders import end_of, require_same
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
 from gan_jax.sweep.population import MAP, VMAP, WIDE
 from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary
 from gan_jax.sweep.results import TABLE, result_of, write_table
 from gan_jax.sweep.run import AUTO, build, run_program
-from gan_jax.training import workdirs
 from gan_jax.training.loop import stop_signals
 from gan_jax.utils import runtime
 from gan_jax.utils.errors import InputError

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from gan_jax.config.schema import flatten
+from gan_jax.runs import workdirs
 from gan_jax.sweep.plan import Member
-from gan_jax.training import workdirs
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import read_json, write_atomically
 

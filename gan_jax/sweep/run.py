@@ -14,18 +14,18 @@ from tqdm import tqdm
 from gan_jax.config import build as recipe
 from gan_jax.config.build import Setup
 from gan_jax.parallel.population_layout import Layout, population
+from gan_jax.runs import workdirs
+from gan_jax.runs.checkpoints import Checkpoints
+from gan_jax.runs.sampler import Generate
 from gan_jax.step.state import TrainState
 from gan_jax.sweep import folders
 from gan_jax.sweep.folders import CHECKPOINTS, DIVERGED, END, METRICS, PICTURE, POINTS, member_folder
 from gan_jax.sweep.plan import Member
 from gan_jax.sweep.population import UNROLL, Population, PopulationState, devices_of_a_member, only_own, rule
 from gan_jax.sweep.results import FINISHED
-from gan_jax.training import workdirs
-from gan_jax.training.checkpoints import Checkpoints
 from gan_jax.training.evaluator import Scoring, evaluate_run
 from gan_jax.training.health.measures import Vitals
 from gan_jax.training.loop import advance_to_end, is_due
-from gan_jax.training.sampler import Generate
 from gan_jax.training.writers import MetricsFile, metrics_line
 from gan_jax.utils import plots
 from gan_jax.utils.errors import InputError, NotFiniteError

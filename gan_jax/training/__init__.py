@@ -1,1 +1,1 @@
-"""A run: the loop, its checkpoints, its folder and what it writes."""
+"""A run in training: the loop, what it writes and how it is scored."""

@@ -13,8 +13,8 @@ from gan_jax.evaluation.features.reference import Reference, load_reference
 from gan_jax.evaluation.metrics.comparison import LEAST, Examples, Need, Score, compare, needs_met, scores_of
 from gan_jax.evaluation.metrics.neighbours import memorisation
 from gan_jax.parallel.devices import mesh
+from gan_jax.runs.sampler import COLUMNS, Generate
 from gan_jax.step.state import Average, TrainState
-from gan_jax.training.sampler import COLUMNS, Generate
 from gan_jax.utils import plots
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import write_atomically

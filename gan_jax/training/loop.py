@@ -23,15 +23,15 @@ from gan_jax.evaluation.metrics.comparison import better, scores_of
 from gan_jax.evaluation.stopping import StopKeys, Stopping
 from gan_jax.parallel import agreement
 from gan_jax.parallel.devices import Program
+from gan_jax.runs import workdirs
+from gan_jax.runs.checkpoints import Best, Checkpoints
+from gan_jax.runs.sampler import Generate
 from gan_jax.step.state import TrainState
-from gan_jax.training import workdirs
 from gan_jax.training.callbacks import Callback, as_callbacks, checked
-from gan_jax.training.checkpoints import Best, Checkpoints
 from gan_jax.training.evaluator import Scoring
 from gan_jax.training.health.advice import DIVERGING, advice
 from gan_jax.training.health.detectors import Watch
 from gan_jax.training.health.measures import Vitals
-from gan_jax.training.sampler import Generate
 from gan_jax.training.writers import METRICS, Silent, Writers, read_metrics
 from gan_jax.utils.errors import AgreedError, DivergedError, InputError, UnsavedError
 

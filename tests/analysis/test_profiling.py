@@ -23,7 +23,7 @@ from gan_jax.analysis.profiling.device_time import busy_seconds
 from gan_jax.analysis.profiling.page import micro_batches
 from gan_jax.data import Source
 from gan_jax.parallel.devices import mesh
-from gan_jax.training import workdirs
+from gan_jax.runs import workdirs
 
 
 @pytest.fixture(scope="module", autouse=True)

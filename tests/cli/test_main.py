@@ -26,8 +26,8 @@ from gan_jax.cli.sample import interpolate, sample
 from gan_jax.config import schema
 from gan_jax.objectives import OBJECTIVES
 from gan_jax.penalties import PENALTIES
-from gan_jax.training import workdirs
-from gan_jax.training.checkpoints import Checkpoints
+from gan_jax.runs import workdirs
+from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.training.evaluator import evaluate_run
 from gan_jax.training.loop import train
 from gan_jax.utils.errors import InputError

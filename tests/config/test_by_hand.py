@@ -18,7 +18,7 @@ from gan_jax import step
 from gan_jax.config import schema
 from gan_jax.config.build import initial_state
 from gan_jax.objectives import OBJECTIVES, separable, softplus
-from gan_jax.training import workdirs
+from gan_jax.runs import workdirs
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import POSITIVE, TRACED
 

@@ -16,8 +16,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gan_jax import recipe, step
 from gan_jax.config import schema
+from gan_jax.runs import workdirs
 from gan_jax.sweep import folders, plan
-from gan_jax.training import workdirs
 from gan_jax.utils.errors import InputError
 
 LAB = """

@@ -18,9 +18,9 @@ from gan_jax.data import Source, independent, make_source, resident, shuffle
 from gan_jax.data.readers.arrays import Arrays
 from gan_jax.data.readers.records import BadExampleError, Reader
 from gan_jax.parallel.devices import mesh, pmapped
-from gan_jax.training import workdirs
+from gan_jax.runs import workdirs
+from gan_jax.runs.sampler import Generate
 from gan_jax.training.loop import next_boundary, open_loader, train
-from gan_jax.training.sampler import Generate
 from gan_jax.training.writers import Writers
 from gan_jax.utils.errors import InputError
 

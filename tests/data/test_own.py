@@ -15,10 +15,10 @@ from gan_jax.cli.sample import sample
 from gan_jax.data import Source, independent, make_source, source
 from gan_jax.data.mixture import ring8
 from gan_jax.data.own import HELD, part
-from gan_jax.training import workdirs
-from gan_jax.training.checkpoints import Checkpoints
+from gan_jax.runs import workdirs
+from gan_jax.runs.checkpoints import Checkpoints
+from gan_jax.runs.sampler import Generate
 from gan_jax.training.loop import open_loader, train
-from gan_jax.training.sampler import Generate
 from gan_jax.training.writers import Writers
 from gan_jax.utils.errors import InputError
 

@@ -14,8 +14,8 @@ import gan_jax
 from gan_jax.config.build import abstract_state
 from gan_jax.evaluation import higher_is_better, lower_is_better
 from gan_jax.evaluation.metrics.comparison import LOWER, Metric, Need
+from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.sweep import plan
-from gan_jax.training.checkpoints import Checkpoints
 from gan_jax.training.evaluator import evaluate_run
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import POSITIVE

@@ -16,8 +16,8 @@ from helpers.toys import one_device
 
 from gan_jax import recipe, step
 from gan_jax.config import schema
+from gan_jax.runs.sampler import Generate
 from gan_jax.training.evaluator import Scoring
-from gan_jax.training.sampler import Generate
 
 BLOCKS = re.findall(
     r"<!-- run:? ?(.*?)-->\n```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL

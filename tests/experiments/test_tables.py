@@ -17,7 +17,7 @@ from experiments.studies import mnist_objectives, mode_coverage, report, runs, s
 from gan_jax import recipe
 from gan_jax.data import Source, independent, make_source
 from gan_jax.objectives import OBJECTIVES
-from gan_jax.training.checkpoints import Checkpoints
+from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.utils.errors import DivergedError
 
 SMALL = {"generator.depth": 1, "discriminator.depth": 1, "penalty.name": "none", "penalty.weight": 0.0}

@@ -30,7 +30,7 @@ from gan_jax.parallel import launch
 from gan_jax.parallel.agreement import code_versions
 from gan_jax.parallel.devices import mesh
 from gan_jax.parallel.launch import Place, find
-from gan_jax.training import workdirs
+from gan_jax.runs import workdirs
 from gan_jax.training.loop import train
 from gan_jax.utils.errors import InputError
 

@@ -16,11 +16,11 @@ from gan_jax import recipe, step
 from gan_jax.networks import Network
 from gan_jax.parallel.devices import Program, mesh, pmapped
 from gan_jax.parallel.population_layout import population
+from gan_jax.runs.checkpoints import Checkpoints
+from gan_jax.runs.sampler import Generate
 from gan_jax.step import augment, regularizers, transforms
 from gan_jax.step.state import Adaptive, LogitAverages, TrainState
 from gan_jax.sweep.population import Population, only_own
-from gan_jax.training.checkpoints import Checkpoints
-from gan_jax.training.sampler import Generate
 from gan_jax.utils.errors import InputError
 
 LAYOUTS = {"mesh": mesh, "pmapped": pmapped}

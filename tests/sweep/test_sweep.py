@@ -18,10 +18,10 @@ from numpy.testing import assert_allclose
 
 from gan_jax import recipe
 from gan_jax.parallel.devices import mesh
+from gan_jax.runs import workdirs
 from gan_jax.sweep import figures, folders, plan, population, report, results
 from gan_jax.sweep.plan import Member
 from gan_jax.sweep.run import AUTO, HOW, build, layout_for
-from gan_jax.training import workdirs
 from gan_jax.utils.errors import InputError
 
 SWEEP = """

@@ -14,7 +14,7 @@ from gan_jax import Callback, Report
 from gan_jax.config.build import abstract_state
 from gan_jax.evaluation import lower_is_better
 from gan_jax.evaluation.stopping import StopKeys, Stopping
-from gan_jax.training.checkpoints import Checkpoints
+from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.utils.errors import InputError
 
 SMALL = {"num_steps": 24, "log_every": 2, "checkpoint_every": 8, "evaluate_every": 4, "sample_every": 0}

@@ -17,10 +17,10 @@ from gan_jax.evaluation.features.reference import load_reference
 from gan_jax.evaluation.metrics.comparison import HIGHER, LOWER, SCORES, Examples, Need, better, compare, needs_met
 from gan_jax.evaluation.metrics.neighbours import memorisation
 from gan_jax.parallel.devices import mesh
-from gan_jax.training.checkpoints import Best, Checkpoints
+from gan_jax.runs.checkpoints import Best, Checkpoints
+from gan_jax.runs.sampler import Generate
 from gan_jax.training.evaluator import Scoring, evaluate_run
 from gan_jax.training.loop import train
-from gan_jax.training.sampler import Generate
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.plots import to_uint8
 

@@ -15,7 +15,7 @@ from gan_jax import recipe
 from gan_jax.config.schema import flatten
 from gan_jax.data import make_source
 from gan_jax.parallel.devices import mesh
-from gan_jax.training.checkpoints import Checkpoints
+from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.training.health.advice import COLLAPSED, DIVERGING, REMEDIES, SATURATED, in_words, remedies
 from gan_jax.training.health.detectors import (
     ACCURACY,

@@ -23,10 +23,10 @@ from gan_jax import recipe, step
 from gan_jax.config import schema
 from gan_jax.parallel.devices import mesh
 from gan_jax.parallel.exit_status import exit_status
+from gan_jax.runs.checkpoints import Checkpoints
+from gan_jax.runs.sampler import Generate
 from gan_jax.training import loop, writers
-from gan_jax.training.checkpoints import Checkpoints
 from gan_jax.training.loop import next_boundary, train
-from gan_jax.training.sampler import Generate
 from gan_jax.utils import plots
 from gan_jax.utils.errors import DivergedError
 

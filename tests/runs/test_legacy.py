@@ -7,7 +7,7 @@ from helpers.toys import assert_same_bits
 
 from gan_jax import recipe
 from gan_jax.parallel.devices import mesh
-from gan_jax.training.checkpoints import Checkpoints, fingerprint
+from gan_jax.runs.checkpoints import Checkpoints, fingerprint
 from gan_jax.utils.errors import InputError
 
 # The order in which the old state had its numbers, on which its fingerprint depends (commit 9afd216).

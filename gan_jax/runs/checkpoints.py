@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from gan_jax.parallel import agreement
+from gan_jax.runs import legacy
 from gan_jax.step.state import TrainState
-from gan_jax.training import legacy
 from gan_jax.utils.errors import AgreedError, InputError, UnsavedError
 from gan_jax.utils.files import read_json, require_writable, write_atomically
 from gan_jax.utils.hashing import scramble

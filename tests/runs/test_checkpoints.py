@@ -14,9 +14,9 @@ from numpy.testing import assert_array_equal
 
 from gan_jax import recipe, step
 from gan_jax.parallel.devices import mesh
+from gan_jax.runs.checkpoints import Checkpoints, fingerprint
 from gan_jax.step.optimizers import optimistic_sgd
 from gan_jax.step.state import TrainState
-from gan_jax.training.checkpoints import Checkpoints, fingerprint
 from gan_jax.utils.errors import InputError
 
 
@@ -246,7 +246,7 @@ def test_a_whole_checkpoint_is_restored_without_a_word(run, saved, tmp_path, cap
 def test_content_that_can_be_read_but_is_not_what_was_saved_is_passed_over(run, saved, tmp_path, capsys, monkeypatch):
     saved(tmp_path, 1)
     with monkeypatch.context() as patch:  # saves one state under another's fingerprint: a bad sector, as seen by Orbax
-        patch.setattr("gan_jax.training.checkpoints.fingerprint", lambda tree: fingerprint(tree) ^ jnp.uint32(1))
+        patch.setattr("gan_jax.runs.checkpoints.fingerprint", lambda tree: fingerprint(tree) ^ jnp.uint32(1))
         save(tmp_path, run.states[2])
     assert_same(restore(tmp_path, run.states[0]), run.states[1])
     assert "checkpoint 2 is corrupt (its content is not what was saved); going back to 1" in capsys.readouterr().err
