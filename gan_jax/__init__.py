@@ -2,9 +2,12 @@
 
 import importlib
 
+__version__ = "0.1.0"
+
 _PUBLIC = {  # name: its module, or module:attribute
     "build": "gan_jax.config.build:build",
     "train": "gan_jax.training.loop:train",
+    "load": "gan_jax.runs.trained:load",
     "Callback": "gan_jax.training.callbacks:Callback",
     "Report": "gan_jax.training.callbacks:Report",
     "recipe": "gan_jax.config.build",
@@ -16,6 +19,7 @@ _PUBLIC = {  # name: its module, or module:attribute
     "data": "gan_jax.data",
     "config": "gan_jax.config",
     "parallel": "gan_jax.parallel",
+    "runs": "gan_jax.runs",
     "training": "gan_jax.training",
     "evaluation": "gan_jax.evaluation",
     "sweep": "gan_jax.sweep",

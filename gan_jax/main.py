@@ -16,21 +16,19 @@ from gan_jax.analysis.profiling import profile
 from gan_jax.analysis.spectrum import spectrum_of_run
 from gan_jax.cli import command_line
 from gan_jax.cli.origins import describe
-from gan_jax.cli.sample import sample
+from gan_jax.cli.sample import FORMATS, WAYS, Wish, sample
 from gan_jax.config import build, schema
 from gan_jax.networks import Family
 from gan_jax.parallel import agreement, launch
-from gan_jax.parallel.devices import mesh
 from gan_jax.parallel.exit_status import exit_status
 from gan_jax.runs import workdirs
-from gan_jax.runs.checkpoints import BEST, Checkpoints
+from gan_jax.runs.trained import NEWEST, restored
 from gan_jax.step.optimizers import note
 from gan_jax.training.evaluator import evaluate_run
 from gan_jax.training.loop import train_claimed
 from gan_jax.utils import runtime
 from gan_jax.utils.errors import InputError
 
-NEWEST = "checkpoints"  # the folder of the newest ones
 _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs that print numbers of a checkpoint
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
@@ -45,8 +43,17 @@ _HOSTS = flags.DEFINE_integer("hosts", 1, "plan: how many hosts.")
 _DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "plan: chips on each host.")
 _CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "plan: the kind of chip.")
 _INTERCONNECT = flags.DEFINE_float("interconnect_gbps", None, "plan: Gbit/s that a device sends. Default: the chip's.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", NEWEST, [NEWEST, BEST], "sample, evaluate, spectrum: which checkpoint.")
-_INTERPOLATION = flags.DEFINE_bool("interpolation", False, "sample: also write interpolation.png.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", NEWEST, "sample, evaluate, spectrum: newest, best, or a step.")
+_AVERAGED = flags.DEFINE_bool("averaged", True, "sample, evaluate: of the generator's moving average, or of itself.")
+_OUT = flags.DEFINE_string("out", None, "sample: the folder to write into. Default: the run's.")
+_SEED = flags.DEFINE_list("seed", [], "sample: of the latents; several with commas.")
+_LABEL = flags.DEFINE_string("label", None, "sample: numbers or names of classes, in turn. Default: all.")
+_LATENTS = flags.DEFINE_string("latents", None, "sample: a .npy of latents [n, d], or pictures: those of samples/.")
+_TRUNCATION = flags.DEFINE_float("truncation", None, "sample: how far latents are from their mean; 1: as drawn.")
+_FORMAT = flags.DEFINE_enum("format", None, FORMATS, "sample: what to write. Default: grid, and npz with num_samples.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "uint8"], "sample: of samples.npz.")
+_INTERPOLATE = flags.DEFINE_integer("interpolate", 0, "sample: so many images from each seed, or latent, to the next.")
+_INTERPOLATION = flags.DEFINE_enum("interpolation", "auto", WAYS, "sample: the way. auto: spherical if normal.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "train in several processes: HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "train: how many processes share the run; 1: only this one.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "train in several processes: the number of this one, from 0.")
@@ -54,7 +61,8 @@ _RUNTIME_HELP = "fast: set an XLA flag, the allocator and the compilation cache 
 _RUNTIME = flags.DEFINE_enum("runtime", "fast", list(runtime.RUNTIMES), _RUNTIME_HELP)
 _ONLY_FOR = (  # flags, and the verbs that have a use for them
     ((_NUM_SAMPLES, _CHECKPOINT), ("sample", *_MEASURES)),
-    ((_INTERPOLATION,), ("sample",)),
+    ((_AVERAGED,), ("sample", "evaluate")),
+    ((_OUT, _SEED, _LABEL, _LATENTS, _TRUNCATION, _FORMAT, _DTYPE, _INTERPOLATE, _INTERPOLATION), ("sample",)),
     ((_PROFILE_STEPS,), ("profile",)),
     ((_HOSTS, _DEVICES_PER_HOST, _CHIP, _INTERCONNECT), ("plan",)),
 )
@@ -169,6 +177,14 @@ def _workdir() -> Path:
     return Path(_WORKDIR.value) if _WORKDIR.value else workdirs.fresh(command_line.config_name(sys.argv))
 
 
+def _wish() -> Wish:
+    seeds = [seed.strip() for seed in _SEED.value]
+    if bad := [seed for seed in seeds if not seed.isdecimal() or int(seed) >= 2**32]:
+        raise InputError(f"--seed has {bad[0]!r}; seeds are integers from 0 to 2^32 - 1, with commas")
+    latents = tuple(map(int, seeds)), _LABEL.value, _LATENTS.value, _TRUNCATION.value
+    return Wish(_NUM_SAMPLES.value, *latents, _INTERPOLATE.value, _INTERPOLATION.value, _FORMAT.value, _DTYPE.value)
+
+
 def _use_run(runs_with: str) -> None:
     if not _WORKDIR.value:
         raise InputError(f"--workdir is missing; --mode={_MODE.value} needs the folder of a run")
@@ -177,17 +193,15 @@ def _use_run(runs_with: str) -> None:
     if _CONFIG.value is not None:
         workdirs.require_same(workdir, config, _CONFIG.value)
         config = _CONFIG.value  # which may say otherwise where the data lies, and how it is to be scored
-    known = workdirs.known_source(workdir) if _MODE.value == "sample" else None  # which needs no data
-    setup = build.build_on(known, config, mesh(jax.devices()[:1]))
-    state = Checkpoints(workdir / _CHECKPOINT.value).restore(build.abstract_state(setup))
-    if state is None:
-        best = "no best checkpoint; train it with evaluation.best set"
-        raise InputError(f"{workdir} has {best if _CHECKPOINT.value == BEST else 'no checkpoint yet; train it first'}")
+    known = workdirs.known_source(workdir)
+    # Pictures of points show the data too.
+    with_data = _MODE.value != "sample" or (known is not None and len(known.shape) == 1 and _FORMAT.value != "npz")
+    run = restored(workdir, config, _CHECKPOINT.value, _AVERAGED.value, with_data)
     if _MODE.value == "sample":
-        for path in sample(setup, state, workdir, _NUM_SAMPLES.value, _INTERPOLATION.value):
-            print(f"wrote {path}")
+        for path in sample(run, Path(_OUT.value or workdir), _wish()):
+            print(f"wrote {path}", flush=True)
     else:
-        _print(_MEASURES[_MODE.value](setup, state, workdir, _NUM_SAMPLES.value))
+        _print(_MEASURES[_MODE.value](run.setup, run.state, workdir, _NUM_SAMPLES.value))
     print(f"runtime: {runs_with}", file=sys.stderr)  # last: a mistake is one line, and stdout is the verb's own
 
 

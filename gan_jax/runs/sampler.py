@@ -18,7 +18,8 @@ from gan_jax.step.state import Average, TrainState
 from gan_jax.utils import plots
 from gan_jax.utils.progress import progress
 
-BATCH = 250  # examples generated in one call, or as many more as make the devices' shares equal
+BATCH = 250  # examples generated in one call, at most; or as many more as make the devices' shares equal
+LEAST = 8  # of a call, which has the next power of two for few
 COLUMNS = 10  # of a grid
 SHOWN = {"line": 10_000, "plane": 2_000, "grid": COLUMNS**2}  # examples in a picture
 REAL_SHOWN = 2_000
@@ -35,9 +36,8 @@ class Generate:
     def __init__(self, setup: Setup, devices: Devices | None = None):
         """`devices` share the work, all by default, however the run is trained: an example is made by itself."""
         self._setup, self._devices = setup, devices or mesh()
-        self._batch = -(-BATCH // self._devices.count) * self._devices.count
         self._from_latents = jax.jit(self._sample, out_shardings=self._devices.replicated)
-        self._latents = jax.jit(self._draw_latents)
+        self.latents = jax.jit(self._draw_latents, static_argnums=2)
         self._logits = jax.jit(partial(step.discriminate, setup.recipe))
 
     def of(self, setup: Setup) -> "Generate":
@@ -48,16 +48,17 @@ class Generate:
             vars(other).pop(cached, None)
         return other
 
-    def labels(self, n: int) -> np.ndarray | None:
-        """The labels of n examples of a conditional generator, else None.
+    def labels(self, n: int, start: int = 0) -> np.ndarray | None:
+        """The labels of n examples of a conditional generator, from place `start` on, else None.
 
         The classes in turn, int32 [n]; or vectors of labels of the data in turn, float32 [n, m].
         """
         if not self._conditional:
             return None
+        places = np.arange(start, start + n, dtype=np.int32)
         if self._setup.source.attributes:
-            return self._vectors[np.arange(n) % len(self._vectors)]
-        return np.arange(n, dtype=np.int32) % len(self._setup.source.classes)
+            return self._vectors[places % len(self._vectors)]
+        return places % len(self._setup.source.classes)
 
     def examples(self, average: Average, key, n: int, labels: np.ndarray | None = None) -> np.ndarray:
         """[n, *shape] float32; example i depends on key, i and its label alone, not on n.
@@ -65,11 +66,12 @@ class Generate:
         A conditional generator makes `labels` [n, ...]; those of `self.labels(n)` where they are not given.
         """
         labels = self.labels(n) if labels is None else labels
-        average, batches = self._devices.place(average), []
-        for start in progress(range(0, n, self._batch), "samples"):
-            of_batch = None if labels is None else _resized(labels[start : start + self._batch], self._batch)
-            batches.append(self.from_latents(average, self._latents(key, start), of_batch))
-        return np.concatenate(batches)[:n]
+        return self._batches(average, partial(self.latents, key), n, labels)
+
+    def size(self, n: int) -> int:
+        """How many examples a call makes when n are to be made: programs of few sizes serve all n."""
+        size = BATCH if n > BATCH else max(LEAST, 1 << (n - 1).bit_length())
+        return -(-size // self._devices.count) * self._devices.count
 
     def for_scores(self, average: Average, key, n: int) -> np.ndarray:
         """`examples` to be compared with the data: their labels are drawn from it, as often as they are there."""
@@ -82,11 +84,21 @@ class Generate:
 
     def from_latents(self, average: Average, latents, labels: np.ndarray | None = None) -> np.ndarray:
         """The examples at latents [n, d], for a conditional generator with labels [n]: [n, *shape] float32."""
-        inputs, n = (latents,) if labels is None else (latents, labels), len(latents)
-        if missing := -n % self._devices.count:
-            inputs = [_resized(x, n + missing) for x in map(np.asarray, inputs)]
-        # Fetched before this returns: an `average` that lay in place is the run's own, donated to its next step.
-        return np.asarray(self._from_latents(self._devices.place(average), *inputs))[:n]
+        latents = np.asarray(latents)
+
+        def batch(start: int, size: int):
+            return resized(latents[start : start + size], size)
+
+        return self._batches(average, batch, len(latents), labels)
+
+    def _batches(self, average: Average, latents: Callable, n: int, labels: np.ndarray | None) -> np.ndarray:
+        """The examples at n latents; `latents`: (first, count) -> [count, d]."""
+        average, size, examples = self._devices.place(average), self.size(n), []
+        for start in progress(range(0, n, size), "samples"):
+            of_batch = () if labels is None else (resized(labels[start : start + size], size),)
+            # Fetched at once: an `average` that lay in place is the run's own, donated to its next step.
+            examples.append(np.asarray(self._from_latents(average, latents(start, size), *of_batch)))
+        return np.concatenate(examples)[:n]
 
     def picture(self, state: TrainState) -> np.ndarray:
         """What the run makes of its fixed latents, uint8 [h, w, 1 or 3]: a grid, or samples over the density."""
@@ -94,20 +106,27 @@ class Generate:
 
     def drawing(self, state: TrainState) -> Callable[[], np.ndarray]:
         """The same, still to be drawn: all processes compute its contents, one draws it."""
-        kind, labels = self._kind, None
-        if kind == "grid" and self._conditional:  # a label a row, evenly chosen where there are more than MOST_ROWS
+        count, labels = self.shown()
+        return self.drawing_of(state, self.examples(state.ema, self._setup.keys.pictures, count, labels))
+
+    def shown(self) -> tuple[int, np.ndarray | None]:
+        """How many examples a picture shows, and their labels: a label a row of a grid, else those of `labels`."""
+        if self._kind == "grid" and self._conditional:
             labels = np.repeat(self._rows(), COLUMNS, axis=0)
-        count = SHOWN[kind] if labels is None else len(labels)
-        samples = self.examples(state.ema, self._setup.keys.pictures, count, labels)
-        if kind == "grid":
+            return len(labels), labels
+        return SHOWN[self._kind], self.labels(SHOWN[self._kind])
+
+    def drawing_of(self, state: TrainState, samples: np.ndarray) -> Callable[[], np.ndarray]:
+        """What draws samples [n, *shape] of this state as its pictures are drawn."""
+        if self._kind == "grid":
             return partial(plots.grid, samples, COLUMNS)
         real, points, density = self._backdrop
         logits = None if points is None else np.asarray(self._logits(state.discriminator, points))
-        draw, samples = plots.line if kind == "line" else plots.plane, samples[:, :2]
+        draw, samples = plots.line if self._kind == "line" else plots.plane, samples[:, :2]
         return partial(draw, samples, real, density, logits, f"{self._setup.title}, step {int(state.step):,}")
 
     def _rows(self) -> np.ndarray:
-        """The labels of the rows of a grid."""
+        """The labels of the rows of a grid, evenly chosen where there are more than MOST_ROWS."""
         if self._setup.source.attributes:
             return self._vectors[evenly_spaced(len(self._vectors), COLUMNS)]
         last = len(self._setup.source.classes) - 1
@@ -143,11 +162,11 @@ class Generate:
     def _sample(self, average, *inputs):
         return step.sample(self._setup.recipe, average, *map(self._devices.shard, inputs))
 
-    def _draw_latents(self, key, start):
-        slots = start + jnp.arange(self._batch)
+    def _draw_latents(self, key, start, n: int):
+        slots = start + jnp.arange(n)
         return self._setup.recipe.prior(jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots))
 
 
-def _resized(x: np.ndarray, n: int) -> np.ndarray:
+def resized(x: np.ndarray, n: int) -> np.ndarray:
     """x [m, ...] again and again, [n, ...]."""
     return np.resize(x, (n, *x.shape[1:]))

@@ -186,9 +186,9 @@ def settle_data(workdir: Path, source: Source) -> None:
 
 
 def known_source(workdir: Path) -> Source | None:
-    """A source of the shape and the labels of the run's images, without any: all that sampling needs."""
+    """A source of the shape and the labels of the run's examples, without any: all that sampling needs."""
     about = _known_data(workdir)
-    if about is None or len(about["shape"]) != 3:
+    if about is None:
         return None
     source = Source(tuple(about["shape"]), draw=None, std=1.0, size=about["size"], classes=tuple(about["classes"]))
     if not about.get("attributes"):

@@ -18,19 +18,20 @@ def sample(recipe: Recipe, average: Average, latents, *labels):
     return _applied(recipe.generator, average, latents, *labels)
 
 
-def discriminate(recipe: Recipe, player: Player, x):
-    """An unconditional D's logits at x [n, ...], with its running statistics: [n].
+def discriminate(recipe: Recipe, player: Player, x, *labels):
+    """D's logits at x [n, ...], each by itself, with its running statistics: [n].
 
-    A D that needs several examples together is shown copies of a single one.
+    A conditional one is given `labels`, int32 [n] or float32 [n, m], too. A D that needs several examples together is
+    shown copies of a single one.
     """
     if recipe.group_size == 1:
-        return _applied(recipe.discriminator, player, x)
+        return _applied(recipe.discriminator, player, x, *labels)
 
-    def of_copies(example):
-        packs = packed(recipe, jnp.broadcast_to(example, (recipe.group_size, *example.shape)))
-        return _applied(recipe.discriminator, player, packs)[0]
+    def of_copies(inputs):
+        copies = [jnp.broadcast_to(array, (recipe.group_size, *array.shape)) for array in inputs]
+        return judge(recipe, player, *copies)[0]
 
-    return jax.lax.map(of_copies, x, batch_size=COPIED)
+    return jax.lax.map(of_copies, (x, *labels), batch_size=COPIED)
 
 
 def judge(recipe: Recipe, player: Player | Average, x, *labels):

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from gan_jax.utils.errors import InputError
@@ -10,10 +11,22 @@ from gan_jax.utils.errors import InputError
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes `content` beside `path` and renames it into place."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path):
+    """A file to write into, which becomes `path` when the block ends, and is removed where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path, default=None):
