@@ -44,7 +44,7 @@ _DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "plan: chips on 
 _CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "plan: the kind of chip.")
 _INTERCONNECT = flags.DEFINE_float("interconnect_gbps", None, "plan: Gbit/s that a device sends. Default: the chip's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", NEWEST, "sample, evaluate, spectrum: newest, best, or a step.")
-_AVERAGED = flags.DEFINE_bool("averaged", True, "sample, evaluate: of the generator's moving average, or of itself.")
+_AVERAGED = flags.DEFINE_bool("averaged", True, "sample: of the generator's moving average, or of itself.")
 _OUT = flags.DEFINE_string("out", None, "sample: the folder to write into. Default: the run's.")
 _SEED = flags.DEFINE_list("seed", [], "sample: of the latents; several with commas.")
 _LABEL = flags.DEFINE_string("label", None, "sample: numbers or names of classes, in turn. Default: all.")
@@ -61,8 +61,10 @@ _RUNTIME_HELP = "fast: set an XLA flag, the allocator and the compilation cache 
 _RUNTIME = flags.DEFINE_enum("runtime", "fast", list(runtime.RUNTIMES), _RUNTIME_HELP)
 _ONLY_FOR = (  # flags, and the verbs that have a use for them
     ((_NUM_SAMPLES, _CHECKPOINT), ("sample", *_MEASURES)),
-    ((_AVERAGED,), ("sample", "evaluate")),
-    ((_OUT, _SEED, _LABEL, _LATENTS, _TRUNCATION, _FORMAT, _DTYPE, _INTERPOLATE, _INTERPOLATION), ("sample",)),
+    (
+        (_AVERAGED, _OUT, _SEED, _LABEL, _LATENTS, _TRUNCATION, _FORMAT, _DTYPE, _INTERPOLATE, _INTERPOLATION),
+        ("sample",),
+    ),
     ((_PROFILE_STEPS,), ("profile",)),
     ((_HOSTS, _DEVICES_PER_HOST, _CHIP, _INTERCONNECT), ("plan",)),
 )

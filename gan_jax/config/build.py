@@ -145,9 +145,13 @@ def build_on(
             f"{gradients} gradients of a call of convolutional networks are written out one by one, which would "
             f"compile for very long; lower the two until there are at most {MOST_UNROLLED}"
         )
-    title = f"{config.data.name}, {config.objective.name}"
     reference = partial(_reference, source, part, data)
-    return Setup(config, devices, source, reference, recipe, numbers, run_keys(config.seed), title)
+    return Setup(config, devices, source, reference, recipe, numbers, run_keys(config.seed), title_of(config))
+
+
+def title_of(config: ConfigDict) -> str:
+    """What pictures of such a run are called."""
+    return f"{config.data.name}, {config.objective.name}"
 
 
 def _traces_alike(other: Setup, config: ConfigDict, numbers: Hyperparameters) -> bool:

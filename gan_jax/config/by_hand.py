@@ -46,8 +46,8 @@ class _Parts(ModuleType):
             raise AttributeError(name)
         argument = self.__name__.rpartition(".")[2]
         raise InputError(
-            f"{self.__name__}:{name} was handed over and lies in no file; build this run from Python, with "
-            f"gan_jax.build(config, {argument}=...)"
+            f"{self.__name__}:{name} was handed over and lies in no file; from Python, give it to "
+            f"gan_jax.build(config, {argument}=...) or gan_jax.load(workdir, {argument}=...)"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gan_jax import step
-from gan_jax.config import build
+from gan_jax.config import build, schema
 from gan_jax.config.build import Setup
 from gan_jax.config.by_hand import with_parts
 from gan_jax.networks.latents import PRIORS
@@ -39,7 +39,7 @@ def load(workdir: str | Path, checkpoint: str | int = NEWEST, averaged: bool = T
     Raises InputError, one line, where there is no such run or checkpoint, or none that is whole.
     """
     workdir = Path(workdir)
-    config = with_parts(workdirs.read_config(workdir), parts)
+    config = with_parts(workdirs.read_config(workdir, with_data=workdirs.known_source(workdir) is None), parts)
     return restored(workdir, config, checkpoint, averaged)
 
 
@@ -47,8 +47,12 @@ def restored(
     workdir: Path, config: ConfigDict, checkpoint: str | int = NEWEST, averaged: bool = True, with_data: bool = False
 ) -> "Trained":
     """`load` of a run whose config is known. `with_data`: its setup has the data, which scores need."""
-    source = None if with_data else workdirs.known_source(workdir)
-    setup = build.build_on(source, config, mesh(jax.local_devices()[:1]))
+    source, device = None if with_data else workdirs.known_source(workdir), mesh(jax.local_devices()[:1])
+    if source is None:
+        setup = build.build_on(None, config, device)
+    else:  # whatever made the data need not be here: a folder, a module, an array that was handed over
+        other = schema.nested(schema.flatten(config.to_dict() | {"data": schema.default_config().data.to_dict()}))
+        setup = build.build_on(source, other.lock(), device)._replace(config=config, title=build.title_of(config))
     folder, steps = _checkpoint(workdir, str(checkpoint))
     state = Checkpoints(folder).restore(build.abstract_state(setup), steps)
     if not averaged:

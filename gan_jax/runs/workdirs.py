@@ -117,10 +117,11 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
         write_atomically(workdir / IMPORTS, (json.dumps(import_folders(), indent=2) + "\n").encode())
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: Path, with_data: bool = True) -> ConfigDict:
     """The config of the run in this folder, complete, also if the run was made before some keys existed.
 
-    The parts that it names by import path are sought where they were when it began, too.
+    The parts that it names by import path are sought where they were when it began, too. Without its data the keys of
+    that are as they stand in the file, and its part is not imported.
     Raises InputError where there is none, it is not JSON, or it has a key that there never was.
     """
     path, right = workdir / CONFIG, "put back the config that the run was made with"
@@ -136,7 +137,10 @@ def read_config(workdir: Path) -> ConfigDict:
     sys.path += [folder for folder in folders if folder not in sys.path]
     try:
         if isinstance(values, dict):
-            return completed(ConfigDict(values).to_dict())
+            data = {} if with_data else values.pop("data", {})
+            config = completed(ConfigDict(values).to_dict()).unlock()
+            config.data.update(ConfigDict(data))
+            return config.lock()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except ValueError:  # a dot in a key, at any depth

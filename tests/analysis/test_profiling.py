@@ -395,7 +395,7 @@ def test_many_devices_do_the_work_of_one(shrunk):
         ({"profile_steps": 2, "mode": "train"}, r"--profile_steps is for --mode=profile; leave it out"),
         ({"profile_steps": 2, "mode": "sample"}, r"--profile_steps is for --mode=profile; leave it out"),
         ({"num_samples": 2}, r"--num_samples is for .*; leave it out"),
-        ({"interpolation": True}, r"--interpolation is for --mode=sample; leave it out"),
+        ({"interpolate": 5}, r"--interpolate is for --mode=sample; leave it out"),
         ({}, r"--config is missing; give one"),
         ({"workdir": "nowhere"}, r"cannot read nowhere/config\.json: No such file"),
         ({"other": True}, r"holds a run of another config \(seed is 0 there, 1 here\)"),

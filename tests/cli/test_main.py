@@ -17,12 +17,10 @@ from absl import flags
 from absl.testing import flagsaver
 from helpers.commands import run
 from ml_collections import ConfigDict, config_flags
-from numpy.testing import assert_allclose, assert_array_equal
-from PIL import Image
+from numpy.testing import assert_allclose
 
 from gan_jax import main, recipe
 from gan_jax.cli import command_line
-from gan_jax.cli.sample import interpolate, sample
 from gan_jax.config import schema
 from gan_jax.objectives import OBJECTIVES
 from gan_jax.penalties import PENALTIES
@@ -31,7 +29,6 @@ from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.training.evaluator import evaluate_run
 from gan_jax.training.loop import train
 from gan_jax.utils.errors import InputError
-from gan_jax.utils.plots import PAD
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -506,71 +503,6 @@ def test_folder_that_cannot_be_written(below, shrunk, tmp_path, monkeypatch, cap
     assert list(tmp_path.iterdir()) == [file]
 
 
-# --- Samples
-
-
-@pytest.mark.parametrize(("name", "shape"), [("digits", (8, 8, 1)), ("ring8", (2,))])
-def test_samples(name, shape, runs, tmp_path):
-    run = runs[name]
-
-    def samples(n):
-        written = sample(run.setup, run.state, tmp_path, n, False)
-        assert written == [tmp_path / "samples.png", tmp_path / "samples.npz"]
-        with np.load(written[1]) as arrays:
-            assert arrays.files == ["samples"]
-            return arrays["samples"]
-
-    many = samples(37)
-    assert many.shape == (37, *shape)
-    assert many.dtype == np.float32
-    assert np.isfinite(many).all()
-    assert len(np.unique(many, axis=0)) == 37
-    if name == "digits":
-        assert np.abs(many).max() <= 1
-    assert_array_equal(samples(10), many[:10])
-
-
-def test_pictures(runs, tmp_path):
-    run = runs["digits"]
-    assert sample(run.setup, run.state, tmp_path, 0, False) == [tmp_path / "samples.png"]
-    assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
-    # What is drawn after the run is what the run drew of its last state.
-    drawn = np.asarray(Image.open(tmp_path / "samples.png"))
-    assert_array_equal(drawn, np.asarray(Image.open(run.workdir / "samples" / "00000004.png")))
-    written = sample(run.setup, run.state, tmp_path, 0, True)
-    assert [path.name for path in written] == ["samples.png", "interpolation.png"]
-    path = np.asarray(Image.open(written[1]))
-    assert path.shape[1] == drawn.shape[1]  # ten columns
-    assert (path.shape[0] - PAD) * 10 == (drawn.shape[0] - PAD) * 8  # eight rows
-    assert path.std() > 0
-
-
-@pytest.mark.parametrize("prior", ["normal", "uniform"])
-def test_interpolation_leads_from_latent_to_latent(prior):
-    ends = np.random.default_rng(0).uniform(-1, 1, (6, 5)).astype(np.float32)
-    path = interpolate(ends, prior, columns=7).reshape(3, 7, 5)
-    assert_allclose(path[:, 0], ends[0::2], rtol=1e-5, atol=1e-6)
-    assert_allclose(path[:, -1], ends[1::2], rtol=1e-5, atol=1e-6)
-
-
-def test_interpolation_of_normal_latents_keeps_the_norm():
-    halfway = interpolate(np.array([[1.0, 0.0], [0.0, 1.0]]), "normal", columns=3)[1]
-    assert_allclose(halfway, [0.5**0.5, 0.5**0.5], rtol=1e-5)
-    ends = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
-    ends /= np.linalg.norm(ends, axis=1, keepdims=True)
-    assert_allclose(np.linalg.norm(interpolate(3 * ends, "normal"), axis=1), 3, rtol=1e-4)
-    # Between latents of two norms that stand at no more than a right angle, norms go from one to the other.
-    norms = np.linalg.norm(interpolate(np.array([[1.0, 0.0, 0.0], [1.0, 2.0, 2.0]]), "normal"), axis=1)
-    assert np.all(np.diff(norms) > 0)
-    assert_allclose(norms[[0, -1]], [1, 3], rtol=1e-5)
-
-
-def test_interpolation_of_uniform_latents_is_straight():
-    ends = np.random.default_rng(0).uniform(-1, 1, (4, 5)).astype(np.float32)
-    path = interpolate(ends, "uniform", columns=6).reshape(2, 6, 5)
-    assert_allclose(np.diff(path, axis=1), np.repeat((ends[1::2] - ends[0::2])[:, None] / 5, 5, axis=1), atol=1e-6)
-
-
 # --- Scores
 
 
@@ -639,21 +571,6 @@ def test_run_whose_config_has_dotted_keys(tmp_path):
     (tmp_path / "config.json").write_text('{"generator.width": 3}')
     with pytest.raises(InputError, match="config"):
         workdirs.read_config(tmp_path)
-
-
-def test_interpolation_of_points(runs, monkeypatch, capsys):
-    workdir = runs["ring8"].workdir
-    before = hashes(workdir)
-    try:
-        assert "interpolation" in rejected(capsys, monkeypatch, mode="sample", workdir=str(workdir), interpolation=True)
-        assert hashes(workdir) == before
-    finally:
-        (workdir / "samples.png").unlink(missing_ok=True)
-
-
-def test_interpolation_between_opposite_latents():
-    norms = np.linalg.norm(interpolate(np.array([[1.0, 0.0], [-2.0, 0.01]]), "normal"), axis=1)
-    assert norms.max() < 3
 
 
 # --- The documentation

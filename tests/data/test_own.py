@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gan_jax
 from gan_jax import recipe
-from gan_jax.cli.sample import sample
+from gan_jax.cli.sample import Wish, sample
 from gan_jax.data import Source, independent, make_source, source
 from gan_jax.data.mixture import ring8
 from gan_jax.data.own import HELD, part
 from gan_jax.runs import workdirs
-from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.runs.sampler import Generate
+from gan_jax.runs.trained import Trained
 from gan_jax.training.loop import open_loader, train
 from gan_jax.training.writers import Writers
 from gan_jax.utils.errors import InputError
@@ -319,12 +320,12 @@ def test_vectors_of_labels_reach_both_players_and_every_picture(shrunk, tmp_path
     config.evaluation.extractor, config.evaluation.num_samples, config.evaluation.num_real = "pixels", 24, 24
     setup = recipe.build(config.lock(), source=(IMAGES, VECTORS))
     assert train(setup, tmp_path)
-    known = recipe.build(config, source=workdirs.known_source(tmp_path))  # which has no image
-    state = Checkpoints(tmp_path / "checkpoints").restore(recipe.abstract_state(known))
-    sample(known, state, tmp_path, 30, interpolation=True)
+    run = gan_jax.load(tmp_path)  # which has no image
+    assert list(sample(run, tmp_path, Wish(interpolate=3))) == [tmp_path / "interpolation.png"]
+    assert len(list(sample(run, tmp_path, Wish(num_samples=30)))) == 2
     written = np.load(tmp_path / "samples.npz")
     np.testing.assert_array_equal(written["labels"], VECTORS[np.arange(30) % COUNT])
-    expected = Generate(setup).examples(state.ema, setup.keys.pictures, 30)
+    expected = Generate(setup).examples(run.state.ema, jax.random.key(0), 30)
     np.testing.assert_array_equal(written["samples"], expected)
     assert (tmp_path / "samples.png").read_bytes() == (tmp_path / "samples" / "00000002.png").read_bytes()
     (tmp_path / workdirs.LABELS).unlink()
@@ -357,7 +358,7 @@ def test_images_need_not_be_square(network, shrunk, tmp_path):
     setup = recipe.build(shrunk("dcgan", None, changes))
     assert setup.source.shape == (8, 16, 1)
     assert train(setup, tmp_path / "run")
-    sample(setup, recipe.initial_state(setup), tmp_path, 2, interpolation=True)
+    list(sample(Trained(setup, recipe.initial_state(setup)), tmp_path, Wish(num_samples=2)))
     assert np.load(tmp_path / "samples.npz")["samples"].shape == (2, 8, 16, 1)
 
 
