@@ -1,6 +1,7 @@
 """Pictures: grids of images, and samples over a density for data on the line and in the plane."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,24 @@ def spectrum(values: dict[str, np.ndarray], title: str) -> np.ndarray:
     right.set(xlim=(-3 * largest, 3 * largest), ylim=(-3 * largest, 3 * largest))
     right.set_title("the same, logarithmic away from 0", fontsize=9)
     return _pixels(axes)
+
+
+def subplots(width: float, height: float, rows: int = 1, columns: int = 1):
+    """(a figure of this size in inches, its axes: an array [rows, columns])."""
+    from matplotlib.figure import Figure  # here: most runs draw none, and it takes a third of a second to import
+
+    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")  # no pyplot: nothing global
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def curves(title: str, points: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int):
+    """(the figure of a curve for each label, steps [n], values [n]; its lines); `columns` of the legend, 0: none."""
+    figure, ((ax,),) = subplots(6, 4)
+    lines = [ax.plot(steps, values, label=label, linewidth=1.5)[0] for label, steps, values in points]
+    ax.set(xlabel="step", title=title)
+    if columns:
+        figure.legend(fontsize=6, loc="outside right", ncols=columns)
+    return figure, lines
 
 
 def _axes(title: str) -> np.ndarray:
