@@ -46,7 +46,7 @@ class _Parts(ModuleType):
             raise AttributeError(name)
         argument = self.__name__.rpartition(".")[2]
         raise InputError(
-            f"{self.__name__}:{name} was handed over and lies in no file; from Python, give it to "
+            f"{self.__name__}:{name} was handed over and lies in no file; from Python, give the same to "
             f"gan_jax.build(config, {argument}=...) or gan_jax.load(workdir, {argument}=...)"
         )
 

@@ -39,7 +39,8 @@ def load(workdir: str | Path, checkpoint: str | int = NEWEST, averaged: bool = T
     Raises InputError, one line, where there is no such run or checkpoint, or none that is whole.
     """
     workdir = Path(workdir)
-    config = with_parts(workdirs.read_config(workdir, with_data=workdirs.known_source(workdir) is None), parts)
+    with_parts(schema.default_config(), parts)  # which are known from now on by the names that the config has for them
+    config = workdirs.read_config(workdir, with_data=workdirs.known_source(workdir) is None)
     return restored(workdir, config, checkpoint, averaged)
 
 

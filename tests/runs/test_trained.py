@@ -102,10 +102,10 @@ def test_checkpoints_by_step_and_the_best(conditional):
         (lambda run: run.sample(2, label=1.0), r"no label 1\.0; it must be"),
         (lambda run: run.generate(run.latents(0, 3)), r"conditional; give a label, one for all or 3$"),
         (lambda run: run.generate(run.latents(0, 3), [0, 1]), r"there are 2 labels for 3 examples"),
-        (lambda run: run.generate(run.latents(0, 3)[:, :2], 0), r"latents are of shape \[3, 2\]; they must be \[n, 4\]"),
+        (lambda run: run.generate(run.latents(0, 3)[:, :2], 0), r"shape \[3, 2\]; they must be \[n, 4\]"),
         (lambda run: run.generate(np.zeros((2, 4), int), 0), r"latents are int64; they must be floats"),
         (lambda run: run.generate(np.full((2, 4), np.nan), 0), r"latents are not all finite"),
-        (lambda run: run.discriminate(np.zeros((2, 8, 8, 3)), 0), r"of shape \[2, 8, 8, 3\]; they must be \[n, 8, 8, 1\]"),
+        (lambda run: run.discriminate(np.zeros((2, 8, 8, 3)), 0), r"\[2, 8, 8, 3\]; they must be \[n, 8, 8, 1\]"),
         (lambda run: run.sample(2, truncation=-0.5), r"truncation is -0\.5; it must be"),
         (lambda run: run.sample(2, seed=-1), r"seed is -1; it must be an integer"),
         (lambda run: run.sample(1.5), r"n is 1\.5; it must be an integer"),
@@ -151,15 +151,17 @@ if sys.argv[1:] == ["train"]:
     points = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
     gan_jax.train(gan_jax.build(config, source=points, prior=prior), "run")
 else:
+    try:
+        gan_jax.load("run")
+    except ValueError as error:
+        print(error)
     print(gan_jax.load("run", prior=prior).sample(2).shape)
-    gan_jax.load("run")
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
     subprocess.run([*command, "train"], cwd=tmp_path, env=environment, check=True, capture_output=True)
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.stdout == "(2, 2)\n"
-    assert re.search(r"InputError: .*by_hand\.prior.*gan_jax\.load\(workdir, prior=\.\.\.\)\n$", result.stderr)
+    assert re.fullmatch(r".*by_hand\.prior.*gan_jax\.load\(workdir, prior=\.\.\.\)\n\(2, 2\)\n", result.stdout)
 
 
 def test_importing_the_package_starts_no_jax():
