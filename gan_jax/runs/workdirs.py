@@ -148,6 +148,12 @@ def read_config(workdir: Path, with_data: bool = True) -> ConfigDict:
     raise InputError(f"{path} holds no config; {right}")
 
 
+def pictures(workdir: Path) -> dict[int, Path]:
+    """The pictures samples/STEP.png of a run by step, in order; not those NAME-STEP.png that callbacks draw."""
+    paths = (path for path in (workdir / "samples").glob("*.png") if path.stem.isdecimal())
+    return dict(sorted((int(path.stem), path) for path in paths))
+
+
 def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool = True) -> None:
     """Raises InputError, naming the keys, where `old` differs from `new`; `rescored`: but for how the run is scored."""
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
