@@ -238,9 +238,8 @@ def _curves(runs: list[Run]) -> str:
     logged, shown = union(values for run in runs for _, values in run.points), {*DRAWN, *ranked_scores(runs)}
     figures = []
     for name in (name for name in logged if name in shown):
-        curves = {run.name: run.curve(name) for run in runs}
-        points = [(label, *curve.T) for label, curve in curves.items() if len(curve)]
-        figure, _ = plots.curves(name, points, -(-len(points) // NAMED))
+        points = [(run.name, *run.curve(name).T) for run in runs]  # one without any keeps its colour from the others
+        figure, _ = plots.curves(name, points, -(-len(points) // NAMED), ("-", "--", ":"))
         figures.append(html.figure("image/svg+xml", name, "", figure.savefig, format="svg"))
     return "\n".join(figures)
 

@@ -199,13 +199,14 @@ def _use_run(runs_with: str) -> None:
     workdir = Path(_WORKDIR.value)
     if _MODE.value == "movie":
         return print("wrote", movie(workdir, Path(_OUT.value or workdir / "movie.gif"), _FPS.value))
-    config = workdirs.read_config(workdir)
+    known = workdirs.known_source(workdir)
+    # Pictures of points show the data too.
+    shows_data = known is None or (len(known.shape) == 1 and _FORMAT.value != "npz")
+    with_data = _MODE.value != "sample" or shows_data
+    config = workdirs.read_config(workdir, with_data)
     if _CONFIG.value is not None:
         workdirs.require_same(workdir, config, _CONFIG.value)
         config = _CONFIG.value  # which may say otherwise where the data lies, and how it is to be scored
-    known = workdirs.known_source(workdir)
-    # Pictures of points show the data too.
-    with_data = _MODE.value != "sample" or (known is not None and len(known.shape) == 1 and _FORMAT.value != "npz")
     run = restored(workdir, config, _CHECKPOINT.value, _AVERAGED.value, with_data)
     if _MODE.value == "sample":
         for path in sample(run, Path(_OUT.value or workdir), _wish()):

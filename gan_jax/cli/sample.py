@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan_jax.runs.sampler import BATCH, COLUMNS
+from gan_jax.runs.sampler import COLUMNS
 from gan_jax.runs.trained import Trained
 from gan_jax.utils import plots
 from gan_jax.utils.errors import InputError, reason
@@ -51,8 +51,9 @@ class Draws(NamedTuple):
 
     def batches(self, run: Trained) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
         """(first, examples [k, *shape], labels) for all of them, in order."""
-        for first in progress(range(0, self.count, BATCH), "samples"):
-            size = min(BATCH, self.count - first)
+        at_once = run.generate_with.size(self.count)
+        for first in progress(range(0, self.count, at_once), "samples"):
+            size = min(at_once, self.count - first)
             labels = self.labels(first, size)
             yield first, run.generate(self.latents(first, size), labels), labels
 
@@ -175,7 +176,7 @@ def _arrays(run: Trained, path: Path, draws: list[Draws], dtype: str) -> Path:
         with _array(archive, "samples", dtype, (count, *run.shape)) as samples:
             for draw in draws:
                 for _, examples, _ in draw.batches(run):
-                    samples.write((run.to_uint8(examples) if dtype == "uint8" else examples).tobytes())
+                    samples.write((run.to_uint8(examples) if dtype == "uint8" else examples).data)
         if conditional:
             kind, shape = ("float32", (count, size)) if size else ("int32", (count,))
             with _array(archive, "labels", kind, shape) as labels:

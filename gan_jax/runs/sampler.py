@@ -1,5 +1,6 @@
 """Examples and pictures from a state."""
 
+import math
 from collections.abc import Callable
 from copy import copy
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ from gan_jax.utils import plots
 from gan_jax.utils.progress import progress
 
 BATCH = 250  # examples generated in one call, at most; or as many more as make the devices' shares equal
+NUMBERS = BATCH * 32 * 32 * 3  # in the examples of one call, at most: of larger images there are fewer at a time
 LEAST = 8  # of a call, which has the next power of two for few
 COLUMNS = 10  # of a grid
 SHOWN = {"line": 10_000, "plane": 2_000, "grid": COLUMNS**2}  # examples in a picture
@@ -70,7 +72,8 @@ class Generate:
 
     def size(self, n: int) -> int:
         """How many examples a call makes when n are to be made: programs of few sizes serve all n."""
-        size = BATCH if n > BATCH else max(LEAST, 1 << (n - 1).bit_length())
+        most = max(LEAST, min(BATCH, NUMBERS // math.prod(self._setup.source.shape)))
+        size = most if n > most else max(LEAST, 1 << (n - 1).bit_length())
         return -(-size // self._devices.count) * self._devices.count
 
     def for_scores(self, average: Average, key, n: int) -> np.ndarray:

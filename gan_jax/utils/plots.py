@@ -11,6 +11,7 @@ from gan_jax.utils.files import write_atomically
 
 SMALLEST_TILE = 48  # pixels: smaller images are magnified by a whole factor
 PAD = 2
+COLOURS = 10  # of lines, by Matplotlib, before they come again
 PIXELS = 200  # along one side of the map of a function on the plane
 ENDS = {"LM": "largest modulus", "LR": "largest real part", "LI": "largest imaginary part"}  # by ARPACK's names
 
@@ -140,10 +141,16 @@ def subplots(width: float, height: float, rows: int = 1, columns: int = 1):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def curves(title: str, points: Sequence[tuple[str, np.ndarray, np.ndarray]], columns: int):
-    """(the figure of a curve for each label, steps [n], values [n]; its lines); `columns` of the legend, 0: none."""
+def curves(title: str, points: Sequence[tuple], columns: int, styles: Sequence[str] = ("-",)):
+    """(a figure with a curve for each of `points`: label, steps [n], values [n]; its lines).
+
+    `columns`: of the legend; 0: none. `styles`: of the first COLOURS lines, of the next, and so on, in turn.
+    """
     figure, ((ax,),) = subplots(6, 4)
-    lines = [ax.plot(steps, values, label=label, linewidth=1.5)[0] for label, steps, values in points]
+    lines = []
+    for number, (label, steps, values) in enumerate(points):
+        style = styles[number // COLOURS % len(styles)]
+        lines += ax.plot(steps, values, style, label=label, linewidth=1.5)
     ax.set(xlabel="step", title=title)
     if columns:
         figure.legend(fontsize=6, loc="outside right", ncols=columns)
