@@ -101,7 +101,8 @@ def names_of(folders: list[Path]) -> list[str]:
 
 def sections(runs: list[Run]) -> list[Section]:
     """The tables, without those that are empty."""
-    values = {key: [str(run.config.get(key, "")) for run in runs] for key in union(run.config for run in runs)}
+    shown = [{key: str(value) or "''" for key, value in run.config.items()} for run in runs]
+    values = {key: [config.get(key, "") for config in shown] for key in union(shown)}
     differing = {key: [(value, None) for value in row] for key, row in values.items() if len(set(row)) > 1}
     reached = [f"{run.step:,} of {run.config['num_steps']:,}" + ("; " + run.ended) * bool(run.ended) for run in runs]
     broken = [f"note: {run.broken} lines of {run.workdir / METRICS} cannot be read" for run in runs if run.broken]
@@ -211,14 +212,13 @@ def _made_with(run: Run, name: str, evaluated: bool) -> dict:
 def as_text(section: Section, names: list[str], width: int) -> str:
     """The table in columns; the runs that a line of that width has no room for follow below."""
     lines = [[section.heading, *names], *([name, *(text for text, _ in row)] for name, row in section.rows.items())]
-    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    count = max((width - first) // (max(others) + 2), 1)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    count = max((width - widths[0]) // (max(widths[1:]) + 2), 1)
     blocks = []
     for start in range(1, len(names) + 1, count):
-        rows = [
-            [line[0].ljust(first), *(text.ljust(max(others)) for text in line[start : start + count])] for line in lines
-        ]
-        blocks.append("\n".join("  ".join(row).rstrip() for row in rows))
+        columns = [0, *range(start, min(start + count, len(names) + 1))]
+        rows = ("  ".join(line[i].ljust(widths[i]) for i in columns) for line in lines)
+        blocks.append("\n".join(map(str.rstrip, rows)))
     return "\n".join([*section.notes, "\n\n".join(blocks if section.rows else [])])
 
 
