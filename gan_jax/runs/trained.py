@@ -90,7 +90,7 @@ class Trained:
         self.config, self.setup, self.state = setup.config, setup, state
         self.step = int(state.step)
         self.classes = setup.source.classes if setup.recipe.conditional else ()
-        self.generate_with = Generate(setup)
+        self.sampler = Generate(setup)
         self._judge = jax.jit(partial(step.discriminate, setup.recipe))
 
     def __repr__(self) -> str:
@@ -108,7 +108,7 @@ class Trained:
 
     def latents(self, seed: int, n: int, start: int = 0) -> np.ndarray:
         """Draws `start` ... `start + n - 1` of the prior with this seed: [n, d] float32. Draw i depends on i alone."""
-        return np.asarray(self.generate_with.latents(jax.random.key(_whole("seed", seed)), start, _whole("n", n)))
+        return np.asarray(self.sampler.latents(jax.random.key(_whole("seed", seed)), start, _whole("n", n)))
 
     def sample(
         self, n: int, seed: int = 0, label: Any = None, truncation: float | None = None, start: int = 0
@@ -133,12 +133,12 @@ class Trained:
             labels = () if label is None else (self._one_each(label, len(z)),)
             return step.sample(self.setup.recipe, self.state.ema, z, *labels)
         z = self.checked_latents(z)
-        return self.generate_with.from_latents(self.state.ema, z, self._one_each(label, len(z)))
+        return self.sampler.from_latents(self.state.ema, z, self._one_each(label, len(z)))
 
     def discriminate(self, x: Any, label: Any = None) -> np.ndarray:
         """D's logits at examples x [n, *shape], as `generate` returns them: [n] float32."""
         x = self._checked("examples", x, self.shape)
-        labels, size = self._one_each(label, len(x)), self.generate_with.size(len(x))
+        labels, size = self._one_each(label, len(x)), self.sampler.size(len(x))
         inputs = [x] if labels is None else [x, labels]
         logits = [
             self._judge(self.state.discriminator, *(resized(array[start : start + size], size) for array in inputs))
@@ -172,7 +172,7 @@ class Trained:
         None without labels. Raises InputError at a label that there is not.
         """
         if label is None:
-            return self.generate_with.labels(n, start)
+            return self.sampler.labels(n, start)
         labels = self._known(label)
         return labels[np.arange(start, start + n) % len(labels)]
 
