@@ -5,15 +5,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from gan_jax.data.readers.arrays import DAMAGE
 from gan_jax.runs import workdirs
+from gan_jax.utils import plots
 from gan_jax.utils.errors import InputError, reason
-from gan_jax.utils.files import replacing
 from gan_jax.utils.progress import progress
 
 KINDS = (".gif", ".webp")
 FASTEST = 50  # frames a second: a GIF counts in hundredths of one, and of 1 of them readers make 10
 HELD = 2_000  # ms for which the last picture stays, at least
-SEEN = 128  # pixels a side, from which a frame's colours are chosen
 LINE = 14  # pixels above a picture, for its step
 
 
@@ -23,8 +23,7 @@ def movie(workdir: Path, out: Path, fps: float) -> str:
     `out`: a FILE.gif or FILE.webp. Raises InputError where it is another, where there are no pictures, or where one
     cannot be read or has another size than the first.
     """
-    kind = out.suffix.lower()
-    if kind not in KINDS:
+    if out.suffix.lower() not in KINDS:
         raise InputError(f"--out is {out}; a movie is a FILE.gif or a FILE.webp")
     if not 0 < fps <= FASTEST:
         raise InputError(f"--fps is {fps:g}; it must be a number greater than 0, at most {FASTEST}")
@@ -33,14 +32,8 @@ def movie(workdir: Path, out: Path, fps: float) -> str:
         raise InputError(
             f"there are no pictures STEP.png in {workdir / 'samples'}; a run draws them every sample_every"
         )
-    frames = _frames(pictures)
-    if kind == ".gif":
-        frames = map(_in_256_colours, frames)
     shown = 1000 / fps  # ms
-    durations = [shown] * (len(pictures) - 1) + [max(HELD, shown)]
-    with replacing(out) as file:
-        options = {"append_images": frames, "duration": durations, "loop": 0, "quality": 90}
-        next(frames).save(file, kind.removeprefix("."), save_all=True, **options)
+    plots.write_animation(out, _frames(pictures), [shown] * (len(pictures) - 1) + [max(HELD, shown)])
     return f"{out}, {len(pictures)} pictures, {out.stat().st_size / 1e6:.1f} MB"
 
 
@@ -51,7 +44,7 @@ def _frames(pictures: Mapping[int, Path]) -> Iterator[Image.Image]:
         try:
             with Image.open(path) as file:
                 picture = file.convert("L" if file.mode == "L" else "RGB")
-        except OSError as error:
+        except DAMAGE as error:
             raise InputError(f"cannot read {path}: {reason(error)}; remove it") from error
         size = size or picture.size
         if picture.size != size:
@@ -61,12 +54,3 @@ def _frames(pictures: Mapping[int, Path]) -> Iterator[Image.Image]:
         frame.paste(picture, (0, LINE))
         ImageDraw.Draw(frame).text((3, 1), f"step {step:,}", fill="white")
         yield frame
-
-
-def _in_256_colours(frame: Image.Image) -> Image.Image:
-    """Grey as it is; of colours the nearest of 256 that fit this frame."""
-    if frame.mode == "L":
-        return frame
-    # k-means is 2 dB nearer on CIFAR-10, but takes seconds of all pixels; dithered, small images have speckles.
-    palette = frame.resize((SEEN, SEEN), Image.Resampling.NEAREST).quantize(256, kmeans=1)
-    return frame.quantize(palette=palette, dither=Image.Dither.NONE)

@@ -1,16 +1,17 @@
 """Pictures: grids of images, and samples over a density for data on the line and in the plane."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from gan_jax.utils.files import write_atomically
+from gan_jax.utils.files import replacing, write_atomically
 
 SMALLEST_TILE = 48  # pixels: smaller images are magnified by a whole factor
 PAD = 2
+SEEN = 128  # pixels a side, from which the colours of a frame of a GIF are chosen
 COLOURS = 10  # of lines, by Matplotlib, before they come again
 PIXELS = 200  # along one side of the map of a function on the plane
 ENDS = {"LM": "largest modulus", "LR": "largest real part", "LI": "largest imaginary part"}  # by ARPACK's names
@@ -47,6 +48,27 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     buffer = io.BytesIO()
     to_picture(picture).save(buffer, "png")
     write_atomically(path, buffer.getvalue())
+
+
+def write_animation(path: Path, frames: Iterable[Image.Image], durations: float | Sequence[float]) -> None:
+    """Writes pictures of one size, grey or RGB, as a GIF or WebP that repeats itself; durations in ms.
+
+    Pillow holds what it has of all frames until the end: of a GIF a byte a pixel, of a WebP three.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    frames = map(_in_256_colours, frames) if kind == "gif" else iter(frames)
+    with replacing(path) as file:
+        options = {"append_images": frames, "duration": durations, "loop": 0, "quality": 90}
+        next(frames).save(file, kind, save_all=True, **options)
+
+
+def _in_256_colours(frame: Image.Image) -> Image.Image:
+    """Grey as it is; of colours the nearest of 256 that fit this frame."""
+    if frame.mode == "L":
+        return frame
+    # k-means is 2 dB nearer on CIFAR-10, but takes seconds of all pixels; dithered, small images have speckles.
+    palette = frame.resize((SEEN, SEEN), Image.Resampling.NEAREST).quantize(256, kmeans=1)
+    return frame.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def plane_points(real: np.ndarray) -> np.ndarray:
