@@ -40,7 +40,7 @@ def load(workdir: str | Path, checkpoint: str | int = NEWEST, averaged: bool = T
     """
     workdir = Path(workdir)
     with_parts(schema.default_config(), parts)  # which are known from now on by the names that the config has for them
-    config = workdirs.read_config(workdir, with_data=workdirs.known_source(workdir) is None)
+    config = workdirs.read_config(workdir, whole=workdirs.known_source(workdir) is None)
     return restored(workdir, config, checkpoint, averaged)
 
 
@@ -51,9 +51,10 @@ def restored(
     source, device = None if with_data else workdirs.known_source(workdir), mesh(jax.local_devices()[:1])
     if source is None:
         setup = build.build_on(None, config, device)
-    else:  # whatever made the data need not be here: a folder, a module, an array that was handed over
-        other = schema.nested(schema.flatten(config.to_dict() | {"data": schema.default_config().data.to_dict()}))
-        setup = build.build_on(source, other.lock(), device)._replace(config=config, title=build.title_of(config))
+    else:  # whatever made the data, or scores samples, need not be here: a folder, a module, what was handed over
+        neutral = {group: schema.default_config()[group].to_dict() for group in workdirs.NOT_FOR_SAMPLES}
+        other = schema.nested(schema.flatten(config.to_dict() | neutral)).lock()
+        setup = build.build_on(source, other, device)._replace(config=config, title=build.title_of(config))
     folder, steps = _checkpoint(workdir, str(checkpoint))
     state = Checkpoints(folder).restore(build.abstract_state(setup), steps)
     require_numbers(state, setup.hyperparameters)
