@@ -9,6 +9,7 @@ MAIN = "gan_jax.main"
 COMMANDS = {  # name: what it stands for, after python -m; what it does
     "train": (MAIN, "trains a config, or goes on with a run"),
     "sample": (f"{MAIN} --mode=sample", "writes samples of a run"),
+    "export": (f"{MAIN} --mode=export", "writes a run's generator for use without this package"),
     "evaluate": (f"{MAIN} --mode=evaluate", "scores a run"),
     "movie": (f"{MAIN} --mode=movie", "shows the pictures of training one after another, as a GIF or WebP"),
     "compare": ("gan_jax.compare", "says in what runs differ and what came of it"),

@@ -1,6 +1,5 @@
 """Grids pixel by pixel, pictures of the plane and the line, PNG files, and files written whole."""
 
-
 import numpy as np
 import pytest
 from PIL import Image
