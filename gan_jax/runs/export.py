@@ -2,7 +2,7 @@
 
 `NAME.stablehlo` is the function (z [n, d] float32, label where conditional) -> examples [n, *shape] float32, for any n,
 compiled where it is called: a CPU, a CUDA GPU or a TPU. `NAME.safetensors` has the parameters by name, `NAME.onnx` the
-function for other runtimes. `NAME.json` beside the file says what goes in and what comes out.
+function for other runtimes. FILE.json beside it says what goes in and what comes out.
 """
 
 import importlib
@@ -36,7 +36,7 @@ def export(run: Trained, path: Path) -> list[Path]:
     if path.suffix not in WRITERS:
         raise InputError(f"{path} is no file to export to; its name must end in {', '.join(WRITERS)}")
     content = WRITERS[path.suffix](run)
-    about = path.with_suffix(".json")
+    about = path.with_name(f"{path.name}.json")
     write_atomically(path, content)
     write_atomically(about, (json.dumps(description(run, path.suffix), indent=2) + "\n").encode())
     return [path, about]
