@@ -248,11 +248,13 @@ def require_numbers(state: TrainState, numbers: Hyperparameters) -> None:
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    """The shapes of a tree's arrays, or of what tells of arrays, by dotted name; without the key, which has two."""
+    """The shapes of a tree's arrays, or of what tells of arrays, by dotted name; of keys those of their words."""
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-        if hasattr(leaf, "shape") and name != "key":
+        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        if hasattr(leaf, "shape"):
+            name = ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
             shapes[name] = tuple(leaf.shape)
     return shapes
 
