@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -26,6 +27,7 @@ from gan_jax.utils.keys import import_folders
 
 CONFIG, DATA = "config.json", "data.json"
 IMPORTS = "imports.json"  # the folders in which the modules lay that a config names; of a config that names none: not
+INIT = "init.json"  # where a run starts whose config has init.run, and what it takes from there
 LABELS = "labels.npy"  # vectors of labels that pictures are made with, where labels are vectors
 # What may differ between two starts of a run: where data lies, how it gets to the device, how the run is scored.
 MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
@@ -67,6 +69,7 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
         require_same(workdir, read_config(workdir), config)
     elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
+    settle_start(workdir, config.init.run)
     write_config(workdir, config)
     token = secrets.token_hex(8)
     lock.truncate(0)
@@ -74,6 +77,35 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
     lock.flush()
     os.fsync(lock.fileno())  # NFS shows others what is written when the file is closed, which is at the end of the run
     return token
+
+
+def settle_start(folder: Path, name: str) -> None:
+    """Notes in INIT, once, which checkpoint `init.run` names as things are now: FOLDER, FOLDER:STEP or FOLDER:best.
+
+    Raises InputError where there is none.
+    """
+    if not name or (folder / INIT).exists():
+        return
+    run, which = re.fullmatch(r"(.+?)(?::(\d+|best))?", name, re.DOTALL).groups(default="newest")
+    path, wrong = Path(run).absolute(), f"config key init.run is {name!r}, but"
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{wrong} there is no run in {path}; it must be FOLDER, FOLDER:STEP or FOLDER:best")
+    kinds = {"newest": ["checkpoints"], "best": ["best"]}.get(which, ["best", "checkpoints"])
+    kept = [(int(saved.name), kind) for kind in kinds for saved in (path / kind).glob("*") if saved.name.isdecimal()]
+    fitting = [(step, kind) for step, kind in kept if which in ("newest", "best", str(step))]
+    if not fitting:
+        has = ", ".join(str(step) for step in sorted({step for step, _ in kept}))
+        right = (
+            f"it has {has}"
+            if has
+            else "give a STEP, or train it with evaluation.best set"
+            if which == "best"
+            else "train it first"
+        )
+        raise InputError(f"{wrong} that run has no checkpoint {which}; {right}")
+    step, kind = max(fitting)
+    start = {"run": name, "folder": str(path), "checkpoints": kind, "step": step}
+    write_atomically(folder / INIT, (json.dumps(start) + "\n").encode())
 
 
 def require_shared(workdir: Path, token: str) -> None:
