@@ -80,12 +80,13 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
 
 
 def settle_start(folder: Path, name: str) -> None:
-    """Notes in INIT, once, which checkpoint `init.run` names as things are now: FOLDER, FOLDER:STEP or FOLDER:best.
+    """Notes in INIT, once, which checkpoint `init.run` names as things are now. Raises InputError where there is none."""
+    if name and not (folder / INIT).exists():
+        write_atomically(folder / INIT, (json.dumps(start_of(name)) + "\n").encode())
 
-    Raises InputError where there is none.
-    """
-    if not name or (folder / INIT).exists():
-        return
+
+def start_of(name: str) -> dict:
+    """The checkpoint that FOLDER, FOLDER:STEP or FOLDER:best names as things are now. Raises InputError without one."""
     run, which = re.fullmatch(r"(.+?)(?::(\d+|best))?", name, re.DOTALL).groups(default="newest")
     path, wrong = Path(run).absolute(), f"config key init.run is {name!r}, but"
     if not (path / CONFIG).is_file():
@@ -104,8 +105,7 @@ def settle_start(folder: Path, name: str) -> None:
         )
         raise InputError(f"{wrong} that run has no checkpoint {which}; {right}")
     step, kind = max(fitting)
-    start = {"run": name, "folder": str(path), "checkpoints": kind, "step": step}
-    write_atomically(folder / INIT, (json.dumps(start) + "\n").encode())
+    return {"run": name, "folder": str(path), "checkpoints": kind, "step": step}
 
 
 def require_shared(workdir: Path, token: str) -> None:
