@@ -118,8 +118,8 @@ def write(found: dict, floor: float, before: tuple[float, float], size: int, sec
     rows.append(["real images", f"{floor:.1f}", *[""] * (len(STEPS) - 1), ""])
     about = (
         f"`configs/dcgan.py` of width {CHANGES['generator.width']}; {FEW} images of the digit {DIGIT}, after a run on "
-        f"all other digits. FID by the extractor `digits`, of {size} samples of the averaged generator to {size} images "
-        f"of the digit that no run has seen: the mean over {HALVINGS} ways to halve those {2 * size}; beside it the "
+        f"all other digits. FID by the extractor `digits`, of {size} samples of the averaged generator to {size} "
+        f"images of the digit that no run has seen: the mean over {HALVINGS} ways to halve those {2 * size}; beside it the "
         f"standard deviation over {len(SEEDS)} seeds. *Real images*: one half to the other. With so few images most of "
         f"a small FID is bias, the same in each row. The last column is of what the classifier takes for the digit, at "
         f"the last step."

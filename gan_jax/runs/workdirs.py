@@ -80,7 +80,7 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
 
 
 def settle_start(folder: Path, name: str) -> None:
-    """Notes in INIT, once, which checkpoint `init.run` names as things are now. Raises InputError where there is none."""
+    """Notes in INIT, once, which checkpoint `init.run` names as things are now. Raises InputError without one."""
     if name and not (folder / INIT).exists():
         write_atomically(folder / INIT, (json.dumps(start_of(name)) + "\n").encode())
 
