@@ -51,7 +51,7 @@ class Draws(NamedTuple):
 
     def batches(self, run: Trained) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
         """(first, examples [k, *shape], labels) for all of them, in order."""
-        at_once = run.generate_with.size(self.count)
+        at_once = run.sampler.size(self.count)
         for first in progress(range(0, self.count, at_once), "samples"):
             size = min(at_once, self.count - first)
             labels = self.labels(first, size)
@@ -89,7 +89,7 @@ def _draws(run: Trained, wish: Wish) -> list[Draws]:
     """What is to be made: by seed, of the pictures, or of a file. Without a label it is in turn, or as in a picture."""
     if wish.latents is not None and wish.seeds:
         raise InputError("--seed and --latents both say which latents to take; give one")
-    shown, shown_labels = run.generate_with.shown()
+    shown, shown_labels = run.sampler.shown()
     label, count = _label(run, wish.label), wish.num_samples or shown
     rows = _rows(run, wish.latents) if wish.latents not in (None, PICTURES) else None
 
@@ -100,7 +100,7 @@ def _draws(run: Trained, wish: Wish) -> list[Draws]:
 
     def drawn(name: str, key) -> Draws:
         def latents(first: int, size: int) -> np.ndarray:
-            return run.truncated(np.asarray(run.generate_with.latents(key, first, size)), wish.truncation)
+            return run.truncated(np.asarray(run.sampler.latents(key, first, size)), wish.truncation)
 
         return Draws(name, count, latents, labels)
 
@@ -149,7 +149,7 @@ def _grid(run: Trained, out: Path, wish: Wish) -> Path:
         wish = wish._replace(latents=PICTURES)
     samples = np.concatenate([examples for draws in _draws(run, wish) for _, examples, _ in draws.batches(run)])
     path = out / "samples.png"
-    plots.write_png(path, run.generate_with.drawing_of(run.state, samples)())
+    plots.write_png(path, run.sampler.drawing_of(run.state, samples)())
     return path
 
 
@@ -227,7 +227,7 @@ def _interpolation(run: Trained, out: Path, wish: Wish) -> Path:
 def _ends(run: Trained, wish: Wish) -> np.ndarray:
     """The latents [r + 1, d] between which r rows lead: of several seeds the first of each."""
     if wish.latents is None and not wish.seeds:
-        ends = np.asarray(run.generate_with.latents(run.setup.keys.interpolation, 0, wish.num_samples or ROWS + 1))
+        ends = np.asarray(run.sampler.latents(run.setup.keys.interpolation, 0, wish.num_samples or ROWS + 1))
         return run.truncated(ends, wish.truncation)
     draws = _draws(run, wish)
     if len(draws) > 1:

@@ -222,6 +222,7 @@ def merge_setups(setups: Sequence[Setup]) -> tuple[Setup, Hyperparameters]:
 def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
     move, minibatch, augmentation = MOVES[config.moves], _minibatch(config), config.augment
     burn_in, clip = config.burn_in or config.num_steps, config.discriminator.clip
+    noise_steps = augmentation.instance_noise_steps or config.num_steps
     policy = transforms.of_policy(augmentation.policy)
     move_keys = schema.move_group(config.moves)
     take = bind(move_keys, move.take, config.to_dict().get(move_keys, {}))({})
@@ -248,7 +249,7 @@ def _make_recipe(config, devices: Devices, source: Source) -> Recipe:
         generator_penalty=penalties[OF_G],
         generator_penalty_every=config.generator.penalty.every,
         own=own,
-        schedule=partial(schedules.at_step, burn_in, config.num_steps, config.batch_size),
+        schedule=partial(schedules.at_step, burn_in, noise_steps, config.batch_size),
         generator_tx=make_optimizer("generator.optimizer", config.generator.optimizer, burn_in, move.updates_per_step),
         discriminator_tx=make_optimizer(
             "discriminator.optimizer",

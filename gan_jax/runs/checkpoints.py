@@ -1,27 +1,28 @@
 """Checkpoints: a state saved while training goes on, restored to the same bits, and held to its own fingerprint."""
 
 import json
+import logging
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gan_jax.parallel import agreement
 from gan_jax.runs import legacy
-from gan_jax.step.state import TrainState
+from gan_jax.step.state import Hyperparameters, TrainState
 from gan_jax.utils.errors import AgreedError, InputError, UnsavedError
 from gan_jax.utils.files import read_json, require_writable, write_atomically
 from gan_jax.utils.hashing import scramble
 
 BEST, ABOUT_BEST = "best", "best.json"
-CHANGED = "its content is not what was saved"
 READ_WITHIN = 600  # seconds between the first and the last of several processes
 
 
@@ -38,10 +39,7 @@ class Checkpoints:
     @cached_property
     def _manager(self):
         # Made, and Orbax imported, when there is something to read or write: a first step need not wait for that.
-        import orbax.checkpoint as ocp
-
-        _silence_closed_loops()
-        reads_only = self._kept is None
+        ocp, reads_only = _orbax(), self._kept is None
         options = ocp.CheckpointManagerOptions(max_to_keep=self._kept, create=not reads_only, read_only=reads_only)
         return ocp.CheckpointManager(self._directory, options=options)
 
@@ -50,9 +48,7 @@ class Checkpoints:
 
         What goes wrong there, this, `wait` or `close` says when next called: UnsavedError.
         """
-        import orbax.checkpoint as ocp
-
-        payload = {"state": state, "fingerprint": self._fingerprint(state)}
+        ocp, payload = _orbax(), {"state": state, "fingerprint": self._fingerprint(state)}
         with self._unsaved():
             if not self._directory.is_dir():  # Orbax would make it anew, and with it a run without its past
                 raise FileNotFoundError("the folder is gone")
@@ -75,13 +71,14 @@ class Checkpoints:
         `template` gives its shapes, dtypes and shardings: a state, or one of jax.ShapeDtypeStruct.
 
         One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. Raises
-        InputError where there are checkpoints and none is whole.
+        InputError where there are checkpoints and none is whole, or one is of another form than the template.
         """
         reasons = {}
         for step in sorted(self.steps() if steps is None else steps, reverse=True):
+            read = partial(self._read, step, *self._form_of(step, template))
             try:
                 # One that alone cannot read it does not wait for ever for those who could: they wait in Orbax for it.
-                state = agreement.all_or_none(partial(self._restore, step, template), within=READ_WITHIN)
+                state = agreement.all_or_none(read, within=READ_WITHIN)
             except InputError as error:
                 reasons[step] = str(error)
                 continue
@@ -130,23 +127,43 @@ class Checkpoints:
                 "folder back, and the same command goes on from there"
             ) from error
 
-    def _restore(self, step: int, template: TrainState) -> TrainState:
-        """Raises InputError, which says why, where the checkpoint is not whole."""
-        try:
-            return self._read(step, template, lambda state: (state, state))
-        except InputError:
-            if isinstance(template, TrainState):  # and not the state of a sweep
-                try:
-                    return self._read(step, legacy.old_template(template), partial(legacy.new_state, template))
-                except InputError as error:
-                    if str(error) == CHANGED:  # it has the old form, and is not whole
-                        raise
-            raise
+    def _form_of(self, step: int, template) -> tuple[Any, Callable]:
+        """The template of a checkpoint, in today's form or an older one, and the `form` of its state for `_read`.
+
+        Raises InputError where it is of another config.
+        """
+        differs = self._differences(step, template)
+        if not differs:
+            return template, lambda state: (state, state)
+        if isinstance(template, TrainState):  # and not the state of a sweep
+            old = legacy.old_template(template)
+            if not self._differences(step, old):
+                return old, partial(legacy.new_state, template)
+        shown = f"{', '.join(differs[:3])}{f' and {len(differs) - 3} more' if len(differs) > 3 else ''}"
+        where, right = f"checkpoint {step} in {self._directory}", "put back the config that it was trained with"
+        raise AgreedError(f"{where} is of another config ({shown}); {right}")
+
+    def _differences(self, step: int, template) -> list[str]:
+        """The arrays of a checkpoint that are not those of the template, in words; none of one that is torn."""
+        there, here = {}, _shapes(template)
+        with suppress(Exception):
+            saved = _orbax().StandardCheckpointer().metadata(self._directory / str(step) / "payload")
+            there = _shapes(saved.item_metadata.tree["state"])
+        names = [name for name in there | here if there.get(name) != here.get(name)] if there else []
+        words = {(): "on", None: "missing"}
+        return [
+            "{} is {} there, {} here".format(
+                name, *(words.get(side.get(name), side.get(name)) for side in (there, here))
+            )
+            for name in names
+        ]
 
     def _read(self, step: int, template, form: Callable) -> TrainState:
-        """The state of a checkpoint; `form`: what has its arrays -> (the state, what has them as they were hashed)."""
-        import orbax.checkpoint as ocp
+        """The state of a checkpoint; `form`: what has its arrays -> (the state, what has them as they were hashed).
 
+        Raises InputError, which says why, where the checkpoint is not whole.
+        """
+        ocp = _orbax()
         shape = jax.ShapeDtypeStruct((), jnp.uint32, sharding=jax.tree.leaves(template)[0].sharding)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -162,7 +179,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise whatever a torn file leads them to
             raise InputError(_summary(error)) from error
         if not whole:
-            raise InputError(CHANGED)
+            raise InputError("its content is not what was saved")
         return state
 
 
@@ -218,7 +235,38 @@ def fingerprint(tree) -> jax.Array:
     return total
 
 
+def require_numbers(state: TrainState, numbers: Hyperparameters) -> None:
+    """Raises InputError where the numbers of a config are not those with which a restored state was trained."""
+    trained = jax.device_get(state.hyperparameters)
+    changed = [name for name, number in numbers.items() if number != trained[name]]
+    if changed:
+        shown = ", ".join(f"{name} is {trained[name]:g} there, {numbers[name]:g} here" for name in changed)
+        raise InputError(
+            f"checkpoint {int(state.step)} was trained with other numbers than the config has ({shown}); put them "
+            "back, or train anew in another workdir"
+        )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    """The shapes of a tree's arrays, or of what tells of arrays, by dotted name; without the key, which has two."""
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        if hasattr(leaf, "shape") and name != "key":
+            shapes[name] = tuple(leaf.shape)
+    return shapes
+
+
 @cache
+def _orbax():
+    """Orbax, without what it and TensorStore say on stderr: what matters of it a checkpoint's own errors say."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    _silence_closed_loops()
+    return ocp
+
+
 def _silence_closed_loops() -> None:
     """Drops what TensorStore says into an event loop that Orbax closed when a read or a write failed."""
     previous = sys.unraisablehook

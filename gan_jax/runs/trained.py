@@ -17,7 +17,7 @@ from gan_jax.config.by_hand import with_parts
 from gan_jax.networks.latents import PRIORS
 from gan_jax.parallel.devices import mesh
 from gan_jax.runs import workdirs
-from gan_jax.runs.checkpoints import BEST, Checkpoints
+from gan_jax.runs.checkpoints import BEST, Checkpoints, require_numbers
 from gan_jax.runs.sampler import Generate, resized
 from gan_jax.step.state import Average, TrainState
 from gan_jax.utils import plots
@@ -51,6 +51,7 @@ def restored(
     setup = setup_of(workdir, config, with_data)
     folder, steps = _checkpoint(workdir, str(checkpoint))
     state = Checkpoints(folder).restore(build.abstract_state(setup), steps)
+    require_numbers(state, setup.hyperparameters)
     if not averaged:
         state = state.replace(ema=Average(state.generator.params, state.generator.stats))
     return Trained(setup, state)
@@ -95,7 +96,7 @@ class Trained:
         self.config, self.setup, self.state = setup.config, setup, state
         self.step = int(state.step)
         self.classes = setup.source.classes if setup.recipe.conditional else ()
-        self.generate_with = Generate(setup)
+        self.sampler = Generate(setup)
         self._judge = jax.jit(partial(step.discriminate, setup.recipe))
 
     def __repr__(self) -> str:
@@ -113,7 +114,7 @@ class Trained:
 
     def latents(self, seed: int, n: int, start: int = 0) -> np.ndarray:
         """Draws `start` ... `start + n - 1` of the prior with this seed: [n, d] float32. Draw i depends on i alone."""
-        return np.asarray(self.generate_with.latents(jax.random.key(_whole("seed", seed)), start, _whole("n", n)))
+        return np.asarray(self.sampler.latents(jax.random.key(_whole("seed", seed)), start, _whole("n", n)))
 
     def sample(
         self, n: int, seed: int = 0, label: Any = None, truncation: float | None = None, start: int = 0
@@ -138,12 +139,12 @@ class Trained:
             labels = () if label is None else (self._one_each(label, len(z)),)
             return step.sample(self.setup.recipe, self.state.ema, z, *labels)
         z = self.checked_latents(z)
-        return self.generate_with.from_latents(self.state.ema, z, self._one_each(label, len(z)))
+        return self.sampler.from_latents(self.state.ema, z, self._one_each(label, len(z)))
 
     def discriminate(self, x: Any, label: Any = None) -> np.ndarray:
         """D's logits at examples x [n, *shape], as `generate` returns them: [n] float32."""
         x = self._checked("examples", x, self.shape)
-        labels, size = self._one_each(label, len(x)), self.generate_with.size(len(x))
+        labels, size = self._one_each(label, len(x)), self.sampler.size(len(x))
         inputs = [x] if labels is None else [x, labels]
         logits = [
             self._judge(self.state.discriminator, *(resized(array[start : start + size], size) for array in inputs))
@@ -177,7 +178,7 @@ class Trained:
         None without labels. Raises InputError at a label that there is not.
         """
         if label is None:
-            return self.generate_with.labels(n, start)
+            return self.sampler.labels(n, start)
         labels = self._known(label)
         return labels[np.arange(start, start + n) % len(labels)]
 

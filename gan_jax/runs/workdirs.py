@@ -9,18 +9,21 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from gan_jax.config.schema import completed, flatten, names_a_path
+from gan_jax.config.schema import CadenceKeys, completed, flatten, names_a_path, table
 from gan_jax.data import Source
 from gan_jax.data.source import content, example_labels
 from gan_jax.parallel import agreement
+from gan_jax.step.schedules import LENGTHS
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import read_json, write_atomically
 from gan_jax.utils.keys import import_folders
@@ -29,10 +32,13 @@ CONFIG, DATA = "config.json", "data.json"
 IMPORTS = "imports.json"  # the folders in which the modules lay that a config names; of a config that names none: not
 INIT = "init.json"  # where a run starts whose config has init.run, and what it takes from there
 LABELS = "labels.npy"  # vectors of labels that pictures are made with, where labels are vectors
-# What may differ between two starts of a run: where data lies, how it gets to the device, how the run is scored.
-MAY_DIFFER = ("data.dir", "data.placement", "data.workers")
+CHANGES = "changes.jsonl"  # a line for each start of a run with other keys: {"step": ..., KEY: [before, from then on]}
+# What may differ between two starts of a run: where data lies and how it gets to the device; how often something is
+# done; how the run is scored, and when it stops.
+OF_THE_DATA = ("data.dir", "data.placement", "data.workers")
+MAY_DIFFER = (*OF_THE_DATA, "steps_per_call", *CadenceKeys._fields)
 MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
-SCORING = "evaluation."  # keys that begin so
+MAY_DIFFER_GROUPS = ("evaluation.", "stop.")  # keys that begin so
 LOCK = ".lock"
 _DATA_TYPES = {"shape": list, "size": int, "classes": list, "identity": str}  # fields of data.json, as of a Source
 SEEN_WITHIN = 60  # seconds in which a file that one host writes is to be seen by another
@@ -66,7 +72,7 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
     """Locks the folder and writes a random token into its lock, by which the other processes know the folder."""
     lock = stack.enter_context(locked(workdir))
     if (workdir / CONFIG).exists():
-        require_same(workdir, read_config(workdir), config)
+        _go_on(workdir, read_config(workdir), config)
     elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
     settle_start(workdir, config.init.run)
@@ -180,17 +186,58 @@ def read_config(workdir: Path, with_data: bool = True) -> ConfigDict:
     raise InputError(f"{path} holds no config; {right}")
 
 
-def require_same(workdir: Path, old: ConfigDict, new: ConfigDict, rescored: bool = True) -> None:
-    """Raises InputError, naming the keys, where `old` differs from `new`; `rescored`: but for how the run is scored."""
-    old, new = flatten(old.to_dict()), flatten(new.to_dict())
-    fixed = [key for key in old | new if key not in MAY_DIFFER and not (rescored and key.startswith(SCORING))]
-    changed = [key for key in fixed if old.get(key) != new.get(key)]
-    if changed:
-        shown = ", ".join(
-            f"{key} is {old.get(key, 'missing')!r} there, {new.get(key, 'missing')!r} here" for key in changed[:3]
-        )
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+def may_differ(key: str) -> bool:
+    """Whether a config key may have another value when a run is started again."""
+    return key in MAY_DIFFER or key.startswith(MAY_DIFFER_GROUPS)
+
+
+def require_same(
+    workdir: Path, old: ConfigDict, new: ConfigDict, may_differ: Callable[[str], bool] = may_differ
+) -> None:
+    """Raises InputError, naming the keys, where `old` differs from `new` in others than those that may differ."""
+    changed = differences(old, new)
+    fixed = [key for key in changed if not may_differ(key)]
+    if fixed:
+        shown = ", ".join("{} is {!r} there, {!r} here".format(key, *changed[key]) for key in fixed[:3])
+        more = f" and {len(fixed) - 3} more" if len(fixed) > 3 else ""
         raise InputError(f"workdir {workdir} holds a run of another config ({shown}{more}); choose another --workdir")
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
+    """The keys in which two configs differ, dotted: (the value of `old`, that of `new`)."""
+    old, new = flatten(old.to_dict()), flatten(new.to_dict())
+    pairs = {key: (old.get(key, "missing"), new.get(key, "missing")) for key in old | new}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _go_on(workdir: Path, old: ConfigDict, new: ConfigDict) -> None:
+    """Notes what changes with this start of a run. Raises InputError where it would not be the same run."""
+    changed = differences(old, new)
+    longer = {"num_steps", *LENGTHS} if "num_steps" in changed else ()
+    require_same(workdir, old, new, lambda key: may_differ(key) or key in longer)
+    if longer:
+        _require_same_course(workdir, flatten(old.to_dict()), flatten(new.to_dict()))
+    if changed:
+        steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
+        with (workdir / CHANGES).open("a") as file:
+            file.write(json.dumps({"step": max(steps, default=0)} | changed) + "\n")
+
+
+def _require_same_course(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises InputError where a run of another num_steps would not have taken the same steps so far."""
+    before, now = old["num_steps"], new["num_steps"]
+    there = f"num_steps is {before} in {workdir}, {now} here"
+    if now < before:
+        raise InputError(f"{there}; it may only grow")
+    defaults = table(new)
+    for length, runs_over_it in LENGTHS.items():
+        on = [key for key in defaults if runs_over_it(key) and new[key] != defaults[key].default]
+        if new[length] == (steps := old[length] or before):
+            continue
+        if on:
+            raise InputError(f"{there}, and {on[0]} runs over {steps} steps; add --config.{length}={steps}")
+        if new[length] != old[length]:
+            raise InputError(f"{length} is {old[length]} in {workdir}, {new[length]} here; choose another --workdir")
 
 
 def settle_data(workdir: Path, source: Source) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gan_jax.step import transforms
-from gan_jax.utils.keys import NON_NEGATIVE, SHARE, TRACED, Rule
+from gan_jax.utils.keys import COUNT, NON_NEGATIVE, SHARE, TRACED, Needs, Rule
 
 _POLICY = Rule(
     str,
@@ -26,6 +26,9 @@ class AugmentKeys(NamedTuple):
     instance_noise: Annotated[
         float, NON_NEGATIVE, "standard deviation of noise on what D sees, falling linearly to 0 over the run", TRACED
     ] = 0.0
+    instance_noise_steps: Annotated[
+        int, COUNT, "or over so many steps; 0: num_steps", Needs("augment.instance_noise")
+    ] = 0
     policy: Annotated[str, _POLICY, "transforms of what D sees, such as color,translation,cutout"] = transforms.NONE
     probability: Annotated[
         float, SHARE, "with which a transform is applied; where ADA moves it, at the start", TRACED

@@ -21,6 +21,13 @@ class AverageKeys(NamedTuple):
     ] = 0.0
 
 
+# Keys that say over how many steps others run, 0 for num_steps: whether a config key is one of these others.
+LENGTHS = {
+    "burn_in": lambda key: key.endswith("_to") or key == "generator.ema_half_life",
+    "augment.instance_noise_steps": lambda key: key == "augment.instance_noise",
+}
+
+
 def half_cosine(start, end, step, steps: int):
     """From `start` at step 0 to `end` at step `steps` by half a cosine, and `end` from there on, both exactly."""
     share = (1 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1))) / 2
@@ -28,14 +35,14 @@ def half_cosine(start, end, step, steps: int):
 
 
 def annealed(start, step, steps: int):
-    """`start` falling linearly over a run of so many steps, from all of it at step 0 to 0 at its end."""
+    """`start` falling linearly over so many steps, from all of it at step 0 to 0 at their end, and 0 from there on."""
     return start * jnp.maximum(0.0, 1 - step / steps)
 
 
-def at_step(burn_in: int, num_steps: int, batch_size: int, numbers: Mapping[str, jax.Array], step) -> dict:
-    """The traced numbers {config key: number} as they are in step number `step` of a run of `num_steps` steps.
+def at_step(burn_in: int, noise_steps: int, batch_size: int, numbers: Mapping[str, jax.Array], step) -> dict:
+    """The traced numbers {config key: number} as they are in step number `step`.
 
-    A number with an end, KEY_to, is on its way there over the burn-in. Instance noise falls to 0 over the run.
+    A number with an end, KEY_to, is on its way there over the burn-in. Instance noise falls to 0 over `noise_steps`.
     `generator.ema_decay` becomes that of the step. Where the average has a half-life of H images, it is
     0.5^(batch_size / H), with H growing from 0 to the final one: at first the average is the generator. Elsewhere it is
     capped: the average forgets its random start, since its memory is at most a ninth of the run so far, and a step.
@@ -47,7 +54,7 @@ def at_step(burn_in: int, num_steps: int, batch_size: int, numbers: Mapping[str,
             # 0, in a program of which other runs have an end, is no way to go.
             now[key.removesuffix("_to")] = jnp.where(end > 0, half_cosine(start, end, step, burn_in), start)
     if "augment.instance_noise" in numbers:
-        now["augment.instance_noise"] = annealed(numbers["augment.instance_noise"], step, num_steps)
+        now["augment.instance_noise"] = annealed(numbers["augment.instance_noise"], step, noise_steps)
     decay = jnp.minimum(numbers["generator.ema_decay"], (1 + step) / (10 + step))
     if "generator.ema_half_life" in numbers:
         final = numbers["generator.ema_half_life"]

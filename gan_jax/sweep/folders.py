@@ -28,7 +28,7 @@ def member_folder(workdir: Path, member: Member) -> Path:
 def program_folder(workdir: Path, members: list[Member]) -> Path:
     """Where the files of these members' program are: other members, or other configs, have another folder."""
     configs = [flatten(member.config.to_dict()) for member in members]
-    fixed = [{key: value for key, value in config.items() if key not in workdirs.MAY_DIFFER} for config in configs]
+    fixed = [{key: value for key, value in config.items() if key not in workdirs.OF_THE_DATA} for config in configs]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
     return workdir / PROGRAMS / digest[:12]
 
@@ -40,7 +40,8 @@ def require_same(workdir: Path, members: list[Member]) -> None:
     for member in members:
         folder = member_folder(workdir, member)
         if (folder / workdirs.CONFIG).exists():
-            workdirs.require_same(folder, workdirs.read_config(folder), member.config, rescored=False)
+            old = workdirs.read_config(folder)
+            workdirs.require_same(folder, old, member.config, workdirs.OF_THE_DATA.__contains__)
 
 
 def settle(path: Path, values: dict) -> None:
