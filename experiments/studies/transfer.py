@@ -119,10 +119,10 @@ def write(found: dict, floor: float, before: tuple[float, float], size: int, sec
     about = (
         f"`configs/dcgan.py` of width {CHANGES['generator.width']}; {FEW} images of the digit {DIGIT}, after a run on "
         f"all other digits. FID by the extractor `digits`, of {size} samples of the averaged generator to {size} "
-        f"images of the digit that no run has seen: the mean over {HALVINGS} ways to halve those {2 * size}; beside it the "
-        f"standard deviation over {len(SEEDS)} seeds. *Real images*: one half to the other. With so few images most of "
-        f"a small FID is bias, the same in each row. The last column is of what the classifier takes for the digit, at "
-        f"the last step."
+        f"images of the digit that no run has seen: the mean over {HALVINGS} ways to halve those {2 * size}; beside it "
+        f"the standard deviation over {len(SEEDS)} seeds. *Real images*: one half to the other. With so few images most "
+        f"of a small FID is bias, the same in each row. The last column is of what the classifier takes for the digit, "
+        f"at the last step."
     )
     header = ["start", *[f"FID, step {step:,}" for step in STEPS], f"taken for {DIGIT}"]
     report.write("transfer", "Few images, from another run", [about, report.table(header, rows)], draw(found, floor))

@@ -101,14 +101,8 @@ def start_of(name: str) -> dict:
     kept = [(int(saved.name), kind) for kind in kinds for saved in (path / kind).glob("*") if saved.name.isdecimal()]
     fitting = [(step, kind) for step, kind in kept if which in ("newest", "best", str(step))]
     if not fitting:
-        has = ", ".join(str(step) for step in sorted({step for step, _ in kept}))
-        right = (
-            f"it has {has}"
-            if has
-            else "give a STEP, or train it with evaluation.best set"
-            if which == "best"
-            else "train it first"
-        )
+        without = "give a STEP, or train it with evaluation.best set" if which == "best" else "train it first"
+        right = f"it has {', '.join(map(str, sorted({step for step, _ in kept})))}" if kept else without
         raise InputError(f"{wrong} that run has no checkpoint {which}; {right}")
     step, kind = max(fitting)
     return {"run": name, "folder": str(path), "checkpoints": kind, "step": step}

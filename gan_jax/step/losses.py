@@ -63,7 +63,8 @@ def discriminator_loss(recipe: Recipe, numbers: Mapping, state: TrainState, para
       dropped.
     """
     real, labels, old_stats = real["image"], labels_of(recipe, real), state.discriminator.stats
-    params = held_constant(recipe, params)
+    if recipe.frozen is not None:
+        params = held_constant(recipe.frozen, params)
     fake, _ = _generated(recipe, state.generator.params, state, recipe.prior(latent_keys), labels, latent_keys)
 
     def critic(x, number=FOR_PENALTY):

@@ -159,7 +159,8 @@ def update_discriminator(recipe: Recipe, numbers: Mapping, state: TrainState, gr
     `metrics` of the update, over all devices, move the state of D's regularisers.
     """
     player = _update(recipe.discriminator_tx(numbers), state.discriminator, gradients, stats)
-    player = held(recipe, player, state.discriminator)
+    if recipe.frozen is not None:
+        player = held(recipe.frozen, player, state.discriminator)
     state = _own_updated(recipe, "penalty", state, metrics)
     if state.regularizers is None:
         return state.replace(discriminator=player)
@@ -283,8 +284,9 @@ def consensus(
     """
 
     def field_of(players):
-        point = _at(state, players[0], held_constant(recipe, players[1]))
-        gradients = _shard_field(recipe, devices, numbers, keys, point, batch)
+        if recipe.frozen is not None:
+            players = players[0], held_constant(recipe.frozen, players[1])
+        gradients = _shard_field(recipe, devices, numbers, keys, _at(state, *players), batch)
         (of_generator, g_reported), (of_discriminator, d_reported) = gradients
         return (of_generator, of_discriminator), (g_reported, d_reported)
 

@@ -1,7 +1,7 @@
 """Fine-tuning, as pure functions of pytrees: what a run starts with of another one, and what of D stays as it is."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -109,16 +109,14 @@ def with_frozen(count: int, layers: Mapping[tuple[str, ...], int], tree: Any, he
     return jax.tree.map_with_path(chosen, tree, held)
 
 
-def held_constant(recipe: Recipe, params: Any) -> Any:
-    """D's parameters, of which those that are frozen are constants to derivatives."""
-    return params if recipe.frozen is None else recipe.frozen(params, jax.lax.stop_gradient(params))
+def held_constant(frozen: Callable, params: Any) -> Any:
+    """D's parameters, of which those that are frozen are constants to derivatives; `frozen`: of a recipe."""
+    return frozen(params, jax.lax.stop_gradient(params))
 
 
-def held(recipe: Recipe, player: Player, before: Player) -> Player:
+def held(frozen: Callable, player: Player, before: Player) -> Player:
     """D after an update, with what is frozen, parameters and statistics, as it was before."""
-    if recipe.frozen is None:
-        return player
-    return player.replace(**recipe.frozen(_arrays(player), _arrays(before)))
+    return player.replace(**frozen(_arrays(player), _arrays(before)))
 
 
 def _layer(names: tuple[str, ...], layers: Mapping[tuple[str, ...], int]) -> float:
