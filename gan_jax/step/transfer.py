@@ -85,7 +85,8 @@ def by_module(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """How many numbers of each top-level module, and of all running statistics, are taken, and why not all."""
     modules: dict[str, list[Row]] = {}
     for row in rows:
-        modules.setdefault(row.path[1] if row.path[0] == "params" else "running statistics", []).append(row)
+        module = "/".join(row.path[1:2]) or "its array"  # of a network of one's own the parameters may be a single one
+        modules.setdefault("running statistics" if row.path[0] == "stats" else module, []).append(row)
     return [
         {
             "module": name,

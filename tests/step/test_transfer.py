@@ -28,6 +28,7 @@ def test_arrays_are_taken_by_path_shape_and_dtype():
     table = by_module(row._replace(path=("params", *row.path)) for row in rows)
     assert [(line["module"], line["taken"], line["of"]) for line in table] == [("a", 6, 9), ("b", 4, 9), ("c", 0, 0)]
     assert "bias is float32[3] here, float32[2] there" in table[0]["why"]
+    assert by_module(transferred({"params": jnp.zeros(2)}, {"params": jnp.ones(2)})[1])[0]["taken"] == 2
 
 
 # Of each family the modules of D by layer, where `small` has two hidden layers or halvings.
