@@ -125,8 +125,8 @@ def main() -> None:
         f"`configs/dcgan.py` of width {CHANGES['generator.width']} on a few images of the digit {DIGIT}; the other run "
         f"is of all other digits. FID by the extractor `digits`, of {size} samples of the averaged generator to {size} "
         f"images of the digit that no run has seen: the mean over {HALVINGS} ways to halve those {2 * size}, then the "
-        f"mean ± standard deviation over {len(SEEDS)} seeds. With so few images much of a small FID is bias: one half of "
-        f"the real images is {floor:.2f} from the other, and the other run {score(before)[0]:.1f} from them. "
+        f"mean ± standard deviation over {len(SEEDS)} seeds. With so few images much of a small FID is bias: one half "
+        f"of the real images is {floor:.2f} from the other, and the other run {score(before)[0]:.1f} from them. "
         "The last column is the share that the classifier takes for the digit, at the last step."
     )
     tables = [table(SIZES[data], of_data) for data, of_data in results.items()]
