@@ -9,7 +9,10 @@ MAIN = "gan_jax.main"
 COMMANDS = {  # name: what it stands for, after python -m; what it does
     "train": (MAIN, "trains a config, or goes on with a run"),
     "sample": (f"{MAIN} --mode=sample", "writes samples of a run"),
+    "export": (f"{MAIN} --mode=export", "writes a run's generator for use without this package"),
     "evaluate": (f"{MAIN} --mode=evaluate", "scores a run"),
+    "movie": (f"{MAIN} --mode=movie", "shows the pictures of training one after another, as a GIF or WebP"),
+    "compare": ("gan_jax.compare", "says in what runs differ and what came of it"),
     "spectrum": (f"{MAIN} --mode=spectrum", "finds eigenvalues of a run's gradient field"),
     "profile": (f"{MAIN} --mode=profile", "says where the time and the memory of a step go"),
     "plan": (f"{MAIN} --mode=plan", "plans a run for devices that you do not have"),

@@ -15,6 +15,7 @@ from gan_jax.analysis.plan import plan
 from gan_jax.analysis.profiling import profile
 from gan_jax.analysis.spectrum import spectrum_of_run
 from gan_jax.cli import command_line
+from gan_jax.cli.movie import movie
 from gan_jax.cli.origins import describe
 from gan_jax.cli.sample import FORMATS, WAYS, Wish, sample
 from gan_jax.config import build, schema
@@ -33,7 +34,9 @@ _MEASURES = {"evaluate": evaluate_run, "spectrum": spectrum_of_run}  # verbs tha
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: configs/NAME.py or configs/NAME.py:VARIANT.")
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the config, and where each value is from, and stop.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", *_MEASURES, "profile", "plan"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "sample", "movie", "export", *_MEASURES, "profile", "plan"], "What to do."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default for train and profile: a new one in runs/.")
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples", 0, "How many; sample: to write to samples.npz; evaluate: to score; spectrum: to average over."
@@ -43,9 +46,10 @@ _HOSTS = flags.DEFINE_integer("hosts", 1, "plan: how many hosts.")
 _DEVICES_PER_HOST = flags.DEFINE_integer("devices_per_host", 8, "plan: chips on each host.")
 _CHIP = flags.DEFINE_enum("chip", None, list(CHIPS), "plan: the kind of chip.")
 _INTERCONNECT = flags.DEFINE_float("interconnect_gbps", None, "plan: Gbit/s that a device sends. Default: the chip's.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", NEWEST, "sample, evaluate, spectrum: newest, best, or a step.")
-_AVERAGED = flags.DEFINE_bool("averaged", True, "sample: of the generator's moving average, or of itself.")
-_OUT = flags.DEFINE_string("out", None, "sample: the folder to write into. Default: the run's.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", NEWEST, "sample, export, evaluate, spectrum: newest, best, or a step.")
+_AVERAGED = flags.DEFINE_bool("averaged", True, "sample, export: the generator's average, or itself.")
+_OUT = flags.DEFINE_string("out", None, "sample: the folder to write into, default the run's; movie, export: the file.")
+_FPS = flags.DEFINE_float("fps", 10.0, "movie: pictures a second.")
 _SEED = flags.DEFINE_list("seed", [], "sample: of the latents; several with commas.")
 _LABEL = flags.DEFINE_string("label", None, "sample: numbers or names of classes, in turn. Default: all.")
 _LATENTS = flags.DEFINE_string("latents", None, "sample: a .npy of latents [n, d], or pictures: those of samples/.")
@@ -60,11 +64,15 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "train in several processes:
 _RUNTIME_HELP = "fast: set an XLA flag, the allocator and the compilation cache where you have not; plain: set nothing."
 _RUNTIME = flags.DEFINE_enum("runtime", "fast", list(runtime.RUNTIMES), _RUNTIME_HELP)
 _ONLY_FOR = (  # flags, and the verbs that have a use for them
-    ((_NUM_SAMPLES, _CHECKPOINT), ("sample", *_MEASURES)),
+    ((_NUM_SAMPLES,), ("sample", *_MEASURES)),
+    ((_CHECKPOINT,), ("sample", "export", *_MEASURES)),
+    ((_AVERAGED,), ("sample", "export")),
     (
-        (_AVERAGED, _OUT, _SEED, _LABEL, _LATENTS, _TRUNCATION, _FORMAT, _DTYPE, _INTERPOLATE, _INTERPOLATION),
+        (_SEED, _LABEL, _LATENTS, _TRUNCATION, _FORMAT, _DTYPE, _INTERPOLATE, _INTERPOLATION),
         ("sample",),
     ),
+    ((_OUT,), ("sample", "movie", "export")),
+    ((_FPS,), ("movie",)),
     ((_PROFILE_STEPS,), ("profile",)),
     ((_HOSTS, _DEVICES_PER_HOST, _CHIP, _INTERCONNECT), ("plan",)),
 )
@@ -191,11 +199,13 @@ def _use_run(runs_with: str) -> None:
     if not _WORKDIR.value:
         raise InputError(f"--workdir is missing; --mode={_MODE.value} needs the folder of a run")
     workdir = Path(_WORKDIR.value)
+    if _MODE.value == "movie":
+        return print("wrote", movie(workdir, Path(_OUT.value or workdir / "movie.gif"), _FPS.value))
     known = workdirs.known_source(workdir)
     # Pictures of points show the data too.
     shows_data = known is None or (len(known.shape) == 1 and _FORMAT.value != "npz")
-    with_data = _MODE.value != "sample" or shows_data
-    config = workdirs.read_config(workdir, with_data)
+    with_data = _MODE.value in _MEASURES or (_MODE.value == "sample" and shows_data)
+    config = workdirs.read_config(workdir, whole=with_data or _CONFIG.value is not None)
     if _CONFIG.value is not None:
         workdirs.require_same(workdir, config, _CONFIG.value)
         config = _CONFIG.value  # which may say otherwise where the data lies, and how it is to be scored
@@ -203,6 +213,9 @@ def _use_run(runs_with: str) -> None:
     if _MODE.value == "sample":
         for path in sample(run, Path(_OUT.value or workdir), _wish()):
             print(f"wrote {path}", flush=True)
+    elif _MODE.value == "export":
+        for path in run.export(_OUT.value or workdir / "generator.stablehlo"):
+            print(f"wrote {path}")
     else:
         _print(_MEASURES[_MODE.value](run.setup, run.state, workdir, _NUM_SAMPLES.value))
     print(f"runtime: {runs_with}", file=sys.stderr)  # last: a mistake is one line, and stdout is the verb's own

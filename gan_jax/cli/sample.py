@@ -1,6 +1,5 @@
 """`--mode=sample`: pictures and arrays of a trained run, written a batch at a time."""
 
-import io
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -217,7 +216,7 @@ def _interpolation(run: Trained, out: Path, wish: Wish) -> Path:
     kept = [i for i in range(len(images)) if i % wish.interpolate or not i]
     frames = [plots.grid(images[i : i + 1], 1) for i in kept]
     if wish.format == GIF:
-        write_gif(out / "interpolation.gif", frames)
+        plots.write_animation(out / "interpolation.gif", map(plots.to_picture, frames), FRAME)
         return out / "interpolation.gif"
     for number, image in enumerate(run.to_uint8(images[kept])):
         plots.write_png(out / "interpolation" / f"{number:06d}.png", image)
@@ -259,12 +258,3 @@ def _great_circle(start, end, t):
     # Opposite or equal latents span no plane to turn in: the path between them is straight.
     turned = jnp.where(jnp.sin(angle) < 1e-3, _straight(start, end, t), turned / jnp.sin(angle))
     return turned * _straight(*lengths, t)
-
-
-def write_gif(path: Path, frames: list[np.ndarray]) -> None:
-    """Writes pictures, uint8 [H, W, 1 or 3], as an animation that repeats itself."""
-    first, *others = (plots.to_picture(frame) for frame in frames)
-    buffer = io.BytesIO()
-    first.save(buffer, "gif", save_all=True, append_images=others, duration=FRAME, loop=0)
-    with replacing(path) as file:
-        file.write(buffer.getvalue())

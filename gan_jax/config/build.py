@@ -17,7 +17,7 @@ from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
-from gan_jax.networks.network import convolves, layers
+from gan_jax.networks.network import Network, convolves, layers
 from gan_jax.objectives import Objective, of_names
 from gan_jax.parallel.devices import LAYOUTS, Devices, mesh
 from gan_jax.penalties import GENERATOR_PENALTIES, PENALTIES
@@ -309,7 +309,12 @@ def _with_convolutions(recipe: Recipe, generator: bool, discriminator: bool) -> 
     )
 
 
-def _make_network(config, devices: Devices, source: Source, player: str):
+def make_generator(setup: Setup, form: str) -> Network:
+    """The generator of a setup with its convolutions in this form, one of `networks.cpu.forms.FORMS`."""
+    return _make_network(setup.config, setup.devices, setup.source, "generator", form)
+
+
+def _make_network(config, devices: Devices, source: Source, player: str, form: str | None = None) -> Network:
     """The player's network; its class takes what it has a field for (see `gan_jax.networks`)."""
     values = config[player]
     context = {
@@ -317,7 +322,7 @@ def _make_network(config, devices: Devices, source: Source, player: str):
         "dtype": jnp.dtype(config.precision),
         "axis_name": devices.axis_name,
         "classes": len(source.classes or source.attributes) if config.conditional else 0,
-        "form": config.convolution,
+        "form": form or config.convolution,
         "minibatch": _minibatch(config),
         "sums": values.spectral_norm,  # where weights are normalised, no weight can make up for a mean over pixels
     }

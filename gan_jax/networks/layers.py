@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from gan_jax.utils.keys import COMMON, COUNT, POSITIVE_INT, one_of
@@ -236,8 +237,8 @@ def check_label(classes: int, label, n: int) -> None:
         raise ValueError(f"a network of {classes} classes is called without a label; give an integer for each example")
     if not classes:
         return
-    kind = jnp.floating if jnp.ndim(label) == 2 else jnp.integer
-    if jnp.shape(label) not in ((n,), (n, classes)) or not jnp.issubdtype(jnp.result_type(label), kind):
-        shown = f"{jnp.result_type(label)} {list(jnp.shape(label))}"
+    kind = jnp.floating if np.ndim(label) == 2 else jnp.integer
+    if np.shape(label) not in ((n,), (n, classes)) or not jnp.issubdtype(jnp.result_type(label), kind):
+        shown = f"{jnp.result_type(label)} {list(np.shape(label))}"
         right = f"integers [{n}] or floats [{n}, {classes}]"
         raise ValueError(f"label is {shown}; with {n} examples it must be {right}")

@@ -40,7 +40,7 @@ def load(workdir: str | Path, checkpoint: str | int = NEWEST, averaged: bool = T
     """
     workdir = Path(workdir)
     with_parts(schema.default_config(), parts)  # which are known from now on by the names that the config has for them
-    config = workdirs.read_config(workdir, with_data=workdirs.known_source(workdir) is None)
+    config = workdirs.read_config(workdir, whole=workdirs.known_source(workdir) is None)
     return restored(workdir, config, checkpoint, averaged)
 
 
@@ -62,9 +62,10 @@ def setup_of(workdir: Path, config: ConfigDict, with_data: bool = False) -> Setu
     source, device = None if with_data else workdirs.known_source(workdir), mesh(jax.local_devices()[:1])
     if source is None:
         return build.build_on(None, config, device)
-    # Whatever made the data need not be here: a folder, a module, an array that was handed over.
-    other = schema.nested(schema.flatten(config.to_dict() | {"data": schema.default_config().data.to_dict()}))
-    return build.build_on(source, other.lock(), device)._replace(config=config, title=build.title_of(config))
+    # Whatever made the data, or scores samples, need not be here: a folder, a module, what was handed over.
+    neutral = {group: schema.default_config()[group].to_dict() for group in workdirs.NOT_FOR_SAMPLES}
+    other = schema.nested(schema.flatten(config.to_dict() | neutral)).lock()
+    return build.build_on(source, other, device)._replace(config=config, title=build.title_of(config))
 
 
 def _checkpoint(workdir: Path, name: str) -> tuple[Path, list[int]]:

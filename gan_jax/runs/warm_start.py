@@ -52,7 +52,7 @@ def _restored(setup: Setup, folder: Path, checkpoints: str, step: int) -> TrainS
 def _setup(folder: Path) -> Setup:
     if not folder.is_dir():
         raise InputError(f"init.run: the run {folder} is gone; {_RIGHT}")
-    config = workdirs.read_config(folder, with_data=workdirs.known_source(folder) is None)
+    config = workdirs.read_config(folder, whole=workdirs.known_source(folder) is None)
     return setup_of(folder, config)
 
 

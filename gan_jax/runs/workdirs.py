@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from gan_jax.config.schema import CadenceKeys, completed, flatten, names_a_path, table
+from gan_jax.config.schema import CadenceKeys, completed, flatten, names_a_path, nested, table
 from gan_jax.data import Source
 from gan_jax.data.source import content, example_labels
 from gan_jax.parallel import agreement
@@ -39,6 +39,7 @@ OF_THE_DATA = ("data.dir", "data.placement", "data.workers")
 MAY_DIFFER = (*OF_THE_DATA, "steps_per_call", *CadenceKeys._fields)
 MAY_DIFFER_BETWEEN_PROCESSES = ("data.dir", "data.workers")  # of one run: the data is compared by its content
 MAY_DIFFER_GROUPS = ("evaluation.", "stop.")  # keys that begin so
+NOT_FOR_SAMPLES = ("data", "evaluation", "stop")  # groups of keys
 LOCK = ".lock"
 _DATA_TYPES = {"shape": list, "size": int, "classes": list, "identity": str}  # fields of data.json, as of a Source
 SEEN_WITHIN = 60  # seconds in which a file that one host writes is to be seen by another
@@ -149,11 +150,11 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
         write_atomically(workdir / IMPORTS, (json.dumps(import_folders(), indent=2) + "\n").encode())
 
 
-def read_config(workdir: Path, with_data: bool = True) -> ConfigDict:
+def read_config(workdir: Path, whole: bool = True) -> ConfigDict:
     """The config of the run in this folder, complete, also if the run was made before some keys existed.
 
-    The parts that it names by import path are sought where they were when it began, too. Without its data the keys of
-    that are as they stand in the file, and its part is not imported.
+    The parts that it names by import path are sought where they were when it began, too. Where not the `whole` is
+    needed, NOT_FOR_SAMPLES are as they stand in the file, and no part that they name is imported.
     Raises InputError where there is none, it is not JSON, or it has a key that there never was.
     """
     path, right = workdir / CONFIG, "put back the config that the run was made with"
@@ -169,15 +170,20 @@ def read_config(workdir: Path, with_data: bool = True) -> ConfigDict:
     sys.path += [folder for folder in folders if folder not in sys.path]
     try:
         if isinstance(values, dict):
-            data = {} if with_data else values.pop("data", {})
-            config = completed(ConfigDict(values).to_dict()).unlock()
-            config.data.update(ConfigDict(data))
-            return config.lock()
+            apart = {} if whole else {group: values.pop(group) for group in NOT_FOR_SAMPLES if group in values}
+            known = flatten(completed(ConfigDict(values).to_dict()).to_dict())
+            return nested(known | flatten(ConfigDict(apart).to_dict())).lock()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except ValueError:  # a dot in a key, at any depth
         pass
     raise InputError(f"{path} holds no config; {right}")
+
+
+def pictures(workdir: Path) -> dict[int, Path]:
+    """The pictures samples/STEP.png of a run by step, in order; not those NAME-STEP.png that callbacks draw."""
+    paths = (path for path in (workdir / "samples").glob("*.png") if path.stem.isdecimal())
+    return dict(sorted((int(path.stem), path) for path in paths))
 
 
 def may_differ(key: str) -> bool:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gan_jax.sweep.results import Condition, short
+from gan_jax.utils import plots
 
 FINISHED = "finished"  # a map's title: the share of seeds that did
 COLUMNS = 3  # of maps
@@ -66,7 +67,7 @@ def maps(groups: list[Condition]) -> Figure | None:
         if np.unique(means[~np.isnan(means)]).size > 1 and not name.endswith(REFERENCES)
     }
     rows = max(-(-len(shown) // COLUMNS), 1)
-    figure, subplots = _figure(4.2 * COLUMNS, rows * (1.2 + 0.25 * len(down.values)), rows, COLUMNS)
+    figure, subplots = plots.subplots(4.2 * COLUMNS, rows * (1.2 + 0.25 * len(down.values)), rows, COLUMNS)
     for ax in subplots.flat[len(shown) :]:
         ax.set_axis_off()
     rotation = 45 if len(across.values) > 4 else 0
@@ -83,17 +84,13 @@ def maps(groups: list[Condition]) -> Figure | None:
 
 def curve(groups: list[Condition], name: str) -> Figure:
     """The mean of a metric across the seeds of each condition that finished, and the range between them."""
-    figure, ((ax,),) = _figure(6, 4)
-    for group in groups:
-        points = [result.curves[name] for result in group.finished if name in result.curves]
-        if not points:
-            continue
-        steps, values = points[0][:, 0], np.stack(points)[:, :, 1]
-        (line,) = ax.plot(steps, values.mean(axis=0), label=group.label, linewidth=1.5)
-        ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
-    ax.set(xlabel="step", title=name)
-    if 1 < len(groups) <= NAMED:
-        figure.legend(fontsize=6, loc="outside right", ncols=-(-len(groups) // 24))
+    points = [[result.curves[name] for result in group.finished if name in result.curves] for group in groups]
+    shown = [(group.label, np.stack(runs)) for group, runs in zip(groups, points, strict=True) if runs]
+    means = [(label, runs[0, :, 0], runs[:, :, 1].mean(axis=0)) for label, runs in shown]
+    figure, lines = plots.curves(name, means, -(-len(groups) // 24) if 1 < len(groups) <= NAMED else 0)
+    for line, (_, runs) in zip(lines, shown, strict=True):
+        low, high = runs[:, :, 1].min(axis=0), runs[:, :, 1].max(axis=0)
+        line.axes.fill_between(runs[0, :, 0], low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     return figure
 
 
@@ -105,7 +102,7 @@ def frames(paths: Sequence[Path]) -> list[Image.Image]:
     extent = 1.2 * float(np.quantile(late, 0.99)) if late.size else 1.0
     pictures = []
     for path, samples in zip(paths, points, strict=True):
-        figure, ((ax,),) = _figure(3, 3)
+        figure, ((ax,),) = plots.subplots(3, 3)
         ax.scatter(*samples.T, s=3, alpha=0.5, linewidths=0)
         ax.set(xlim=(-extent, extent), ylim=(-extent, extent), title=f"step {int(path.stem):,}")
         pictures.append(drawn(figure).quantize(32))
@@ -117,9 +114,3 @@ def drawn(figure: Figure) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
-    """(the figure, its axes: an array [rows, columns])."""
-    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")  # no pyplot: nothing global
-    return figure, figure.subplots(rows, columns, squeeze=False)

@@ -1,12 +1,8 @@
 """The report of a sweep: one HTML file that opens from disk, with everything in it, and a short one in Markdown."""
 
-import base64
-import io
 from collections import Counter
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from string import Template
 
 from PIL import Image
 
@@ -23,6 +19,7 @@ from gan_jax.sweep.results import (
     score_names,
     union,
 )
+from gan_jax.utils import html
 from gan_jax.utils.files import write_atomically
 
 REPORT, SUMMARY, MAPS = "report.html", "summary.md", "maps.png"
@@ -31,40 +28,6 @@ ABOUT_MAPS = "means across seeds; white: no seed finished, or no such members"
 THUMBNAIL = 200  # pixels, the width of a member's picture
 DRAWN = ("d_loss", "g_loss", "divergence")  # curves beside those of scores
 MOVED = 12  # conditions of which there is an animation
-Cell = tuple[str, float | None]  # of a table: its text, and the number by which it sorts, if that is not the text
-# In the script: numbers sort as numbers; an empty cell goes last in either direction.
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>$title</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 }
-td, th { padding: 0.3em 0.7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
-td:first-child, th:first-child, td.text { text-align: left }
-th { background: #f4f4f4; position: sticky; top: 0; cursor: pointer }
-figure { display: inline-block; margin: 0.5em }
-</style>
-<body>
-<h1>$title</h1>
-$sections
-<script>
-for (const heading of document.querySelectorAll("th")) heading.addEventListener("click", () => {
-  const body = heading.closest("table").tBodies[0], column = heading.cellIndex;
-  const sign = heading.ariaSort === "ascending" ? -1 : 1;
-  for (const cell of heading.parentNode.cells) cell.ariaSort = null;
-  heading.ariaSort = sign === 1 ? "ascending" : "descending";
-  const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-  body.append(...[...body.rows].sort((a, b) => {
-    const [x, y] = [value(a), value(b)];
-    if (x === "" || y === "") return (x === "") - (y === "");
-    return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
-  }));
-});
-</script>
-</body>
-</html>
-""")
 
 
 def write_report(results: list[Result], workdir: Path, title: str) -> None:
@@ -72,16 +35,14 @@ def write_report(results: list[Result], workdir: Path, title: str) -> None:
     groups = conditions(results)
     sections = {
         "Across seeds": f"<p>{ABOUT}{escape(same_for_all(results))} A click on a heading sorts.</p>"
-        f"{_table(*_across(results))}",
+        f"{html.table(*_across(results))}",
         "Maps": _maps(groups),
         "Learning curves": f"<p>The mean of the seeds that finished, and the range between them.</p>"
         f"{_curves(results, groups)}",
         "Samples over training": _animations(groups, workdir),
         "Members": _members(results, workdir),
     }
-    shown = [f"<h2>{heading}</h2>\n{content}" for heading, content in sections.items() if content]
-    page = PAGE.substitute(title=escape(title), sections="\n".join([f"<p>{_ended(results)}</p>", *shown]))
-    write_atomically(workdir / REPORT, page.encode())
+    write_atomically(workdir / REPORT, html.page(title, _ended(results), sections))
 
 
 def write_summary(results: list[Result], workdir: Path, title: str, command: str) -> None:
@@ -91,7 +52,7 @@ def write_summary(results: list[Result], workdir: Path, title: str, command: str
     (workdir / MAPS).unlink(missing_ok=True)
     if figure is not None:
         picture = figures.drawn(figure).quantize(128, dither=Image.Dither.NONE)
-        write_atomically(workdir / MAPS, _saved(picture.save, format="png", optimize=True))
+        write_atomically(workdir / MAPS, html.saved(picture.save, format="png", optimize=True))
         parts.append(f"![{ABOUT_MAPS}]({MAPS})")
     write_atomically(workdir / SUMMARY, ("\n\n".join(parts) + "\n").encode())
 
@@ -110,7 +71,7 @@ def _ended(results: list[Result]) -> str:
     return ", ".join(f"{count[word]} {word}" for word in (FINISHED, "diverged", NOT_FINISHED) if count[word])
 
 
-def _across(results: list[Result]) -> tuple[list[str], list[list[Cell]]]:
+def _across(results: list[Result]) -> tuple[list[str], list[list[html.Cell]]]:
     """The header and the rows of the table across seeds."""
     names, rows = score_names(results), []
     for group in conditions(results):
@@ -128,22 +89,7 @@ def _members(results: list[Result], workdir: Path) -> str:
         cells = [(str(word), None) for word in (*words, result.status, ", ".join(result.health))]
         cells += [("" if number is None else f"{number:.4g}", number) for number in numbers]
         rows.append([(str(result.member.number), None), _picture(result, workdir), *cells])
-    return _table(["member", "samples", *keys, "status", "health", "seconds", *names], rows)
-
-
-def _table(header: list[str], rows: list[list[Cell | str]]) -> str:
-    """HTML; a cell that is a string is markup already."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
-
-
-def _cell(cell: Cell | str) -> str:
-    if isinstance(cell, str):
-        return f"<td>{cell}</td>"
-    text, value = cell
-    attribute = 'class="text"' if value is None else f'data-value="{value!r}"'
-    return f"<td {attribute}>{escape(text)}</td>"
+    return html.table(["member", "samples", *keys, "status", "health", "seconds", *names], rows)
 
 
 def _picture(result: Result, workdir: Path) -> str:
@@ -152,19 +98,19 @@ def _picture(result: Result, workdir: Path) -> str:
         return ""
     image = Image.open(path)
     image.thumbnail((THUMBNAIL, 10 * THUMBNAIL))
-    return _embedded("image/png", "samples", image.quantize(64).save, format="png", optimize=True)
+    return html.embedded("image/png", "samples", image.quantize(64).save, format="png", optimize=True)
 
 
 def _maps(groups: list[Condition]) -> str:
     figure = figures.maps(groups)
-    return _figure("image/png", "", ABOUT_MAPS, figure.savefig, format="png") if figure is not None else ""
+    return html.figure("image/png", "", ABOUT_MAPS, figure.savefig, format="png") if figure is not None else ""
 
 
 def _curves(results: list[Result], groups: list[Condition]) -> str:
     shown = {*DRAWN, *score_names(results)}
     names = dict.fromkeys(name for result in results for name in result.curves if name in shown)
     saves = {name: figures.curve(groups, name).savefig for name in names}
-    return "\n".join(_figure("image/svg+xml", name, "", save, format="svg") for name, save in saves.items())
+    return "\n".join(html.figure("image/svg+xml", name, "", save, format="svg") for name, save in saves.items())
 
 
 def _animations(groups: list[Condition], workdir: Path) -> str:
@@ -175,22 +121,5 @@ def _animations(groups: list[Condition], workdir: Path) -> str:
         if paths := sorted(folders[0].glob("*.npy")) if folders else []:
             first, *others = figures.frames(paths)
             options = {"format": "gif", "save_all": True, "append_images": others, "duration": 300, "loop": 0}
-            shown.append(_figure("image/gif", "samples over training", group.label, first.save, **options))
+            shown.append(html.figure("image/gif", "samples over training", group.label, first.save, **options))
     return "\n".join(shown)
-
-
-def _figure(kind: str, alt: str, caption: str, save: Callable, **options) -> str:
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{_embedded(kind, alt, save, **options)}{below}</figure>"
-
-
-def _embedded(kind: str, alt: str, save: Callable, **options) -> str:
-    data = base64.b64encode(_saved(save, **options)).decode()
-    return f'<img alt="{escape(alt)}" src="data:{kind};base64,{data}">'
-
-
-def _saved(save: Callable, **options) -> bytes:
-    """What `save` writes into a file."""
-    buffer = io.BytesIO()
-    save(buffer, **options)
-    return buffer.getvalue()

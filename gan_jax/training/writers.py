@@ -23,7 +23,8 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int):
         """Opens the file to go on after `step`: later lines, one cut off by a kill and other garbage are dropped."""
-        write_atomically(path, b"".join(line for line in _lines(path) if _is_up_to(line, step)))
+        past = ((line, _values(line)) for line in _lines(path))
+        write_atomically(path, b"".join(line for line, values in past if values and values["step"] <= step))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -41,9 +42,8 @@ def metrics_line(step: int, values: dict[str, float]) -> str:
 
 
 def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """The lines of such a file, which is whole: (step, values)."""
-    for line in _lines(path):
-        values = json.loads(line)
+    """The lines of such a file: (step, values), but for one cut off by a kill and other garbage."""
+    for values in filter(None, map(_values, _lines(path))):
         yield values.pop("step"), values
 
 
@@ -51,13 +51,14 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
 
-def _is_up_to(line: bytes, step: int) -> bool:
+def _values(line: bytes) -> dict[str, float] | None:
+    """What a line holds, its step included; None where it is not whole."""
     try:
         values = json.loads(line)
         numbers = all(isinstance(value, int | float) for value in values.values())
-        return line.endswith(b"\n") and numbers and values["step"] <= step
-    except (ValueError, KeyError, AttributeError):
-        return False
+        return values if line.endswith(b"\n") and numbers and "step" in values else None
+    except (ValueError, AttributeError):
+        return None
 
 
 class Silent:

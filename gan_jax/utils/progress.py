@@ -1,6 +1,6 @@
 """The bar of what may take a while beside training."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import jax
 from tqdm import tqdm
@@ -8,7 +8,7 @@ from tqdm import tqdm
 PATIENCE = 1.0  # seconds without a bar
 
 
-def progress(items: Sequence, what: str) -> tqdm:
+def progress(items: Collection, what: str) -> tqdm:
     """The items, with a bar on a terminal once they take longer than PATIENCE; it goes when all are done.
 
     Of several processes the first one shows it.

@@ -27,9 +27,8 @@ def _strided_conv(x, w):
 
 def _strided_adjoint(y, w):
     # The transposed convolution correlates the dilated input with the flipped kernel, its channels exchanged.
-    flipped = jnp.flip(w, (0, 1))
     return lax.conv_general_dilated(
-        y, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_TRANSPOSED
+        y, _flipped(w), (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_LAYOUT
     )
 
 
@@ -141,7 +140,7 @@ def _strided_suits_winograd(w, y_shape) -> bool:
 def _fast_strided_conv(x, w):
     if w.shape[2] <= THIN:
         return _patches(x) @ _as_matrix(w)
-    if _strided_suits_winograd(w, (len(x), x.shape[1] // 2, x.shape[2] // 2)):
+    if _strided_suits_winograd(w, (x.shape[0], x.shape[1] // 2, x.shape[2] // 2)):
         return winograd.conv(_blocks(x), _block_kernel(w))
     return _strided_conv(x, w)
 
