@@ -4,7 +4,7 @@
 
 One run of `configs/dcgan.py` with CHANGES learns every digit of scikit-learn but the eights. Runs of ten eights and of
 forty, three seeds of each of VARIANTS, are scored against the 134 eights that no run has seen. All are in
-`runs/transfer/`. Ten minutes on two CPU cores beside other work.
+`runs/transfer/`. Fourteen minutes on two CPU cores beside other work.
 """
 
 import sys
