@@ -17,7 +17,7 @@ from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
 from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
-from gan_jax.networks.network import Network, convolves
+from gan_jax.networks.network import Network, convolves, layers
 from gan_jax.objectives import Objective, of_names
 from gan_jax.parallel.devices import LAYOUTS, Devices, mesh
 from gan_jax.penalties import GENERATOR_PENALTIES, PENALTIES
@@ -26,6 +26,7 @@ from gan_jax.step.losses import OF_G
 from gan_jax.step.optimizers import clip_weights, make_optimizer
 from gan_jax.step.state import Hyperparameters, Move, Own, Recipe, TrainState
 from gan_jax.step.step import MOVES, init_state, network_inputs
+from gan_jax.step.transfer import started, with_frozen
 from gan_jax.utils.errors import InputError, users_code
 from gan_jax.utils.keys import bind
 
@@ -136,7 +137,7 @@ def build_on(
             shapes.check(values, alone, one, source, numbers)
         recipe = _with_known_networks(recipe, alone, source.shape)
     unroll = jax.default_backend() == "cpu" and (recipe.generator.convolves or recipe.discriminator.convolves)
-    recipe = recipe._replace(unroll=unroll)
+    recipe = recipe._replace(unroll=unroll, frozen=_frozen(recipe, config.discriminator, source.shape))
     updates = config.steps_per_call * (config.discriminator.steps + 1)
     gradients = updates * config.accumulate * recipe.move.gradients_per_update
     if runs and recipe.unroll and gradients > MOST_UNROLLED:
@@ -169,20 +170,22 @@ def _reference(source: Source, part: Callable, data: dict, split: str) -> Source
         raise InputError(str(error).replace("data.split", "evaluation.split")) from error
 
 
-def initial_state(setup: Setup) -> TrainState:
-    """The state before the first step, on every device."""
-    init = jax.jit(_init(setup), out_shardings=setup.devices.replicated)
-    return init(setup.hyperparameters, setup.keys.training)
+def initial_state(setup: Setup, other: TrainState | None = None) -> TrainState:
+    """The state before the first step, on every device; with what config.init takes of the `other` run."""
+    init = jax.jit(partial(first_state, setup), out_shardings=setup.devices.replicated)
+    return init(setup.hyperparameters, setup.keys.training, other)
 
 
 def abstract_state(setup: Setup) -> TrainState:
     """The shapes, dtypes and placement of a state, without its arrays: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(_init(setup), setup.hyperparameters, setup.keys.training)
+    shapes = jax.eval_shape(partial(first_state, setup), setup.hyperparameters, setup.keys.training)
     return setup.devices.placed_shapes(shapes)
 
 
-def _init(setup: Setup) -> Callable:
-    return partial(init_state, setup.recipe, shape=setup.source.shape)
+def first_state(setup: Setup, hyperparameters: Hyperparameters, key, other: TrainState | None = None) -> TrainState:
+    """`initial_state` as a pure function of these numbers and this key."""
+    state = init_state(setup.recipe, hyperparameters, key, setup.source.shape)
+    return state if other is None else started(setup.recipe, setup.config.init.players, state, other)
 
 
 def make_hyperparameters(config) -> Hyperparameters:
@@ -281,6 +284,22 @@ def _with_known_networks(recipe: Recipe, alone: Recipe, shape: tuple[int, ...]) 
     inputs = jax.eval_shape(partial(network_inputs, alone, shape=shape), jax.random.key(0))
     known = (convolves(network, *x) for network, x in zip((alone.generator, alone.discriminator), inputs, strict=True))
     return _with_convolutions(recipe, *known)
+
+
+def _frozen(recipe: Recipe, values, shape: tuple[int, ...]) -> Callable | None:
+    """What keeps the first `values.freeze` of D's `layers` as they are (arXiv:2002.10964); None: they all move."""
+    if not values.freeze:
+        return None
+    known = f"config key discriminator.freeze is {values.freeze}, but {values.network}"
+    if recipe.discriminator.opened is None:
+        raise InputError(f"{known} is no Linen module, whose layers have an order; set it to 0")
+    _, inputs = jax.eval_shape(partial(network_inputs, recipe, shape=shape), jax.random.key(0))
+    numbers = layers(recipe.discriminator, *inputs)
+    if values.freeze > (last := max(numbers.values(), default=0)):
+        raise InputError(
+            f"{known} has {last + 1} layer{'s' * bool(last)} here, and the last one moves; set it to {last} or less"
+        )
+    return partial(with_frozen, values.freeze, numbers)
 
 
 def _with_convolutions(recipe: Recipe, generator: bool, discriminator: bool) -> Recipe:

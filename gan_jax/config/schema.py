@@ -30,6 +30,7 @@ from gan_jax.step.optimizers import OPTIMIZERS, OptimizerKeys, path_of
 from gan_jax.step.regularizers import AdaKeys, RegularizerKeys
 from gan_jax.step.schedules import AverageKeys
 from gan_jax.step.step import MOVES
+from gan_jax.step.transfer import InitKeys
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import (
     COUNT,
@@ -87,6 +88,7 @@ class DiscriminatorKeys(NamedTuple):
     steps: Annotated[int, POSITIVE_INT, "k: updates of D for one of G, all on fresh minibatches"] = 1
     clip: Annotated[float, NON_NEGATIVE, "every weight of D is kept within this bound; 0: no clipping"] = 0.0
     one_pass: Annotated[bool, FLAG, "D sees real and fake as one batch", NEEDS_BATCH] = False
+    freeze: Annotated[int, COUNT, "how many of D's layers stay as they are, from the image on; 0: none"] = 0
 
 
 class Choice(NamedTuple):
@@ -156,6 +158,7 @@ def groups(values: Mapping[str, Any] = MappingProxyType({})) -> list[Group]:
         *(Group(f"evaluation.{name}.", (score,)) for name, score in own.items()),
         Group("", (CadenceKeys,)),
         Group("stop.", (StopKeys,)),
+        Group("init.", (InitKeys,)),
     ]
     return [
         group._replace(choice=_resolved(group.choice, group.start, values)) if group.choice else group
@@ -303,8 +306,8 @@ def _check_need(name: str, key: Key, values: Mapping[str, Any], keys: Mapping[st
         return
     right = " or ".join(need.values) if need.values else "another"
     raise InputError(
-        f"config key {name} is {values[name]!r}, but {need.key} is {value}, with which it does nothing; set it to "
-        f"{key.default!r}, or {need.key} to {right}"
+        f"config key {name} is {values[name]!r}, but {need.key} is {value or repr(value)}, with which it does nothing; "
+        f"set it to {key.default!r}, or {need.key} to {right}"
     )
 
 

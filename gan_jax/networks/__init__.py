@@ -11,9 +11,9 @@ A family is two Linen module classes and one entry of FAMILIES. Their annotated 
     minibatch    what a discriminator is told of an example's neighbours
     sums         whether it takes the sum over pixels at its end, or their mean
 
-`attends_from` says after how many halvings of the image self-attention can begin, and a static
-method `check(player, values)` raises InputError if values that are right by themselves do not go together. A
-discriminator sows what its last affine map sees as `features`.
+`attends_from` says after how many halvings of the image self-attention can begin, `opened` names the modules whose
+parts are layers by themselves, and a static method `check(player, values)` raises InputError if values that are right
+by themselves do not go together. A discriminator sows what its last affine map sees as `features`.
 """
 
 import inspect

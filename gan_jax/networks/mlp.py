@@ -77,6 +77,7 @@ class Discriminator(nn.Module):
     axis_name: str | None = None
     classes: int = 0  # 0: unconditional
     minibatch: Minibatch = ALONE
+    opened = ("Hidden_0",)  # its parts are layers by themselves
 
     @nn.compact
     def __call__(self, x, train: bool, label=None):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.extend import random as extended
 
 from gan_jax.utils.errors import InputError
@@ -33,6 +34,8 @@ class Network(NamedTuple):
     # As apply, of a discriminator: ((logits, float32 [n, d], what its last affine map sees), new stats), in one pass.
     features: Callable | None = None
     noise: bool = False  # whether it may draw noise of its own
+    # Modules whose parts are layers; None: `init` does not make the parameters in the order of the layers.
+    opened: tuple[str, ...] | None = None
 
     def keyed(self, keys: Callable[[], jax.Array]) -> dict:
         """The keyword of `apply` for the keys [n] of this call's noise, made only where the network draws any."""
@@ -70,6 +73,28 @@ def convolves(network: Network, *inputs) -> bool:
     if network.convolves is not None:
         return network.convolves
     return "conv_general_dilated" in str(jax.make_jaxpr(partial(first_call, network))(jax.random.key(0), *inputs))
+
+
+def layers(network: Network, *inputs) -> dict[tuple[str, ...], int]:
+    """The layers of a network, numbered from its input on: {path of a module in the tree of parameters: its layer}.
+
+    A layer is a module with a kernel, at the top of the tree or in one that is `opened`, and the modules without one
+    that follow it: of mlp each dense map with its normalisation, of dcgan each convolution with its own, of resnet each
+    block, of r3gan the map from the image, each block, and the kernel as large as the image. A block of self-attention,
+    minibatch discrimination and the last affine map are layers; the rows of the classes belong to the last one.
+    """
+    paths = []
+
+    def init(key, *inputs):
+        paths.extend(flatten_dict(network.init(key, *inputs)[0]))  # in order: a tree that leaves a trace is sorted
+
+    jax.eval_shape(init, jax.random.key(0), *inputs)
+    has_kernel: dict[tuple[str, ...], bool] = {}
+    for path in paths:
+        module = path[: 2 if path[0] in network.opened else 1]
+        has_kernel[module] = path[-1] == "kernel" or has_kernel.get(module, False)
+    kernels = np.cumsum(list(has_kernel.values()), dtype=int).tolist()  # up to each module, it included
+    return {module: max(0, count - 1) for module, count in zip(has_kernel, kernels, strict=True)}
 
 
 def first_call(network: Network, key, x, *label):
@@ -122,7 +147,7 @@ def from_linen(module: nn.Module, matmul_precision: str, own: bool = False) -> N
     # Compiled as functions of their own they are traced once, however often a step calls them: real, fake, D and G.
     apply, features = (jax.jit(function, static_argnums=3) for function in (apply, features))
     convolves = None if own else "form" in type(module).__dataclass_fields__
-    return Network(init, apply, convolves, features, noise=own)
+    return Network(init, apply, convolves, features, noise=own, opened=getattr(type(module), "opened", ()))
 
 
 def _from_pair(init: Callable, apply: Callable, matmul_precision: str) -> Network:

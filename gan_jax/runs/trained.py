@@ -48,19 +48,24 @@ def restored(
     workdir: Path, config: ConfigDict, checkpoint: str | int = NEWEST, averaged: bool = True, with_data: bool = False
 ) -> "Trained":
     """`load` of a run whose config is known. `with_data`: its setup has the data, which scores need."""
-    source, device = None if with_data else workdirs.known_source(workdir), mesh(jax.local_devices()[:1])
-    if source is None:
-        setup = build.build_on(None, config, device)
-    else:  # whatever made the data, or scores samples, need not be here: a folder, a module, what was handed over
-        neutral = {group: schema.default_config()[group].to_dict() for group in workdirs.NOT_FOR_SAMPLES}
-        other = schema.nested(schema.flatten(config.to_dict() | neutral)).lock()
-        setup = build.build_on(source, other, device)._replace(config=config, title=build.title_of(config))
+    setup = setup_of(workdir, config, with_data)
     folder, steps = _checkpoint(workdir, str(checkpoint))
     state = Checkpoints(folder).restore(build.abstract_state(setup), steps)
     require_numbers(state, setup.hyperparameters)
     if not averaged:
         state = state.replace(ema=Average(state.generator.params, state.generator.stats))
     return Trained(setup, state)
+
+
+def setup_of(workdir: Path, config: ConfigDict, with_data: bool = False) -> Setup:
+    """The setup of the run in `workdir` on one device."""
+    source, device = None if with_data else workdirs.known_source(workdir), mesh(jax.local_devices()[:1])
+    if source is None:
+        return build.build_on(None, config, device)
+    # Whatever made the data, or scores samples, need not be here: a folder, a module, what was handed over.
+    neutral = {group: schema.default_config()[group].to_dict() for group in workdirs.NOT_FOR_SAMPLES}
+    other = schema.nested(schema.flatten(config.to_dict() | neutral)).lock()
+    return build.build_on(source, other, device)._replace(config=config, title=build.title_of(config))
 
 
 def _checkpoint(workdir: Path, name: str) -> tuple[Path, list[int]]:

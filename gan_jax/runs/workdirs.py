@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -29,6 +30,7 @@ from gan_jax.utils.keys import import_folders
 
 CONFIG, DATA = "config.json", "data.json"
 IMPORTS = "imports.json"  # the folders in which the modules lay that a config names; of a config that names none: not
+INIT = "init.json"  # where a run starts whose config has init.run, and what it takes from there
 LABELS = "labels.npy"  # vectors of labels that pictures are made with, where labels are vectors
 CHANGES = "changes.jsonl"  # a line for each start of a run with other keys: {"step": ..., KEY: [before, from then on]}
 # What may differ between two starts of a run: where data lies and how it gets to the device; how often something is
@@ -74,6 +76,7 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
         _go_on(workdir, read_config(workdir), config)
     elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
+    settle_start(workdir, config.init.run)
     write_config(workdir, config)
     token = secrets.token_hex(8)
     lock.truncate(0)
@@ -81,6 +84,29 @@ def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
     lock.flush()
     os.fsync(lock.fileno())  # NFS shows others what is written when the file is closed, which is at the end of the run
     return token
+
+
+def settle_start(folder: Path, name: str) -> None:
+    """Notes in INIT, once, which checkpoint `init.run` names as things are now. Raises InputError without one."""
+    if name and not (folder / INIT).exists():
+        write_atomically(folder / INIT, (json.dumps(start_of(name)) + "\n").encode())
+
+
+def start_of(name: str) -> dict:
+    """The checkpoint that FOLDER, FOLDER:STEP or FOLDER:best names as things are now. Raises InputError without one."""
+    run, which = re.fullmatch(r"(.+?)(?::(\d+|best))?", name, re.DOTALL).groups(default="newest")
+    path, wrong = Path(run).absolute(), f"config key init.run is {name!r}, but"
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{wrong} there is no run in {path}; it must be FOLDER, FOLDER:STEP or FOLDER:best")
+    kinds = {"newest": ["checkpoints"], "best": ["best"]}.get(which, ["best", "checkpoints"])
+    kept = [(int(saved.name), kind) for kind in kinds for saved in (path / kind).glob("*") if saved.name.isdecimal()]
+    fitting = [(step, kind) for step, kind in kept if which in ("newest", "best", str(step))]
+    if not fitting:
+        without = "give a STEP, or train it with evaluation.best set" if which == "best" else "train it first"
+        right = f"it has {', '.join(map(str, sorted({step for step, _ in kept})))}" if kept else without
+        raise InputError(f"{wrong} that run has no checkpoint {which}; {right}")
+    step, kind = max(fitting)
+    return {"run": name, "folder": str(path), "checkpoints": kind, "step": step}
 
 
 def require_shared(workdir: Path, token: str) -> None:

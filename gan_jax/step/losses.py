@@ -16,6 +16,7 @@ from gan_jax.objectives import with_metrics
 from gan_jax.parallel.devices import Devices
 from gan_jax.step import regularizers
 from gan_jax.step.state import Recipe, TrainState
+from gan_jax.step.transfer import held_constant
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.keys import NON_NEGATIVE, POSITIVE_INT, SCHEDULED, TRACED, Needs
 
@@ -62,6 +63,8 @@ def discriminator_loss(recipe: Recipe, numbers: Mapping, state: TrainState, para
       dropped.
     """
     real, labels, old_stats = real["image"], labels_of(recipe, real), state.discriminator.stats
+    if recipe.frozen is not None:
+        params = held_constant(recipe.frozen, params)
     fake, _ = _generated(recipe, state.generator.params, state, recipe.prior(latent_keys), labels, latent_keys)
 
     def critic(x, number=FOR_PENALTY):

@@ -108,4 +108,5 @@ class Recipe(NamedTuple):
     one_pass: bool = False  # whether D sees real and fake as one batch (and normalises over both)
     conditional: bool = False  # whether both players see the labels
     label_size: int = 0  # numbers of a label that is a vector; 0: it is the number of a class
+    frozen: Callable | None = None  # (tree, held), of D -> `tree` with the arrays that are frozen from `held`
     unroll: bool = False  # whether loops are written out: XLA runs a convolution inside a loop slowly on a CPU

@@ -30,6 +30,7 @@ from gan_jax.parallel.devices import Devices, example_keys, example_slots
 from gan_jax.step import regularizers
 from gan_jax.step.losses import OF_G, discriminator_loss, generator_loss, is_paid, joined, labels_of, packed
 from gan_jax.step.state import Average, Hyperparameters, Move, Player, Recipe, TrainState
+from gan_jax.step.transfer import held, held_constant
 from gan_jax.utils.keys import NON_NEGATIVE, Registry, function
 
 ConsensusWeight = Annotated[
@@ -158,6 +159,8 @@ def update_discriminator(recipe: Recipe, numbers: Mapping, state: TrainState, gr
     `metrics` of the update, over all devices, move the state of D's regularisers.
     """
     player = _update(recipe.discriminator_tx(numbers), state.discriminator, gradients, stats)
+    if recipe.frozen is not None:
+        player = held(recipe.frozen, player, state.discriminator)
     state = _own_updated(recipe, "penalty", state, metrics)
     if state.regularizers is None:
         return state.replace(discriminator=player)
@@ -281,6 +284,8 @@ def consensus(
     """
 
     def field_of(players):
+        if recipe.frozen is not None:
+            players = players[0], held_constant(recipe.frozen, players[1])
         gradients = _shard_field(recipe, devices, numbers, keys, _at(state, *players), batch)
         (of_generator, g_reported), (of_discriminator, d_reported) = gradients
         return (of_generator, of_discriminator), (g_reported, d_reported)

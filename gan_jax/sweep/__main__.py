@@ -17,7 +17,7 @@ from gan_jax.data import make_source
 from gan_jax.evaluation.metrics.comparison import better, scores_of
 from gan_jax.parallel.exit_status import exit_status
 from gan_jax.runs import workdirs
-from gan_jax.sweep.folders import end_of, require_same
+from gan_jax.sweep.folders import PROGRAMS, end_of, require_same
 from gan_jax.sweep.plan import Member, describe, members, programs, read_sweep
 from gan_jax.sweep.population import MAP, VMAP, WIDE
 from gan_jax.sweep.report import REPORT, SUMMARY, write_report, write_summary
@@ -80,6 +80,9 @@ def _sweep(argv: list[str]) -> None:
         shares = [group[index::count] for group in groups if group[index::count]]
         # All are built first: a mistake in the last is known before the first trains.
         setups = [build(share, _PER_MEMBER.value, _HOW.value) for share in shares]
+        if not (workdir / PROGRAMS).exists():  # later on those may be gone from which they start
+            for name in filter(None, (share[0].config.init.run for share in shares)):
+                workdirs.start_of(name)
         for share, of_share in zip(shares, setups, strict=True):
             if not run_program(share, of_share, workdir, _HOW.value, _PER_MEMBER.value, stop_requested):
                 print("stopped by a signal; the same command goes on from there")

@@ -11,6 +11,7 @@ from gan_jax.sweep.plan import Member
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import read_json, write_atomically
 
+PROGRAMS = "programs"  # the folder of theirs
 END = "member.json"  # of a member's folder, once it has come to its end: {"status": ..., "seconds": ...}
 PROGRAM = "program.json"  # of a member's folder: the name of the program that trains it
 DIVERGED = "diverged.json"  # of a member that left the finite numbers: {"step": ..., "why": ...}
@@ -29,7 +30,7 @@ def program_folder(workdir: Path, members: list[Member]) -> Path:
     configs = [flatten(member.config.to_dict()) for member in members]
     fixed = [{key: value for key, value in config.items() if key not in workdirs.OF_THE_DATA} for config in configs]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
-    return workdir / "programs" / digest[:12]
+    return workdir / PROGRAMS / digest[:12]
 
 
 def require_same(workdir: Path, members: list[Member]) -> None:

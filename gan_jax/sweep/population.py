@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gan_jax.config.build import Setup, merge_setups
+from gan_jax.config.build import Setup, first_state, merge_setups
 from gan_jax.parallel.devices import Devices, mesh
 from gan_jax.parallel.population_layout import Layout, population
 from gan_jax.step import regularizers, step
 from gan_jax.step.state import Hyperparameters, TrainState
-from gan_jax.step.step import init_state
 
 VMAP, MAP, UNROLL = "vmap", "map", "unroll"
 WIDE = 128  # units of an MLP's hidden layer, from which on `map` is faster on a CPU (experiments/benchmarks/README.md)
@@ -65,14 +64,14 @@ class Population:
         self._keys = jnp.stack([setup.keys.training for setup in padded])
         self._layout = layout
 
-    def initial(self) -> PopulationState:
-        """The state before the first step."""
-        first = jax.jit(self._first)(self._hyperparameters, self._keys)
+    def initial(self, other: TrainState | None = None) -> PopulationState:
+        """The state before the first step; every member takes what its config says from the `other` run."""
+        first = jax.jit(self._first)(self._hyperparameters, self._keys, other)
         return PopulationState(self._layout.within.place(first.step), self._layout.place(first.members))
 
     def abstract(self) -> PopulationState:
         """The shapes, dtypes and placement of what `initial` gives."""
-        shapes = jax.eval_shape(self._first, self._hyperparameters, self._keys)
+        shapes = jax.eval_shape(self._first, self._hyperparameters, self._keys, None)
         by_member = partial(jax.ShapeDtypeStruct, sharding=self._layout.sharding)
         members = jax.tree.map(lambda x: by_member(x.shape, x.dtype), shapes.members)
         return PopulationState(self._layout.within.placed_shapes(shapes.step), members)
@@ -82,10 +81,10 @@ class Population:
         function = partial(_advance, self.setup, self._layout.within, steps)
         return partial(_call, steps, self._layout.compile(function, state.members, self.setup.source.data))
 
-    def _first(self, hyperparameters: Hyperparameters, keys: jax.Array) -> PopulationState:
-        init = partial(init_state, self.setup.recipe, shape=self.setup.source.shape)
+    def _first(self, hyperparameters: Hyperparameters, keys: jax.Array, other: TrainState | None) -> PopulationState:
+        init = jax.vmap(partial(first_state, self.setup), in_axes=(0, 0, None))
         alive = jnp.ones(len(keys), jnp.int32)
-        return PopulationState(jnp.int32(0), MemberState(jax.vmap(init)(hyperparameters, keys), alive))
+        return PopulationState(jnp.int32(0), MemberState(init(hyperparameters, keys, other), alive))
 
 
 def _call(steps: int, program: Callable, state: PopulationState, data):

@@ -17,6 +17,7 @@ from gan_jax.parallel.population_layout import Layout, population
 from gan_jax.runs import workdirs
 from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.runs.sampler import Generate
+from gan_jax.runs.warm_start import other_state
 from gan_jax.step.state import TrainState
 from gan_jax.sweep import folders
 from gan_jax.sweep.folders import CHECKPOINTS, DIVERGED, END, METRICS, PICTURE, POINTS, member_folder
@@ -128,7 +129,8 @@ class _Training:
         with ExitStack() as stack:
             self._checkpoints = stack.enter_context(closing(Checkpoints(self._folder / CHECKPOINTS, kept=2)))
             if self._checkpoints.latest_step() is None:
-                state = self._population.initial()
+                workdirs.settle_start(self._folder, self._config.init.run)
+                state = self._population.initial(other_state(self._setups[0], self._folder))
             else:
                 state = self._checkpoints.restore(self._population.abstract())
                 self._checkpoints.discard_after(int(state.step))

@@ -26,6 +26,7 @@ from gan_jax.parallel.devices import Program
 from gan_jax.runs import workdirs
 from gan_jax.runs.checkpoints import Best, Checkpoints, require_numbers
 from gan_jax.runs.sampler import Generate
+from gan_jax.runs.warm_start import other_state
 from gan_jax.step.state import TrainState
 from gan_jax.training.callbacks import Callback, as_callbacks, checked
 from gan_jax.training.evaluator import Scoring
@@ -120,7 +121,7 @@ class _Loop:
         self.stop_requested = agreement.in_any_process(stack.enter_context(stop_signals()))
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoints_kept)
         self.checkpoints = stack.enter_context(closing(checkpoints))
-        self.start = self._newest_state()
+        self.start = self._newest_state(workdir)
         writers = _on_first(lambda: Writers(workdir, int(self.start.step), config.num_steps)) or Silent()
         self.writers = stack.enter_context(closing(writers))
         self.data = stack.enter_context(closing(open_loader(setup, self.start, partial(next_boundary, config))))
@@ -139,9 +140,14 @@ class _Loop:
         self.compiled: dict[int, Program] = {}  # by the steps of a call
         self.unseen: list[tuple[int, Metrics]] = []  # first step and metrics of calls not looked at yet
 
-    def _newest_state(self) -> TrainState:
+    def _newest_state(self, workdir: Path) -> TrainState:
         if self.checkpoints.latest_step() is None:
-            return initial_state(self.setup)
+            other = other_state(self.setup, workdir)
+            state = initial_state(self.setup, other)
+            if other is not None:  # from here on the run goes on without the other one
+                self.checkpoints.save(state)
+                self.checkpoints.wait()
+            return state
         state = self.checkpoints.restore(abstract_state(self.setup))
         require_numbers(state, self.setup.hyperparameters)
         self.checkpoints.discard_after(int(state.step))
