@@ -21,12 +21,13 @@ ORDER = (  # from the bottom; a room may import from itself and from those befor
     ("step",),
     ("evaluation",),
     ("config",),
+    ("runs",),
     ("training",),
     ("cli",),
     ("theory",),
     ("analysis",),
     ("sweep",),
-    ("main",),
+    ("main", "compare"),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,18 @@ from jax import export as jax_export
 
 from gan_jax import step
 from gan_jax.config.build import make_generator
-from gan_jax.runs.trained import Trained
 from gan_jax.step.state import Recipe
 from gan_jax.utils.errors import InputError, one_line
 from gan_jax.utils.files import write_atomically
+
+if TYPE_CHECKING:  # which imports this module
+    from gan_jax.runs.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 RANGES = {"uniform": "uniform on [-1, 1)", "normal": "standard normal"}  # of latents, by prior
 
 
-def export(run: Trained, path: Path) -> list[Path]:
+def export(run: "Trained", path: Path) -> list[Path]:
     """Writes the generator of `run` to `path`, by its suffix, and its description beside it; returns both paths.
 
     Raises InputError at a suffix that is none of WRITERS, or where the package for it is missing.
@@ -42,7 +44,7 @@ def export(run: Trained, path: Path) -> list[Path]:
     return [path, about]
 
 
-def description(run: Trained, suffix: str) -> dict[str, Any]:
+def description(run: "Trained", suffix: str) -> dict[str, Any]:
     """What goes into the function and comes out of it, and where it is from."""
     names, prior = ("z", "label"), run.config.latent.prior
     inputs = [{"shape": ["n", *x.shape[1:]], "dtype": str(x.dtype)} for x in _inputs(run)]
@@ -64,13 +66,13 @@ def description(run: Trained, suffix: str) -> dict[str, Any]:
     }
 
 
-def _stablehlo(run: Trained) -> bytes:
+def _stablehlo(run: "Trained") -> bytes:
     """The function for all platforms, with the convolutions that are right on them."""
     function = generator(run)
     return jax_export.export(jax.jit(function), platforms=PLATFORMS)(*_inputs(run)).serialize()
 
 
-def generator(run: Trained) -> Callable:
+def generator(run: "Trained") -> Callable:
     """(z [n, d], label [n] or [n, m] where conditional) -> examples, for an n that need not be known."""
     average = jax.tree.map(np.asarray, run.state.ema)
     if run.config.convolution != "auto" or not run.setup.recipe.generator.convolves:
@@ -93,7 +95,7 @@ def _function(recipe: Recipe, average) -> Callable:
     return jax.vmap(one) if recipe.generator.noise else examples
 
 
-def _inputs(run: Trained) -> list[jax.ShapeDtypeStruct]:
+def _inputs(run: "Trained") -> list[jax.ShapeDtypeStruct]:
     """The shapes and dtypes of the function's inputs, for n examples."""
     (n,) = jax_export.symbolic_shape("n")
     inputs = [jax.ShapeDtypeStruct((n, *run.latents(0, 1).shape[1:]), jnp.float32)]
@@ -104,7 +106,7 @@ def _inputs(run: Trained) -> list[jax.ShapeDtypeStruct]:
     return inputs
 
 
-def _onnx(run: Trained) -> bytes:
+def _onnx(run: "Trained") -> bytes:
     """The function for other runtimes, with a batch of any size; its convolutions are those that ONNX has."""
     convert = _needed("jax2onnx", "onnx").to_onnx
     inputs = [jax.ShapeDtypeStruct(("n", *x.shape[1:]), x.dtype) for x in _inputs(run)]
@@ -117,7 +119,7 @@ def _onnx(run: Trained) -> bytes:
         raise InputError(f"jax2onnx cannot write the generator {name}: {one_line(error)}; {right}") from error
 
 
-def _safetensors(run: Trained) -> bytes:
+def _safetensors(run: "Trained") -> bytes:
     """The generator's parameters and statistics, params.NAME and stats.NAME."""
     save = _needed("safetensors.numpy", "export").save
     named = {"params": run.state.ema.params, "stats": run.state.ema.stats}
@@ -139,7 +141,7 @@ def _needed(module: str, extra: str):
         raise InputError(f"{package} is missing ({error}); pip install 'gan-jax[{extra}]'") from error
 
 
-WRITERS: dict[str, Callable[[Trained], bytes]] = {
+WRITERS: dict[str, Callable[["Trained"], bytes]] = {
     ".stablehlo": _stablehlo,
     ".safetensors": _safetensors,
     ".onnx": _onnx,
