@@ -15,6 +15,7 @@ from gan_jax.config.by_hand import with_parts
 from gan_jax.data import SOURCES, Source, entry, make_source
 from gan_jax.evaluation.metrics.comparison import Metric
 from gan_jax.networks import FAMILIES, make_network
+from gan_jax.networks.cpu.forms import Form
 from gan_jax.networks.latents import PRIORS
 from gan_jax.networks.minibatch import Minibatch
 from gan_jax.networks.network import Network, convolves, layers
@@ -309,12 +310,12 @@ def _with_convolutions(recipe: Recipe, generator: bool, discriminator: bool) -> 
     )
 
 
-def make_generator(setup: Setup, form: str) -> Network:
-    """The generator of a setup with its convolutions in this form, one of `networks.cpu.forms.FORMS`."""
+def make_generator(setup: Setup, form: str | Form) -> Network:
+    """The generator of a setup with its convolutions in this form of `networks.cpu.forms`, or of that name."""
     return _make_network(setup.config, setup.devices, setup.source, "generator", form)
 
 
-def _make_network(config, devices: Devices, source: Source, player: str, form: str | None = None) -> Network:
+def _make_network(config, devices: Devices, source: Source, player: str, form: str | Form | None = None) -> Network:
     """The player's network; its class takes what it has a field for (see `gan_jax.networks`)."""
     values = config[player]
     context = {

@@ -16,8 +16,10 @@ from gan_jax.networks.cpu.forms import FORMS, Form
 from gan_jax.networks.layers import dcgan_init
 
 
-def form(name: str) -> Form:
-    """The form of that name; `auto` is the fastest of the backend at hand."""
+def form(name: str | Form) -> Form:
+    """The form of that name; `auto` is the fastest of the backend at hand. What is a form stays one."""
+    if isinstance(name, Form):
+        return name
     return FORMS["cpu" if jax.default_backend() == "cpu" else "plain"] if name == "auto" else FORMS[name]
 
 

@@ -7,6 +7,7 @@ function for other runtimes. FILE.json beside it says what goes in and what come
 
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from gan_jax import step
+from gan_jax import __version__, step
 from gan_jax.config.build import make_generator
+from gan_jax.networks.cpu.forms import CONVERTIBLE
 from gan_jax.step.state import Recipe
 from gan_jax.utils.errors import InputError, one_line
 from gan_jax.utils.files import write_atomically
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # which imports this module
     from gan_jax.runs.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+INPUTS = ("z", "label")
+EXAMPLES, TOLERANCE = 3, 1e-4  # at which a converted generator is run, and how far off it may be
 RANGES = {"uniform": "uniform on [-1, 1)", "normal": "standard normal"}  # of latents, by prior
 
 
@@ -46,12 +50,12 @@ def export(run: "Trained", path: Path) -> list[Path]:
 
 def description(run: "Trained", suffix: str) -> dict[str, Any]:
     """What goes into the function and comes out of it, and where it is from."""
-    names, prior = ("z", "label"), run.config.latent.prior
+    prior = run.config.latent.prior
     inputs = [{"shape": ["n", *x.shape[1:]], "dtype": str(x.dtype)} for x in _inputs(run)]
     inputs[0]["range"] = RANGES.get(prior, prior)
     return {
         "format": suffix.removeprefix("."),
-        "inputs": dict(zip(names, inputs, strict=False)),
+        "inputs": dict(zip(INPUTS, inputs, strict=False)),
         "output": {
             "shape": ["n", *run.shape],
             "dtype": "float32",
@@ -61,7 +65,8 @@ def description(run: "Trained", suffix: str) -> dict[str, Any]:
         "attributes": list(run.setup.source.attributes if len(inputs) > 1 else ()),
         "platforms": list(PLATFORMS) if suffix == ".stablehlo" else [],
         "step": run.step,
-        "versions": {name: version(name) for name in ("jax", "flax")},
+        "averaged": run.state.ema.params is not run.state.generator.params,
+        "versions": {"gan_jax": __version__, **{name: version(name) for name in ("jax", "flax")}},
         "config": run.config.to_dict(),
     }
 
@@ -107,16 +112,30 @@ def _inputs(run: "Trained") -> list[jax.ShapeDtypeStruct]:
 
 
 def _onnx(run: "Trained") -> bytes:
-    """The function for other runtimes, with a batch of any size; its convolutions are those that ONNX has."""
-    convert = _needed("jax2onnx", "onnx").to_onnx
-    inputs = [jax.ShapeDtypeStruct(("n", *x.shape[1:]), x.dtype) for x in _inputs(run)]
+    """The function for other runtimes, its inputs z and label, its output x, with a batch of any size.
+
+    The converter may be wrong in silence, so the file is run at EXAMPLES latents before it is kept.
+    """
+    convert, runtime = _needed("jax2onnx", "onnx").to_onnx, _needed("onnxruntime", "onnx")
     recipe, average = run.setup.recipe, jax.tree.map(np.asarray, run.state.ema)
+    inputs = [jax.ShapeDtypeStruct(("n", *x.shape[1:]), x.dtype) for x in _inputs(run)]
+    examples = dict(zip(INPUTS, (run.latents(0, EXAMPLES), run.labels(None, EXAMPLES)), strict=True))
+    feed = {name: examples[name] for name, _ in zip(INPUTS, inputs, strict=False)}
+    failed = f"jax2onnx cannot write the generator {run.config.generator.network}"
+    for name in ("jax2onnx", "onnx_ir"):  # they warn of every shape, and of parts of JAX that they miss
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        function = _function(recipe._replace(generator=make_generator(run.setup, "plain")), average)
-        return convert(function, inputs=inputs, model_name="generator").SerializeToString()
+        function = _function(recipe._replace(generator=make_generator(run.setup, CONVERTIBLE)), average)
+        model = convert(function, inputs, input_names=list(feed), output_names=["x"]).SerializeToString()
+        (x,) = runtime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feed)
     except Exception as error:
-        name, right = run.config.generator.network, "export to .stablehlo"
-        raise InputError(f"jax2onnx cannot write the generator {name}: {one_line(error)}; {right}") from error
+        raise InputError(f"{failed}: {one_line(error)}; export to .stablehlo") from error
+    finally:
+        jax.clear_caches()  # what was traced meanwhile has the converter's functions in the place of JAX's
+    right = run.generate(*feed.values())
+    if x.shape != right.shape or not np.abs(x - right).max() <= TOLERANCE:
+        raise InputError(f"{failed}: the file gives other examples than the run; export to .stablehlo")
+    return model
 
 
 def _safetensors(run: "Trained") -> bytes:

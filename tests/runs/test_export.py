@@ -11,7 +11,9 @@ import pytest
 from flax import linen as nn
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gan_jax import recipe
+from gan_jax import recipe, step
+from gan_jax.config.build import make_generator
+from gan_jax.networks.cpu.forms import CONVERTIBLE
 from gan_jax.runs.trained import Trained
 
 READER = """
@@ -75,6 +77,7 @@ def test_stablehlo_needs_jax_alone(name, changes, parts, of, tmp_path):
     assert [said["inputs"][name]["dtype"] for name in inputs] == [str(x.dtype) for x in inputs.values()]
     assert said["output"]["shape"] == ["n", *run.shape]
     assert said["config"] == run.config.to_dict()
+    assert (said["averaged"], *(said["versions"])) == (True, "gan_jax", "jax", "flax")
     assert (said["step"], said["classes"]) == (run.step, list(run.classes))
 
 
@@ -90,6 +93,15 @@ def test_a_platform_has_its_own_convolutions(of, tmp_path):
         return lowered.mlir_module().count("lhs_dilate = [2, 2]")
 
     assert (dilated("cpu"), dilated("cuda"), dilated("tpu")) == (0, 2, 2)
+
+
+def test_the_convolutions_for_converters_give_the_same_examples(of):
+    run = of("dcgan", {"generator.width": 16, "generator.depth": 2})
+    convertible = run.setup.recipe._replace(generator=make_generator(run.setup, CONVERTIBLE))
+    z = run.latents(0, 3)
+    jaxpr = str(jax.make_jaxpr(lambda z: step.sample(convertible, run.state.ema, z))(z))
+    assert "conv_general_dilated" not in jaxpr
+    assert_allclose(step.sample(convertible, run.state.ema, z), run.generate(z), atol=1e-6)
 
 
 def test_safetensors_are_the_averaged_parameters(of, tmp_path):
@@ -112,9 +124,20 @@ def test_onnx_gives_the_same_examples(name, changes, of, tmp_path):
     path, _ = run.export(tmp_path / "g.onnx")
     session = runtime.InferenceSession(path)
     for n in (1, 7):
-        inputs = list(inputs_of(run, n).values())
-        feed = {node.name: x for node, x in zip(session.get_inputs(), inputs, strict=True)}
-        assert_allclose(session.run(None, feed)[0], run.generate(*inputs), atol=1e-4)
+        inputs = inputs_of(run, n)
+        assert_allclose(session.run(["x"], inputs)[0], run.generate(*inputs.values()), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((3, 2)), np.full((3, 2), np.nan), np.zeros((3, 1))], ids=str)
+def test_a_conversion_that_gives_other_examples_is_refused(wrong, of, tmp_path, monkeypatch):
+    run = of("mixture:ring8")
+    model = SimpleNamespace(SerializeToString=lambda: b"model")
+    session = SimpleNamespace(run=lambda *_: [wrong])
+    monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=lambda *_, **__: model))
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=lambda *_, **__: session))
+    with pytest.raises(ValueError, match=r"generator mlp: the file gives other examples than the run; export to"):
+        run.export(tmp_path / "g.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mistake_is_one_line(of, tmp_path, monkeypatch):
@@ -126,6 +149,7 @@ def test_a_mistake_is_one_line(of, tmp_path, monkeypatch):
         run.export(tmp_path / "g.onnx")
     broken = SimpleNamespace(to_onnx=lambda *_, **__: 1 / 0)
     monkeypatch.setitem(sys.modules, "jax2onnx", broken)
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
     with pytest.raises(ValueError, match=r"^jax2onnx cannot write the generator mlp: division by zero; export to"):
         run.export(tmp_path / "g.onnx")
     assert not list(tmp_path.iterdir())

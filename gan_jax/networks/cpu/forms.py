@@ -27,8 +27,9 @@ def _strided_conv(x, w):
 
 def _strided_adjoint(y, w):
     # The transposed convolution correlates the dilated input with the flipped kernel, its channels exchanged.
+    flipped = jnp.flip(w, (0, 1))
     return lax.conv_general_dilated(
-        y, _flipped(w), (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_LAYOUT
+        y, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_TRANSPOSED
     )
 
 
@@ -137,6 +138,10 @@ def _strided_suits_winograd(w, y_shape) -> bool:
     return w.shape[2] >= WIDE and _whole_tiles(y_shape) and w.dtype == jnp.float32
 
 
+def _strided_adjoint_of_patches(y, w):
+    return _patches_adjoint(y @ _as_matrix(w).T, w.shape[2])
+
+
 def _fast_strided_conv(x, w):
     if w.shape[2] <= THIN:
         return _patches(x) @ _as_matrix(w)
@@ -147,7 +152,7 @@ def _fast_strided_conv(x, w):
 
 def _fast_strided_adjoint(y, w):
     if w.shape[2] <= THIN:
-        return _patches_adjoint(y @ _as_matrix(w).T, w.shape[2])
+        return _strided_adjoint_of_patches(y, w)
     if _strided_suits_winograd(w, y.shape):
         return _pixels(winograd.adjoint(y, _block_kernel(w)))
     return _strided_adjoint_by_phases(y, w)
@@ -289,3 +294,5 @@ FORMS = {
         _fast_conv_mean_pool,
     ),
 }
+# For converters to ONNX: jax2onnx 0.13 makes smaller images of dilated ones, and none knows _TRANSPOSED kernels.
+CONVERTIBLE = FORMS["plain"]._replace(strided_conv_transpose=_strided_adjoint_of_patches)
