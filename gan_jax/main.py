@@ -81,7 +81,7 @@ _ONLY_FOR = (  # flags, and the verbs that have a use for them
 def main(argv: list[str]) -> None:
     """Dispatches to the verb; a user's mistake ends in one line and exit status 2, a diverged run in 1."""
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.FATAL)  # Orbax tells every file that it opens, and tracebacks of what it raises
+        logging.set_verbosity(logging.FATAL)  # JAX tells of its services in several processes
     if status := exit_status(partial(_run, argv)):
         sys.exit(status)
 

@@ -362,7 +362,7 @@ def _initials(name: str) -> str:
 # Keys that had another name in configs of before.
 RENAMED: dict[str, str] = {}
 # What a run had that was made before a key existed, if that is not the key's default.
-AS_IT_WAS: dict[str, Any] = {}
+AS_IT_WAS: dict[str, Any] = {"health_every": 0}
 
 
 def completed(values: Mapping[str, Any]) -> ConfigDict:

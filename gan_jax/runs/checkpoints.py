@@ -65,29 +65,43 @@ class Checkpoints:
         """The step of the newest checkpoint, good or not; None without any."""
         return max(self.steps(), default=None)
 
-    def restore(self, template: TrainState, steps: Sequence[int] | None = None) -> TrainState | None:
+    def restore(
+        self, template: TrainState, steps: Sequence[int] | None = None, numbers: Hyperparameters | None = None
+    ) -> TrainState | None:
         """The newest checkpoint that is whole, of all or of these steps; None without any.
 
-        `template` gives its shapes, dtypes and shardings: a state, or one of jax.ShapeDtypeStruct.
+        One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. So is one
+        of other arrays than the template's beside an older one that fits, since all those of a run are alike.
 
-        One that cannot be read, or whose content is not what was saved, is passed over and named on stderr. Raises
-        InputError where there are checkpoints and none is whole, or one is of another form than the template.
+        Args:
+          template: of its shapes, dtypes and shardings: a state, or one of jax.ShapeDtypeStruct.
+          numbers: the hyperparameters of the config, which must be those that the checkpoint has.
+
+        Raises InputError where there are checkpoints, and none is whole or the newest is of another config.
         """
-        reasons = {}
+        reasons, misfits = {}, {}
         for step in sorted(self.steps() if steps is None else steps, reverse=True):
-            read = partial(self._read, step, *self._form_of(step, template))
+            form, new_state, differs = self._form_of(step, template)
+            if differs:
+                misfits[step] = differs
+                reasons[step] = "has other arrays than those of this run"
+                continue
             try:
                 # One that alone cannot read it does not wait for ever for those who could: they wait in Orbax for it.
-                state = agreement.all_or_none(read, within=READ_WITHIN)
+                state = agreement.all_or_none(partial(self._read, step, form, new_state), within=READ_WITHIN)
             except InputError as error:
-                reasons[step] = str(error)
+                reasons[step] = f"is corrupt ({error})"
                 continue
             for bad in reasons if agreement.is_first() else ():
-                print(f"checkpoint {bad} is corrupt ({reasons[bad]}); going back to {step}", file=sys.stderr)
+                print(f"checkpoint {bad} {reasons[bad]}; going back to {step}", file=sys.stderr)
+            if numbers is not None:
+                self._require_numbers(step, state.hyperparameters, numbers)
             return state
+        if misfits:
+            self._refuse(max(misfits), misfits[max(misfits)], template, numbers)
         if reasons:
             raise AgreedError(
-                f"no checkpoint in {self._directory} is whole (newest, {max(reasons)}: {reasons[max(reasons)]}); "
+                f"no checkpoint in {self._directory} is whole ({max(reasons)} {reasons[max(reasons)]}); "
                 "put a good copy there, or start again in another workdir"
             )
         return None
@@ -127,36 +141,73 @@ class Checkpoints:
                 "folder back, and the same command goes on from there"
             ) from error
 
-    def _form_of(self, step: int, template) -> tuple[Any, Callable]:
-        """The template of a checkpoint, in today's form or an older one, and the `form` of its state for `_read`.
+    def _form_of(self, step: int, template) -> tuple[Any, Callable, dict[str, list]]:
+        """A checkpoint's form, today's or an older one: (its template, the `form` for `_read`, what does not fit).
 
-        Raises InputError where it is of another config.
+        The last one is {dotted name of an array: [its shape there, its shape here]}, None for one that is missing; of
+        a checkpoint whose description is torn it is empty.
         """
-        differs = self._differences(step, template)
-        if not differs:
-            return template, lambda state: (state, state)
-        if isinstance(template, TrainState):  # and not the state of a sweep
-            old = legacy.old_template(template)
-            if not self._differences(step, old):
-                return old, partial(legacy.new_state, template)
-        shown = f"{', '.join(differs[:3])}{f' and {len(differs) - 3} more' if len(differs) > 3 else ''}"
-        where, right = f"checkpoint {step} in {self._directory}", "put back the config that it was trained with"
-        raise AgreedError(f"{where} is of another config ({shown}); {right}")
+        there = agreement.from_first(self._saved_shapes(step))
+        new_state = _unchanged
+        if isinstance(template, TrainState) and legacy.is_old(there):  # and not the state of a sweep
+            template, new_state = legacy.old_template(template), partial(legacy.new_state, template)
+        here = _shapes(template)
+        names = [name for name in there | here if there.get(name) != here.get(name)] if there else []
+        return template, new_state, {name: [there.get(name), here.get(name)] for name in names}
 
-    def _differences(self, step: int, template) -> list[str]:
-        """The arrays of a checkpoint that are not those of the template, in words; none of one that is torn."""
-        there, here = {}, _shapes(template)
+    def _saved_shapes(self, step: int) -> dict[str, list[int]]:
+        """The shapes of a checkpoint's arrays by dotted name; none of one that is torn."""
         with suppress(Exception):
             saved = _orbax().StandardCheckpointer().metadata(self._directory / str(step) / "payload")
-            there = _shapes(saved.item_metadata.tree["state"])
-        names = [name for name in there | here if there.get(name) != here.get(name)] if there else []
-        words = {(): "on", None: "missing"}
-        return [
+            return _shapes(saved.item_metadata.tree["state"])
+        return {}
+
+    def _refuse(self, step: int, differs: dict[str, list], template, numbers: Hyperparameters | None) -> None:
+        """Raises InputError on a checkpoint of another config: by the numbers in which it differs, or by its arrays."""
+        start = "hyperparameters."
+        if numbers is not None and any(name.startswith(start) for name in differs):
+            there = agreement.all_or_none(partial(self._saved_numbers, step, jax.tree.leaves(template)[0].sharding))
+            self._require_numbers(step, legacy.by_key(there), numbers)
+        words = [
             "{} is {} there, {} here".format(
-                name, *(words.get(side.get(name), side.get(name)) for side in (there, here))
+                name, *("missing" if shape is None else tuple(shape) or "a number" for shape in pair)
             )
-            for name in names
+            for name, pair in differs.items()
         ]
+        raise AgreedError(
+            f"checkpoint {step} in {self._directory} is of another config ({_some(words)}); put back the config that "
+            "it was trained with, or choose another workdir"
+        )
+
+    def _saved_numbers(self, step: int, sharding) -> dict[str, Any]:
+        """The hyperparameters of a checkpoint, without the rest of it. Raises InputError where they cannot be read."""
+        ocp, path = _orbax(), self._directory / str(step) / "payload"
+        number = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding)
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                names = checkpointer.metadata(path).item_metadata.tree["state"]["hyperparameters"]
+                item = {"state": {"hyperparameters": dict.fromkeys(names, number)}}
+                how = ocp.checkpoint_utils.construct_restore_args(item)
+                args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)
+                return checkpointer.restore(path, args=args)["state"]["hyperparameters"]
+        except Exception as error:
+            raise InputError(f"checkpoint {step} in {self._directory} cannot be read ({_summary(error)})") from error
+
+    def _require_numbers(self, step: int, there: Hyperparameters, here: Hyperparameters) -> None:
+        """Raises InputError where the numbers of a config are not those of a checkpoint; one that is off is 0."""
+        there, here = jax.device_get(there), jax.device_get(here)
+        changed = [name for name in there | here if there.get(name, 0) != here.get(name, 0)]
+        if changed:
+            words = [
+                "{} is {} there, {} here".format(
+                    name, *(f"{side[name]:.7g}" if name in side else "off" for side in (there, here))
+                )
+                for name in changed
+            ]
+            raise AgreedError(
+                f"checkpoint {step} in {self._directory} was trained with other numbers than the config has "
+                f"({_some(words)}); put them back, or train anew in another workdir"
+            )
 
     def _read(self, step: int, template, form: Callable) -> TrainState:
         """The state of a checkpoint; `form`: what has its arrays -> (the state, what has them as they were hashed).
@@ -235,19 +286,7 @@ def fingerprint(tree) -> jax.Array:
     return total
 
 
-def require_numbers(state: TrainState, numbers: Hyperparameters) -> None:
-    """Raises InputError where the numbers of a config are not those with which a restored state was trained."""
-    trained = jax.device_get(state.hyperparameters)
-    changed = [name for name, number in numbers.items() if number != trained[name]]
-    if changed:
-        shown = ", ".join(f"{name} is {trained[name]:g} there, {numbers[name]:g} here" for name in changed)
-        raise InputError(
-            f"checkpoint {int(state.step)} was trained with other numbers than the config has ({shown}); put them "
-            "back, or train anew in another workdir"
-        )
-
-
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+def _shapes(tree) -> dict[str, list[int]]:
     """The shapes of a tree's arrays, or of what tells of arrays, by dotted name; of keys those of their words."""
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -255,16 +294,16 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         if hasattr(leaf, "shape"):
             name = ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-            shapes[name] = tuple(leaf.shape)
+            shapes[name] = list(leaf.shape)
     return shapes
 
 
 @cache
 def _orbax():
     """Orbax, without what it and TensorStore say on stderr: what matters of it a checkpoint's own errors say."""
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     _silence_closed_loops()
     return ocp
 
@@ -286,6 +325,16 @@ def _summary(error: Exception) -> str:
         return os.strerror(int(code[1]))
     line = str(error).partition("\n")[0].partition(". ")[0]
     return line if len(line) <= 160 else line[:160] + "..."
+
+
+def _unchanged(state) -> tuple:
+    """A state of today's form, and its arrays as they were hashed."""
+    return state, state
+
+
+def _some(words: list[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
 
 
 def _move_away(directory: Path, steps: list[int]) -> None:

@@ -1,5 +1,8 @@
 """Checkpoints in the form that states had before hyperparameters were a dict by config key: read, never written."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +33,16 @@ _KEYS = {
     "objective": "objective.name",
 }
 _ALWAYS = list(_KEYS)[:9]  # numbers that it had for every run
+
+
+def is_old(names: Iterable[str]) -> bool:
+    """Whether these are the dotted names of arrays of a state in the old form."""
+    return "hyperparameters.generator_learning_rate" in names
+
+
+def by_key(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters, in the old form or today's, by config key: those that are on."""
+    return {_KEYS.get(name, name): number for name, number in numbers.items() if number is not None}
 
 
 def old_template(template: TrainState) -> dict:

@@ -17,7 +17,7 @@ from gan_jax.config.by_hand import with_parts
 from gan_jax.networks.latents import PRIORS
 from gan_jax.parallel.devices import mesh
 from gan_jax.runs import workdirs
-from gan_jax.runs.checkpoints import BEST, Checkpoints, require_numbers
+from gan_jax.runs.checkpoints import BEST, Checkpoints
 from gan_jax.runs.sampler import Generate, resized
 from gan_jax.step.state import Average, TrainState
 from gan_jax.utils import plots
@@ -50,8 +50,7 @@ def restored(
     """`load` of a run whose config is known. `with_data`: its setup has the data, which scores need."""
     setup = setup_of(workdir, config, with_data)
     folder, steps = _checkpoint(workdir, str(checkpoint))
-    state = Checkpoints(folder).restore(build.abstract_state(setup), steps)
-    require_numbers(state, setup.hyperparameters)
+    state = Checkpoints(folder).restore(build.abstract_state(setup), steps, setup.hyperparameters)
     if not averaged:
         state = state.replace(ema=Average(state.generator.params, state.generator.stats))
     return Trained(setup, state)

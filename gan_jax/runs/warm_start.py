@@ -46,7 +46,7 @@ def _restored(setup: Setup, folder: Path, checkpoints: str, step: int) -> TrainS
     with closing(Checkpoints(folder / checkpoints)) as saved:
         if step not in saved.steps():
             raise InputError(f"init.run: the checkpoint {folder / checkpoints / str(step)} is gone; {_RIGHT}")
-        return saved.restore(template, [step])
+        return saved.restore(template, [step], other.hyperparameters)
 
 
 def _setup(folder: Path) -> Setup:

@@ -31,6 +31,7 @@ from gan_jax.utils.keys import import_folders
 CONFIG, DATA = "config.json", "data.json"
 IMPORTS = "imports.json"  # the folders in which the modules lay that a config names; of a config that names none: not
 INIT = "init.json"  # where a run starts whose config has init.run, and what it takes from there
+PROGRAM = "program.json"  # of the folder of a sweep's member
 LABELS = "labels.npy"  # vectors of labels that pictures are made with, where labels are vectors
 CHANGES = "changes.jsonl"  # a line for each start of a run with other keys: {"step": ..., KEY: [before, from then on]}
 # What may differ between two starts of a run: where data lies and how it gets to the device; how often something is
@@ -72,12 +73,16 @@ def claimed(workdir: Path, config: ConfigDict):
 def _claim(stack: ExitStack, workdir: Path, config: ConfigDict) -> str:
     """Locks the folder and writes a random token into its lock, by which the other processes know the folder."""
     lock = stack.enter_context(locked(workdir))
-    if (workdir / CONFIG).exists():
-        _go_on(workdir, read_config(workdir), config)
+    is_new = not (workdir / CONFIG).exists()
+    if (workdir / PROGRAM).exists() and not (workdir / "checkpoints").exists():
+        raise InputError(f"{workdir} is a member of a sweep that has not come to its end; go on with the sweep first")
+    if not is_new:
+        _require_same_run(workdir, read_config(workdir), config)
     elif (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
         raise InputError(f"workdir {workdir} holds a run without its {CONFIG}; put it back or choose another --workdir")
     settle_start(workdir, config.init.run)
-    write_config(workdir, config)
+    if is_new:
+        write_config(workdir, config)
     token = secrets.token_hex(8)
     lock.truncate(0)
     lock.write(token)
@@ -210,22 +215,25 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple]:
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _go_on(workdir: Path, old: ConfigDict, new: ConfigDict) -> None:
-    """Notes what changes with this start of a run. Raises InputError where it would not be the same run."""
-    changed = differences(old, new)
-    longer = {"num_steps", *LENGTHS} if "num_steps" in changed else ()
+def settle_config(workdir: Path, config: ConfigDict, step: int) -> None:
+    """Writes the config of a start that goes on from `step`, now that nothing refuses it, and notes what it changes."""
+    if changed := differences(read_config(workdir), config):
+        with (workdir / CHANGES).open("a") as file:
+            file.write(json.dumps({"step": step} | changed) + "\n")
+    write_config(workdir, config)
+
+
+def _require_same_run(workdir: Path, old: ConfigDict, new: ConfigDict) -> None:
+    """Raises InputError where a start with the config `new` would not go on with the run that has the config `old`."""
+    longer = {"num_steps", *LENGTHS} if old.num_steps != new.num_steps else ()
     require_same(workdir, old, new, lambda key: may_differ(key) or key in longer)
     if longer:
         _require_same_course(workdir, flatten(old.to_dict()), flatten(new.to_dict()))
-    if changed:
-        steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
-        with (workdir / CHANGES).open("a") as file:
-            file.write(json.dumps({"step": max(steps, default=0)} | changed) + "\n")
 
 
 def _require_same_course(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises InputError where a run of another num_steps would not have taken the same steps so far."""
-    before, now = old["num_steps"], new["num_steps"]
+    before, now, missing = old["num_steps"], new["num_steps"], {}
     there = f"num_steps is {before} in {workdir}, {now} here"
     if now < before:
         raise InputError(f"{there}; it may only grow")
@@ -235,9 +243,13 @@ def _require_same_course(workdir: Path, old: Mapping[str, Any], new: Mapping[str
         if new[length] == (steps := old[length] or before):
             continue
         if on:
-            raise InputError(f"{there}, and {on[0]} runs over {steps} steps; add --config.{length}={steps}")
-        if new[length] != old[length]:
+            missing[on[0]] = f"--config.{length}={steps}"
+        elif new[length] != old[length]:
             raise InputError(f"{length} is {old[length]} in {workdir}, {new[length]} here; choose another --workdir")
+    if missing:
+        raise InputError(
+            f"{there}, which would change the course of {' and '.join(missing)}; add {' '.join(missing.values())}"
+        )
 
 
 def settle_data(workdir: Path, source: Source) -> None:

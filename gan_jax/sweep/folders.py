@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from gan_jax.config.schema import flatten
+from gan_jax.config.schema import RENAMED, flatten, nested
 from gan_jax.runs import workdirs
 from gan_jax.sweep.plan import Member
 from gan_jax.utils.errors import InputError
@@ -13,7 +13,7 @@ from gan_jax.utils.files import read_json, write_atomically
 
 PROGRAMS = "programs"  # the folder of theirs
 END = "member.json"  # of a member's folder, once it has come to its end: {"status": ..., "seconds": ...}
-PROGRAM = "program.json"  # of a member's folder: the name of the program that trains it
+PROGRAM = workdirs.PROGRAM  # of a member's folder: the name of the program that trains it
 DIVERGED = "diverged.json"  # of a member that left the finite numbers: {"step": ..., "why": ...}
 PICTURE, POINTS = "samples.png", "points"  # the last samples; of data in the plane, samples at every sample_every
 CHECKPOINTS = "checkpoints"  # of a program; in a member's folder, of its last state
@@ -26,11 +26,21 @@ def member_folder(workdir: Path, member: Member) -> Path:
 
 
 def program_folder(workdir: Path, members: list[Member]) -> Path:
-    """Where the files of these members' program are: other members, or other configs, have another folder."""
-    configs = [flatten(member.config.to_dict()) for member in members]
+    """Where the files of these members' program are: other members, or other configs, have another folder.
+
+    A key that there was not when a member began does not count.
+    """
+    configs = [_as_begun(workdir, member) for member in members]
     fixed = [{key: value for key, value in config.items() if key not in workdirs.OF_THE_DATA} for config in configs]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
     return workdir / PROGRAMS / digest[:12]
+
+
+def _as_begun(workdir: Path, member: Member) -> dict:
+    """A member's values by dotted key, without keys that there were not when it began: they are at their default."""
+    values = flatten(member.config.to_dict())
+    begun = flatten(read_json(member_folder(workdir, member) / workdirs.CONFIG, values))
+    return {key: values[RENAMED.get(key, key)] for key in begun}
 
 
 def require_same(workdir: Path, members: list[Member]) -> None:
@@ -65,7 +75,7 @@ def begin(workdir: Path, member: Member, program: str, anew: bool) -> None:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     write_atomically(folder / PROGRAM, json.dumps(program).encode())
-    workdirs.write_config(folder, member.config)
+    workdirs.write_config(folder, nested(_as_begun(workdir, member)))
 
 
 def end_of(workdir: Path, member: Member) -> dict | None:

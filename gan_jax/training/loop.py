@@ -24,7 +24,7 @@ from gan_jax.evaluation.stopping import StopKeys, Stopping
 from gan_jax.parallel import agreement
 from gan_jax.parallel.devices import Program
 from gan_jax.runs import workdirs
-from gan_jax.runs.checkpoints import Best, Checkpoints, require_numbers
+from gan_jax.runs.checkpoints import Best, Checkpoints
 from gan_jax.runs.sampler import Generate
 from gan_jax.runs.warm_start import other_state
 from gan_jax.step.state import TrainState
@@ -66,7 +66,9 @@ def train_claimed(setup: Setup, workdir: Path, callbacks: Sequence[Callback | Ca
     if agreement.several():
         agreement.require_equal("the data's", agreement.all_or_none(partial(content, setup.source)))
     with ExitStack() as stack:
-        return _Loop(setup, workdir, callbacks, stack).run()
+        loop = _Loop(setup, workdir, callbacks, stack)
+        agreement.by_first(partial(workdirs.settle_config, workdir, setup.config, int(loop.start.step)))
+        return loop.run()
 
 
 def _on_first(function: Callable):
@@ -148,8 +150,7 @@ class _Loop:
                 self.checkpoints.save(state)
                 self.checkpoints.wait()
             return state
-        state = self.checkpoints.restore(abstract_state(self.setup))
-        require_numbers(state, self.setup.hyperparameters)
+        state = self.checkpoints.restore(abstract_state(self.setup), numbers=self.setup.hyperparameters)
         self.checkpoints.discard_after(int(state.step))
         if agreement.is_first():
             print(f"going on from step {int(state.step):,}", file=sys.stderr)

@@ -282,7 +282,11 @@ def test_a_config_of_before_is_completed(shrunk, monkeypatch):
 
 
 def test_a_key_that_a_run_lacks_has_the_default_that_it_had_then():
-    """defaults.json: those of commit 9afd216, when configs/base.py had them; a later key is off in its runs."""
+    """defaults.json: those of commit 9afd216, when configs/base.py had them, with all keys of the versions before it.
+
+    A later key is off in its runs. One without health_every is from before health was measured.
+    """
     then = json.loads((Path(__file__).parent / "defaults.json").read_text())
     now = schema.flatten(schema.completed({}).to_dict())
-    assert {key: now[key] for key in then} == then
+    assert {key: now[key] for key in then} == then | {"health_every": 0}
+    assert schema.completed(schema.nested(then).to_dict()).health_every == then["health_every"] == 500

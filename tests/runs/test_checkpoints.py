@@ -1,6 +1,9 @@
 """Checkpoints: what is restored is what was saved, bit for bit, and what is torn is passed over and named."""
 
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from numpy.testing import assert_array_equal
 
 from gan_jax import recipe, step
@@ -265,9 +269,34 @@ def test_nothing_but_damage_is_an_error_of_one_line(run, saved, tmp_path):
 def test_a_checkpoint_of_another_network_is_an_error_of_one_line(run, saved, shrunk, tmp_path):
     saved(tmp_path, 1)
     wider = recipe.initial_state(recipe.build(shrunk("mixture", "ring8", {"generator.width": 9})))
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"^checkpoint 1 in .* of another config \(.* is .* there, .* here") as caught:
         restore(tmp_path, wider)
     assert "\n" not in str(caught.value)
+    assert "corrupt" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_run_is_passed_over_where_an_older_one_fits(run, saved, shrunk, tmp_path, capsys):
+    wider = recipe.initial_state(recipe.build(shrunk("mixture", "ring8", {"generator.width": 9})))
+    save(tmp_path, wider.replace(step=run.states[2].step))
+    saved(tmp_path, 1)
+    assert_same(restore(tmp_path, run.states[0]), run.states[1])
+    assert "checkpoint 2 has other arrays than those of this run; going back to 1" in capsys.readouterr().err
+
+
+def test_what_orbax_says_of_a_torn_checkpoint_does_not_reach_a_script(run, saved, tmp_path):
+    saved(tmp_path, 1, 2)
+    flip_bits(largest_file(tmp_path, 2))
+    script = f"""
+from tests.conftest import shrunk_config
+from gan_jax import recipe
+from gan_jax.runs.checkpoints import Checkpoints
+widths = {{f"{{player}}.width": 64 for player in ("generator", "discriminator")}}
+template = recipe.abstract_state(recipe.build(shrunk_config("mixture", "ring8", widths)))
+assert int(Checkpoints(__import__("pathlib").Path({str(tmp_path)!r})).restore(template).step) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"checkpoint 2 is corrupt \(.*\); going back to 1\n", done.stderr)
 
 
 def test_a_run_saves_again_where_it_passed_a_checkpoint_over(run, saved, tmp_path):

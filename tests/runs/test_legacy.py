@@ -69,9 +69,21 @@ def test_a_checkpoint_of_before_gives_its_state_to_the_bit(setup, tmp_path):
     assert "augment.probability" in setup.hyperparameters
     state = recipe.initial_state(setup).replace(step=jnp.int32(7))
     write_old(tmp_path, state)
-    restored = Checkpoints(tmp_path).restore(recipe.abstract_state(setup))
+    restored = Checkpoints(tmp_path).restore(recipe.abstract_state(setup), numbers=setup.hyperparameters)
     assert_same_bits(restored, state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+def test_another_config_than_that_of_a_checkpoint_of_before_is_named(setup, tmp_path, shrunk):
+    write_old(tmp_path, recipe.initial_state(setup))
+    for changes, words in (
+        ({"discriminator.lecam": 0.0}, r"\(discriminator\.lecam is 0\.1 there, off here\)"),
+        ({"penalty.weight": 3.0}, r"\(penalty\.weight is 2 there, 3 here\)"),
+        ({"generator.width": 16}, r"of another config \(.* is .* there, .* here"),
+    ):
+        other = recipe.build(shrunk("digits", None, CHANGES | changes), mesh(jax.devices()[:1]))
+        with pytest.raises(InputError, match=words):
+            Checkpoints(tmp_path).restore(recipe.abstract_state(other), numbers=other.hyperparameters)
 
 
 def test_a_torn_checkpoint_of_before_is_found_out(setup, tmp_path):

@@ -234,6 +234,25 @@ def test_a_program_whose_member_another_one_has_trained_does_not_go_on(shrunk, t
     assert single.exists()
 
 
+def test_a_program_that_began_before_a_key_existed_goes_on(shrunk, tmp_path):
+    found = plan.members(shrunk("mixture", "ring8"), [{"seed": seed} for seed in range(2)])
+    for member in found:
+        values = member.config.to_dict()
+        del values["init"], values["augment"]["instance_noise_steps"]
+        folder = folders.member_folder(tmp_path, member)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(values))
+    begun = folders.program_folder(tmp_path, found)
+    assert begun != folders.program_folder(tmp_path / "other", found)
+    for _ in range(2):
+        folders.require_same(tmp_path, found)
+        for member in found:
+            folders.begin(tmp_path, member, begun.name, anew=True)
+        assert folders.program_folder(tmp_path, found) == begun
+    longer = plan.members(shrunk("mixture", "ring8", {"num_steps": 8}), [{"seed": seed} for seed in range(2)])
+    assert folders.program_folder(tmp_path, longer) != begun
+
+
 def test_processes_share_a_sweep(swept, tmp_path):
     file, finished = swept
     arguments = [*SHORT, f"--sweep={file}", f"--workdir={tmp_path}", "--num_processes=2"]

@@ -65,12 +65,9 @@ def test_a_longer_run_takes_the_steps_that_the_longer_config_takes(config, workd
     ("changes", "message"),
     [
         ({"num_steps": 3}, r"num_steps is 4 in \S+, 3 here; it may only grow$"),
-        ({"num_steps": 8}, r"num_steps is 4 in \S+, 8 here, and \S+ runs over 4 steps; add --config\.burn_in=4$"),
-        ({"num_steps": 8, "burn_in": 8}, r"add --config\.burn_in=4$"),
-        (
-            {"num_steps": 8, "burn_in": 4},
-            r"instance_noise runs over 4 steps; add --config\.augment",
-        ),
+        ({"num_steps": 8}, r"4 in \S+, 8 here, .*; add --config\.burn_in=4 --config\.augment\.instance_noise_steps=4$"),
+        ({"num_steps": 8} | COURSE | {"burn_in": 8}, r"penalty\.weight_to; add --config\.burn_in=4$"),
+        ({"num_steps": 8, "burn_in": 4}, r"instance_noise; add --config\.augment\.instance_noise_steps=4$"),
         ({"num_steps": 8, "batch_size": 16}, r"of another config \(batch_size is 8 there, 16 here\)"),
         ({"burn_in": 4}, r"of another config \(burn_in is 0 there, 4 here\)"),
     ],
@@ -101,15 +98,38 @@ def test_cadences_and_rules_may_change(config, workdir):
     assert set(json.loads((workdir / "changes.jsonl").read_text())) == {"step"} | changes.keys() | longer.keys()
 
 
-@pytest.mark.parametrize("value", [0.007, 0.0])
-def test_an_edited_number_is_not_passed_over(value, config, workdir):
-    key = "penalty.weight_to"
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("penalty.weight_to", 0.007, "is 0.5 there, 0.007 here"),
+        ("penalty.weight_to", 0.0, "is 0.5 there, off here"),
+        ("discriminator.lecam", 0.1, "is off there, 0.1 here"),
+    ],
+)
+def test_an_edited_number_is_named_with_both_values(key, value, words, config, workdir, capfd):
     values = schema.flatten(workdirs.read_config(workdir).to_dict()) | {key: value}
     workdirs.write_config(workdir, schema.nested(values))
-    before, edited = content(workdir), recipe.build(config({key: value}))
+    before, edited = content(workdir), recipe.build(config({key: value, "log_every": 3}))
     for use in (lambda: gan_jax.load(workdir), lambda: gan_jax.train(edited, workdir)):
-        with pytest.raises(ValueError, match=rf"checkpoint 4 .*other numbers|checkpoint 4 .* of another config.*{key}"):
+        with pytest.raises(ValueError, match=rf"^checkpoint 4 in .* other numbers .*\({key} {words}\); put them back"):
             use()
+    assert content(workdir) == before  # nor does it note the cadence of a start that is refused
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_a_profile_of_a_run_leaves_its_config(config, workdir):
+    with workdirs.claimed(workdir, config({"steps_per_call": 1})):
+        pass
+    assert workdirs.read_config(workdir).steps_per_call == config().steps_per_call
+    assert not (workdir / "changes.jsonl").exists()
+
+
+def test_a_member_of_an_unfinished_sweep_is_no_run_yet(config, workdir):
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "program.json").write_text("0")
+    before = content(workdir)
+    with pytest.raises(ValueError, match="member of a sweep that has not come to its end; go on with the sweep"):
+        gan_jax.train(recipe.build(config()), workdir)
     assert content(workdir) == before
 
 
