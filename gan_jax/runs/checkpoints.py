@@ -84,16 +84,16 @@ class Checkpoints:
             form, new_state, differs = self._form_of(step, template)
             if differs:
                 misfits[step] = differs
-                reasons[step] = "has other arrays than those of this run"
                 continue
             try:
                 # One that alone cannot read it does not wait for ever for those who could: they wait in Orbax for it.
                 state = agreement.all_or_none(partial(self._read, step, form, new_state), within=READ_WITHIN)
             except InputError as error:
-                reasons[step] = f"is corrupt ({error})"
+                reasons[step] = str(error)
                 continue
-            for bad in reasons if agreement.is_first() else ():
-                print(f"checkpoint {bad} {reasons[bad]}; going back to {step}", file=sys.stderr)
+            for bad in sorted([*reasons, *misfits], reverse=True) if agreement.is_first() else ():
+                why = f"is corrupt ({reasons[bad]})" if bad in reasons else "has other arrays than those of this run"
+                print(f"checkpoint {bad} {why}; going back to {step}", file=sys.stderr)
             if numbers is not None:
                 self._require_numbers(step, state.hyperparameters, numbers)
             return state
@@ -101,7 +101,7 @@ class Checkpoints:
             self._refuse(max(misfits), misfits[max(misfits)], template, numbers)
         if reasons:
             raise AgreedError(
-                f"no checkpoint in {self._directory} is whole ({max(reasons)} {reasons[max(reasons)]}); "
+                f"no checkpoint in {self._directory} is whole (newest, {max(reasons)}: {reasons[max(reasons)]}); "
                 "put a good copy there, or start again in another workdir"
             )
         return None
