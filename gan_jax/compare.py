@@ -16,7 +16,7 @@ from gan_jax.config.schema import flatten
 from gan_jax.evaluation.metrics.comparison import LOWER, Metric, Need, scores_of
 from gan_jax.parallel.exit_status import Parser, exit_status
 from gan_jax.runs import workdirs
-from gan_jax.runs.checkpoints import ABOUT_BEST
+from gan_jax.runs.checkpoints import ABOUT_BEST, saved_steps
 from gan_jax.sweep.folders import CHECKPOINTS, END, METRICS, PICTURE, SCORES
 from gan_jax.sweep.report import DRAWN
 from gan_jax.sweep.results import FINISHED, union
@@ -52,8 +52,7 @@ class Run(NamedTuple):
     @property
     def step(self) -> int:
         """The newest step of which the folder has anything."""
-        checkpoints = (path.name for path in (self.workdir / CHECKPOINTS).glob("*"))
-        return max([0, *(step for step, _ in self.points), *map(int, filter(str.isdecimal, checkpoints))])
+        return max([0, *(step for step, _ in self.points), *saved_steps(self.workdir / CHECKPOINTS)])
 
     def curve(self, name: str) -> np.ndarray:
         """A metric over training: [n, 2], step and value, those that are finite."""
@@ -108,7 +107,7 @@ def sections(runs: list[Run]) -> list[Section]:
     broken = [f"note: {run.broken} lines of {run.workdir / METRICS} cannot be read" for run in runs if run.broken]
     ranked = ranked_scores(runs)
     logged = union(values for run in runs for _, values in run.points)
-    in_training, metrics = ([name for name in logged if (name in ranked) == wanted] for wanted in (True, False))
+    in_training, metrics = ([name for name in logged if (name in ranked) == is_score] for is_score in (True, False))
     written = [name for name in union(run.evaluation for run in runs) if name not in ("intervals", "protocol")]
     tables = [
         Section("Progress", {"step": [(text, None) for text in reached]}, broken),

@@ -205,11 +205,9 @@ def _use_run(runs_with: str) -> None:
     # Pictures of points show the data too.
     shows_data = known is None or (len(known.shape) == 1 and _FORMAT.value != "npz")
     with_data = _MODE.value in _MEASURES or (_MODE.value == "sample" and shows_data)
-    config = workdirs.read_config(workdir, whole=with_data or _CONFIG.value is not None)
-    if _CONFIG.value is not None:
-        workdirs.require_same(workdir, config, _CONFIG.value)
-        config = _CONFIG.value  # which may say otherwise where the data lies, and how it is to be scored
-    run = restored(workdir, config, _CHECKPOINT.value, _AVERAGED.value, with_data)
+    if _CONFIG.value is not None:  # which may say otherwise where the data lies, and how it is to be scored
+        workdirs.require_same(workdir, workdirs.read_config(workdir), _CONFIG.value)
+    run = restored(workdir, _CONFIG.value, _CHECKPOINT.value, _AVERAGED.value, with_data)
     if _MODE.value == "sample":
         for path in sample(run, Path(_OUT.value or workdir), _wish()):
             print(f"wrote {path}", flush=True)

@@ -166,17 +166,13 @@ def _images(run: Trained, out: Path, draws: list[Draws]) -> Iterator[Path]:
 
 def _arrays(run: Trained, path: Path, draws: list[Draws], dtype: str) -> Path:
     """An .npz, whose arrays are written as they are made: memory does not grow with their length."""
-    count, size, conditional = (
-        sum(draw.count for draw in draws),
-        run.setup.recipe.label_size,
-        run.setup.recipe.conditional,
-    )
+    count, size = sum(draw.count for draw in draws), run.setup.recipe.label_size
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         with _array(archive, "samples", dtype, (count, *run.shape)) as samples:
             for draw in draws:
                 for _, examples, _ in draw.batches(run):
                     samples.write((run.to_uint8(examples) if dtype == "uint8" else examples).data)
-        if conditional:
+        if run.setup.recipe.conditional:
             kind, shape = ("float32", (count, size)) if size else ("int32", (count,))
             with _array(archive, "labels", kind, shape) as labels:
                 for draw in draws:

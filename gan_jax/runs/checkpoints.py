@@ -134,7 +134,7 @@ class Checkpoints:
         except Exception as error:
             if agreement.says_process_is_gone(error):
                 raise
-            whole = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
+            whole = saved_steps(self._directory)
             left = f"the newest that is there is of step {max(whole):,}" if whole else "there is none before it"
             raise UnsavedError(
                 f"cannot save a checkpoint in {self._directory} ({_summary(error)}); {left}; make room or put the "
@@ -268,6 +268,11 @@ class Best(Checkpoints):
         self._value = value
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, in order, without a look into them; none where it does not exist."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
 def fingerprint(tree) -> jax.Array:
     """A uint32 hash of every bit of the tree's arrays and of their order: one flipped bit always changes it.
 
@@ -293,8 +298,7 @@ def _shapes(tree) -> dict[str, list[int]]:
         if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         if hasattr(leaf, "shape"):
-            name = ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-            shapes[name] = list(leaf.shape)
+            shapes[jax.tree_util.keystr(path, simple=True, separator=".")] = list(leaf.shape)
     return shapes
 
 

@@ -143,12 +143,8 @@ def _safetensors(run: "Trained") -> bytes:
     save = _needed("safetensors.numpy", "export").save
     named = {"params": run.state.ema.params, "stats": run.state.ema.stats}
     leaves = jax.tree_util.tree_leaves_with_path(named)
-    arrays = {_dotted(path): np.asarray(leaf) for path, leaf in leaves}
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
     return save(arrays, metadata={"step": str(run.step), "config": json.dumps(run.config.to_dict())})
-
-
-def _dotted(path) -> str:
-    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in path)
 
 
 def _needed(module: str, extra: str):

@@ -70,6 +70,10 @@ class Generate:
         labels = self.labels(n) if labels is None else labels
         return self._batches(average, partial(self.latents, key), n, labels)
 
+    def place(self, average: Average) -> Average:
+        """The average on all devices that share the work; one that is there already is not copied."""
+        return self._devices.place(average)
+
     def size(self, n: int) -> int:
         """How many examples a call makes when n are to be made: programs of few sizes serve all n."""
         most = max(LEAST, min(BATCH, NUMBERS // math.prod(self._setup.source.shape)))
@@ -96,7 +100,7 @@ class Generate:
 
     def _batches(self, average: Average, latents: Callable, n: int, labels: np.ndarray | None) -> np.ndarray:
         """The examples at n latents; `latents`: (first, count) -> [count, d]."""
-        average, size, examples = self._devices.place(average), self.size(n), []
+        average, size, examples = self.place(average), self.size(n), []
         for start in progress(range(0, n, size), "samples"):
             of_batch = () if labels is None else (resized(labels[start : start + size], size),)
             # Fetched at once: an `average` that lay in place is the run's own, donated to its next step.

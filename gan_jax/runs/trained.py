@@ -1,6 +1,7 @@
 """`gan_jax.load`: a trained run as an object that samples, judges and exports; the verbs of the command line use it."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gan_jax.config.by_hand import with_parts
 from gan_jax.networks.latents import PRIORS
 from gan_jax.parallel.devices import mesh
 from gan_jax.runs import workdirs
-from gan_jax.runs.checkpoints import BEST, Checkpoints
+from gan_jax.runs.checkpoints import BEST, Checkpoints, saved_steps
 from gan_jax.runs.sampler import Generate, resized
 from gan_jax.step.state import Average, TrainState
 from gan_jax.utils import plots
@@ -38,27 +39,31 @@ def load(workdir: str | Path, checkpoint: str | int = NEWEST, averaged: bool = T
 
     Raises InputError, one line, where there is no such run or checkpoint, or none that is whole.
     """
-    workdir = Path(workdir)
-    with_parts(schema.default_config(), parts)  # which are known from now on by the names that the config has for them
-    config = workdirs.read_config(workdir, whole=workdirs.known_source(workdir) is None)
-    return restored(workdir, config, checkpoint, averaged)
+    with_parts(schema.default_config(), parts)  # from now on they have the names by which the run's config knows them
+    return restored(Path(workdir), checkpoint=checkpoint, averaged=averaged)
 
 
 def restored(
-    workdir: Path, config: ConfigDict, checkpoint: str | int = NEWEST, averaged: bool = True, with_data: bool = False
+    workdir: Path,
+    config: ConfigDict | None = None,
+    checkpoint: str | int = NEWEST,
+    averaged: bool = True,
+    with_data: bool = False,
 ) -> "Trained":
-    """`load` of a run whose config is known. `with_data`: its setup has the data, which scores need."""
+    """`load` for verbs. `config`: in place of the run's. `with_data`: the setup has the data, which scores need."""
     setup = setup_of(workdir, config, with_data)
     folder, steps = _checkpoint(workdir, str(checkpoint))
-    state = Checkpoints(folder).restore(build.abstract_state(setup), steps, setup.hyperparameters)
+    with closing(Checkpoints(folder)) as saved:
+        state = saved.restore(build.abstract_state(setup), steps, setup.hyperparameters)
     if not averaged:
         state = state.replace(ema=Average(state.generator.params, state.generator.stats))
     return Trained(setup, state)
 
 
-def setup_of(workdir: Path, config: ConfigDict, with_data: bool = False) -> Setup:
-    """The setup of the run in `workdir` on one device."""
+def setup_of(workdir: Path, config: ConfigDict | None = None, with_data: bool = False) -> Setup:
+    """The setup of the run in `workdir` on one device; `config`: in the place of the run's."""
     source, device = None if with_data else workdirs.known_source(workdir), mesh(jax.local_devices()[:1])
+    config = config or workdirs.read_config(workdir, whole=source is None)
     if source is None:
         return build.build_on(None, config, device)
     # Whatever made the data, or scores samples, need not be here: a folder, a module, what was handed over.
@@ -71,11 +76,11 @@ def _checkpoint(workdir: Path, name: str) -> tuple[Path, list[int]]:
     """(the folder of the checkpoints of this name, the steps of those that will do)."""
     if name in _FOLDERS:
         folder = workdir / _FOLDERS[name]
-        if steps := Checkpoints(folder).steps():
+        if steps := saved_steps(folder):
             return folder, steps
         best = "no best checkpoint; train it with evaluation.best set"
         raise InputError(f"{workdir} has {best if name == BEST else 'no checkpoint yet; train it first'}")
-    steps_in = {folder: Checkpoints(workdir / folder).steps() for folder in _FOLDERS.values()}
+    steps_in = {folder: saved_steps(workdir / folder) for folder in _FOLDERS.values()}
     for folder, steps in steps_in.items():
         if name.isdecimal() and int(name) in steps:
             return workdir / folder, [int(name)]
@@ -139,7 +144,7 @@ class Trained:
             labels = () if label is None else (self._one_each(label, len(z)),)
             return step.sample(self.setup.recipe, self.state.ema, z, *labels)
         z = self.checked_latents(z)
-        return self.sampler.from_latents(self.state.ema, z, self._one_each(label, len(z)))
+        return self.sampler.from_latents(self._average, z, self._one_each(label, len(z)))
 
     def discriminate(self, x: Any, label: Any = None) -> np.ndarray:
         """D's logits at examples x [n, *shape], as `generate` returns them: [n] float32."""
@@ -230,6 +235,11 @@ class Trained:
         if not np.isfinite(values).all():
             raise InputError(f"the {what} are not all finite numbers")
         return values
+
+    @cached_property
+    def _average(self) -> Average:
+        """What samples are made from, on the sampler's devices: placed once, however many batches follow."""
+        return self.sampler.place(self.state.ema)
 
     @cached_property
     def _latent_shape(self) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ import jax
 from gan_jax.config import build
 from gan_jax.config.build import Setup
 from gan_jax.parallel import agreement
-from gan_jax.runs import workdirs
 from gan_jax.runs.checkpoints import Checkpoints
 from gan_jax.runs.trained import setup_of
 from gan_jax.runs.workdirs import INIT
@@ -52,8 +51,7 @@ def _restored(setup: Setup, folder: Path, checkpoints: str, step: int) -> TrainS
 def _setup(folder: Path) -> Setup:
     if not folder.is_dir():
         raise InputError(f"init.run: the run {folder} is gone; {_RIGHT}")
-    config = workdirs.read_config(folder, whole=workdirs.known_source(folder) is None)
-    return setup_of(folder, config)
+    return setup_of(folder)
 
 
 def _check(setup: Setup, rows: dict[str, list[Row]]) -> None:

@@ -23,6 +23,7 @@ from gan_jax.config.schema import CadenceKeys, completed, flatten, names_a_path,
 from gan_jax.data import Source
 from gan_jax.data.source import content, example_labels
 from gan_jax.parallel import agreement
+from gan_jax.runs.checkpoints import saved_steps
 from gan_jax.step.schedules import LENGTHS
 from gan_jax.utils.errors import InputError
 from gan_jax.utils.files import read_json, write_atomically
@@ -104,7 +105,7 @@ def start_of(name: str) -> dict:
     if not (path / CONFIG).is_file():
         raise InputError(f"{wrong} there is no run in {path}; it must be FOLDER, FOLDER:STEP or FOLDER:best")
     kinds = {"newest": ["checkpoints"], "best": ["best"]}.get(which, ["best", "checkpoints"])
-    kept = [(int(saved.name), kind) for kind in kinds for saved in (path / kind).glob("*") if saved.name.isdecimal()]
+    kept = [(step, kind) for kind in kinds for step in saved_steps(path / kind)]
     fitting = [(step, kind) for step, kind in kept if which in ("newest", "best", str(step))]
     if not fitting:
         without = "give a STEP, or train it with evaluation.best set" if which == "best" else "train it first"
